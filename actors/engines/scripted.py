@@ -1,0 +1,142 @@
+"""An engine without a model, for tests of everything around an engine and for scaling benchmarks."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from actors.engines import engine
+from rlsys.contracts import Request
+from rlsys.errors import ConfigError, EngineError
+from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
+from rlsys.seeding import generator
+from rlsys.transports.ends import Receiver, open_receiver
+
+END = 1
+"""Token that ends an answer."""
+FIRST = 2
+"""First token of the vocabulary that is a word."""
+
+
+@engine("scripted")
+@dataclass(kw_only=True)
+class Scripted:
+    """Answers drawn from the request's seed, the prompt and the candidate's number; weights change only scores."""
+
+    dtype: str = "float32"
+    vocabulary: int = 100
+    """Number of tokens."""
+    seconds_per_call: float = 0.0
+    """How long a call pretends to compute."""
+    kv_cache_gib: float = 0.0
+    fatal_prompts: list[str] = field(default_factory=list)
+    """Ids of prompts that end the process."""
+    refused_prompts: list[str] = field(default_factory=list)
+    """Ids of prompts that raise."""
+
+    def __post_init__(self) -> None:
+        if self.vocabulary <= FIRST:
+            raise ConfigError(f"engine.vocabulary must be above {FIRST}, got {self.vocabulary}")
+        if self.seconds_per_call < 0:
+            raise ConfigError(f"engine.seconds_per_call must be at least 0, got {self.seconds_per_call}")
+
+    @property
+    def receivers(self) -> int:
+        """Processes of one engine that take part in a weight update."""
+        return 1
+
+    def open(self, model: str, *, version: int = 0, raw_logits: bool = False) -> ScriptedEngine:
+        """There is nothing to load."""
+        return ScriptedEngine(self, version)
+
+
+class ScriptedEngine:
+    """An `rlsys.contracts.Engine`."""
+
+    def __init__(self, options: Scripted, version: int) -> None:
+        self.version = version
+        self._options = options
+        self._receiver: Receiver | None = None
+        self._sum = 0.0
+        """Of all weights received: what a score depends on."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Continuations for every request, in order.
+
+        Raises:
+            EngineError: a prompt is among the refused ones.
+        """
+        for prompt, _ in requests:
+            if prompt.id in self._options.fatal_prompts:
+                os._exit(1)
+            if prompt.id in self._options.refused_prompts:
+                raise EngineError(f"prompt {prompt.id!r} is refused")
+        time.sleep(self._options.seconds_per_call)
+        return [
+            Generation(
+                prompt_token_ids=_prompt_tokens(prompt),
+                completions=tuple(self._completion(prompt, wanted, number) for number in range(wanted.num_samples)),
+            )
+            for prompt, wanted in requests
+        ]
+
+    def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+        """float32 [T]: see `expected_logprobs`."""
+        return [expected_logprobs(probe, self._sum) for probe in probes]
+
+    def connect(self, offer: dict[str, Any]) -> None:
+        """Join the sender of weights that made `offer`."""
+        if self._receiver is not None:
+            self._receiver.close()
+        self._receiver = open_receiver(offer, torch.device("cpu"))
+
+    def begin_update(self) -> None:
+        """Forget what came before."""
+        self._sum = 0.0
+
+    def receive(self, manifest: dict[str, Any]) -> None:
+        """Take all buckets of an update and add them up."""
+        if self._receiver is None:
+            raise EngineError("weights are sent to an engine that has not joined a sender")
+        for bucket in self._receiver.receive(manifest):
+            self._sum += sum(float(tensor.double().sum()) for _, tensor in bucket)
+
+    def end_update(self, version: int) -> dict[str, Any]:
+        """Say what came."""
+        self.version = version
+        return {**self._receiver.report(), "version": version}
+
+    def close(self) -> None:
+        """Leave the sender."""
+        if self._receiver is not None:
+            self._receiver.close()
+
+    def _completion(self, prompt: Prompt, wanted: Sampling, number: int) -> Completion:
+        rng = generator(wanted.seed, prompt.id, number if wanted.temperature > 0 else 0, str(wanted.temperature))
+        words = rng.integers(FIRST, self._options.vocabulary, size=int(rng.integers(1, wanted.max_tokens + 1)))
+        full = len(words) == wanted.max_tokens
+        tokens = words if full else np.append(words, END)
+        ending = "stop" if wanted.stop_token is None else "stop_token"
+        return Completion(
+            text=" ".join(f"w{word}" for word in words),
+            token_ids=tokens.astype(np.int32),
+            logprobs=np.full(len(tokens), -np.log(self._options.vocabulary), np.float32),
+            finish_reason="length" if full else ending,
+            score_logits=None if wanted.score_token is None else rng.normal(size=len(tokens)).astype(np.float32),
+        )
+
+
+def expected_logprobs(probe: Probe, weight_sum: float) -> np.ndarray:
+    """float32 [T]: what an engine that received weights of this sum says of a probe; a learner can say the same."""
+    tokens = np.asarray(probe.response_token_ids, np.float64)
+    return (-0.01 * tokens - 0.001 * (weight_sum % 97.0)).astype(np.float32)
+
+
+def _prompt_tokens(prompt: Prompt) -> np.ndarray:
+    return np.frombuffer(prompt.question.encode(), np.uint8).astype(np.int32)

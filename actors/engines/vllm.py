@@ -1,0 +1,317 @@
+"""vLLM, 0.26 to 0.32, behind the Engine contract. With `actors/vllm_plugin.py` the only code that knows it.
+
+The engine runs in the calling process. A call's result depends on nothing but its requests and the weights: the caches
+of prefixes and image embeddings are emptied before it, so that an engine that was replaced, or has answered other
+prompts before, computes the same sums in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.engines import checkpoints, engine
+from actors.engines.chat import Chat, end_tokens, special_tokens
+from rlsys.contracts import Request
+from rlsys.errors import ConfigError, EngineError, SyncError
+from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
+
+FORBIDDEN_BIAS = -1e9
+"""Added to the logits of special tokens: their probability is exactly 0 in float32."""
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@engine("vllm")
+@dataclass(kw_only=True)
+class Vllm:
+    """vLLM, on CPU or on one GPU or a tensor-parallel group of them."""
+
+    dtype: str = "float32"
+    max_model_len: int = 2048
+    """Longest prompt with its answer, tokens, image placeholders expanded."""
+    max_num_seqs: int = 256
+    """Candidates that are sampled at once."""
+    max_num_batched_tokens: int = 8192
+    """Tokens per forward pass; at least `max_model_len`, because a prompt is never split over two."""
+    enforce_eager: bool = True
+    tensor_parallel: int = 1
+    gpu_memory_utilization: float = 0.9
+    """Share of a GPU's memory for weights and key-value cache."""
+    kv_cache_gib: float = 1.0
+    """Key-value cache on CPU."""
+    prefix_caching: bool = True
+    images_per_prompt: int = 8
+    seed: int = 0
+    """For what vLLM draws itself; every request carries a seed of its own."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"engine.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        for name in ("max_model_len", "max_num_seqs", "tensor_parallel", "kv_cache_gib", "images_per_prompt"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"engine.{name} must be > 0, got {getattr(self, name)}")
+        if self.max_num_batched_tokens < self.max_model_len:
+            raise ConfigError(
+                f"engine.max_num_batched_tokens must be at least engine.max_model_len, "
+                f"got {self.max_num_batched_tokens} < {self.max_model_len}"
+            )
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(f"engine.gpu_memory_utilization must be in (0, 1], got {self.gpu_memory_utilization}")
+
+    @property
+    def receivers(self) -> int:
+        """Processes of one engine that take part in a weight update."""
+        return self.tensor_parallel
+
+    def open(self, model: str, *, version: int = 0, raw_logits: bool = False) -> VllmEngine:
+        """Load a checkpoint.
+
+        Args:
+            model: Hugging Face folder or name.
+            version: number of its weights.
+            raw_logits: score tokens by raw logits, as judges need it; log-probabilities are then not available.
+
+        Raises:
+            EngineError: vLLM does not start with it.
+        """
+        return VllmEngine(self, model, version=version, raw_logits=raw_logits)
+
+
+class VllmEngine:
+    """An `rlsys.contracts.Engine`."""
+
+    def __init__(self, options: Vllm, model: str, *, version: int, raw_logits: bool) -> None:
+        folder = checkpoints.local_folder(model)
+        self.version = version
+        self._raw_logits = raw_logits
+        self._expected = checkpoints.tensor_shapes(folder)
+        self._chat = Chat(folder)
+        self._ends = end_tokens(self._chat, folder)
+        forbidden = special_tokens(self._chat, folder) - self._ends
+        self._bias = dict.fromkeys(sorted(forbidden), FORBIDDEN_BIAS)
+        self._torn = False
+        self._llm = _start(options, folder, raw_logits)
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Continuations for every request, in order; those of a greedy request are all the same."""
+        if self._torn:
+            raise EngineError("the last weight update failed half way: these weights are of no version")
+        if not requests:
+            return []
+        self._forget()
+        prompts = [self._prompt(prompt, self._chat.prompt_ids(prompt)) for prompt, _ in requests]
+        sampling = [self._sampling(wanted) for _, wanted in requests]
+        outputs = self._run(prompts, sampling)
+        texts = iter(self._chat.texts([list(one.token_ids) for output in outputs for one in output.outputs]))
+        return [self._generation(output, wanted, texts) for output, (_, wanted) in zip(outputs, requests, strict=True)]
+
+    def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+        """float32 [T] log-probabilities of every probe's response tokens.
+
+        Raises:
+            EngineError: the engine was opened for raw logits, or makes other tokens of a prompt than the probe has.
+        """
+        from vllm import SamplingParams
+
+        if self._raw_logits:
+            raise EngineError("an engine opened for raw logits has no log-probabilities")
+        self._forget()
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, temperature=0.0)
+        prompts = [
+            self._prompt(probe.prompt, [*self._chat.prompt_ids(probe.prompt), *probe.response_token_ids])
+            for probe in probes
+        ]
+        return [
+            _prompt_logprobs(output, probe)
+            for output, probe in zip(self._run(prompts, [params] * len(prompts)), probes, strict=True)
+        ]
+
+    def connect(self, offer: dict[str, Any]) -> None:
+        """Join the sender of weights that made `offer`.
+
+        Raises:
+            SyncError, SyncTimeout: it is not there.
+        """
+        with _sync_errors("joining the sender of weights"):
+            self._llm.init_weight_transfer_engine({"init_info": {"offer": offer}})
+
+    def begin_update(self) -> None:
+        """Get ready for new weights. Until `end_update` nothing can be generated."""
+        self._torn = True
+        self._llm.start_weight_update()
+
+    def receive(self, manifest: dict[str, Any]) -> None:
+        """Take all buckets of an update (`rlsys.transports.buckets`).
+
+        Raises:
+            SyncError, SyncTimeout: the sender is lost or late.
+        """
+        with _sync_errors("receiving weights"):
+            self._llm.update_weights({"update_info": {"manifest": manifest}})
+
+    def end_update(self, version: int) -> dict[str, Any]:
+        """Put the weights in place, empty all caches, and say what came.
+
+        Raises:
+            SyncError: not every tensor of the model came, or tensor-parallel workers got different ones.
+        """
+        self._llm.finish_weight_update()
+        self._forget(everything=True)
+        reports = self._llm.collective_rpc("rlsys_report")
+        report = reports[0]
+        if any(other["digest"] != report["digest"] for other in reports):
+            raise SyncError(f"tensor-parallel workers received different weights: {[r['digest'] for r in reports]}")
+        missing = sorted(self._expected.keys() - set(report["names"])) or report["not_loaded"]
+        if missing:
+            raise SyncError(
+                f"version {version}: {len(missing)} tensors of the model did not arrive: {', '.join(missing[:5])}"
+                + (" ..." if len(missing) > 5 else "")
+            )
+        self._torn = False
+        self.version = version
+        return {**{key: report[key] for key in ("names", "num_tensors", "num_bytes", "digest")}, "version": version}
+
+    def close(self) -> None:
+        """Stop the engine and its worker processes."""
+        llm, self._llm = self._llm, None
+        if llm is not None:
+            llm.llm_engine.engine_core.shutdown()
+
+    def _forget(self, *, everything: bool = False) -> None:
+        """Empty the caches of prefixes and image embeddings; `everything` includes processed images."""
+        if not self._llm.reset_prefix_cache():
+            raise EngineError("the prefix cache could not be emptied: requests are still running")
+        self._llm.llm_engine.engine_core.reset_encoder_cache()
+        if everything:
+            self._llm.reset_mm_cache()
+
+    def _prompt(self, prompt: Prompt, token_ids: list[int]) -> dict[str, Any]:
+        from PIL import Image
+
+        if not prompt.images:
+            return {"prompt_token_ids": token_ids}
+        return {
+            "prompt_token_ids": token_ids,
+            "multi_modal_data": {"image": [Image.fromarray(image.pixels) for image in prompt.images]},
+            "multi_modal_uuids": {"image": [image.digest for image in prompt.images]},
+        }
+
+    def _sampling(self, wanted: Sampling) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        stop = [] if wanted.stop_token is None else [self._chat.token_id(wanted.stop_token)]
+        score = None if wanted.score_token is None else [self._chat.token_id(wanted.score_token)]
+        if score and not self._raw_logits:
+            raise EngineError("score_token needs an engine opened with raw_logits=True")
+        return SamplingParams(
+            n=wanted.num_samples if wanted.temperature > 0 else 1,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            max_tokens=wanted.max_tokens,
+            seed=wanted.seed,
+            stop_token_ids=stop,
+            logit_bias={token: bias for token, bias in self._bias.items() if token not in stop},
+            logprobs=None if self._raw_logits else 0,
+            logprob_token_ids=score,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _run(self, prompts: list[dict[str, Any]], sampling: list[Any]) -> list[Any]:
+        try:
+            return self._llm.generate(prompts, sampling, use_tqdm=False)
+        except Exception as error:
+            raise EngineError(f"vLLM: {type(error).__name__}: {error}") from error
+
+    def _generation(self, output: Any, wanted: Sampling, texts: Any) -> Generation:
+        completions = [self._completion(one, wanted, next(texts)) for one in output.outputs]
+        if wanted.temperature == 0:
+            completions = completions * wanted.num_samples
+        return Generation(
+            prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32), completions=tuple(completions)
+        )
+
+    def _completion(self, one: Any, wanted: Sampling, text: str) -> Completion:
+        token_ids = np.asarray(one.token_ids, dtype=np.int32)
+        reason = one.finish_reason
+        if wanted.stop_token is not None and one.stop_reason == self._chat.token_id(wanted.stop_token):
+            reason = "stop_token"
+        values = None if one.logprobs is None else np.asarray(one.logprobs.logprobs, dtype=np.float32)
+        starts = None if one.logprobs is None else np.asarray(one.logprobs.start_indices)
+        scores = None if wanted.score_token is None else values[starts + 1]  # after the sampled token's own
+        return Completion(
+            text=text,
+            token_ids=token_ids,
+            logprobs=np.zeros(0, np.float32) if self._raw_logits else values[starts],
+            finish_reason=reason,
+            score_logits=scores,
+        )
+
+
+@contextmanager
+def _sync_errors(what: str) -> Iterator[None]:
+    """Errors of tensor-parallel workers come as errors of vLLM; those of this process's own worker as they are."""
+    try:
+        yield
+    except SyncError:
+        raise
+    except Exception as error:
+        raise SyncError(f"{what}: {error}") from error
+
+
+def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
+    # In this process: a worker has one of its own already, and on CPU a second one starts in twice the time.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    import torch
+    from vllm import LLM
+
+    from actors import vllm_plugin
+
+    on_cpu = not torch.cuda.is_available()
+    try:
+        return LLM(
+            model=str(folder),
+            dtype=options.dtype,
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.max_num_seqs,
+            max_num_batched_tokens=options.max_num_batched_tokens,
+            enforce_eager=options.enforce_eager,
+            tensor_parallel_size=options.tensor_parallel,
+            distributed_executor_backend="mp" if options.tensor_parallel > 1 else "uni",
+            gpu_memory_utilization=options.gpu_memory_utilization,
+            kv_cache_memory_bytes=int(options.kv_cache_gib * (1 << 30)) if on_cpu else None,
+            enable_prefix_caching=options.prefix_caching,
+            # A prefill split over two steps dies on CPU where a request has its own seed.
+            enable_chunked_prefill=False,
+            limit_mm_per_prompt={"image": options.images_per_prompt, "video": 0},
+            logprobs_mode="raw_logits" if raw_logits else "raw_logprobs",
+            seed=options.seed,
+            generation_config="auto",
+            weight_transfer_config={"backend": vllm_plugin.BACKEND},
+            worker_extension_cls="actors.vllm_plugin.WorkerExtension",
+            disable_log_stats=True,
+        )
+    except Exception as error:
+        raise EngineError(f"vLLM does not start with {folder}: {type(error).__name__}: {error}") from error
+
+
+def _prompt_logprobs(output: Any, probe: Probe) -> np.ndarray:
+    expected = [*probe.prompt_token_ids, *probe.response_token_ids]
+    if list(output.prompt_token_ids) != expected:
+        raise EngineError(
+            f"probe of prompt {probe.prompt.id!r}: this engine makes {len(output.prompt_token_ids)} tokens of it, "
+            f"the probe has {len(expected)}, and they differ"
+        )
+    flat = output.prompt_logprobs
+    count = len(probe.response_token_ids)
+    values = np.asarray(flat.logprobs, dtype=np.float32)
+    return values[np.asarray(flat.start_indices[-count:])]

@@ -1,0 +1,272 @@
+"""The two stages of a round that run on engines, as the loop knows them.
+
+The result of a stage does not depend on how many workers there are, which of them did what, or whether one was
+replaced: what is asked in one engine call depends on the plan and `batch` only, and a call's result on nothing but what
+is asked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from actors.critic import CriticWorker
+from actors.ordered import Task
+from actors.pool import Spec, WorkerPool
+from actors.rollout import RolloutTask, RolloutWorker
+from rlsys import wire
+from rlsys.contracts import Feedback
+from rlsys.errors import ConfigError, EngineError
+from rlsys.placement import Placement
+from rlsys.records import Generation, Probe, Prompt, RolloutGroup, RoundPlan, Sampling, ScoredGroup, Verdict
+from rlsys.seeding import child_seed
+
+PROBE_TOKENS = 32
+"""Longest answer of a probe."""
+
+
+class _Counts:
+    """Busy seconds and dead workers per round."""
+
+    def __init__(self) -> None:
+        self.round = 0
+        """The round that is being worked on; a worker that dies is counted there."""
+        self.seconds: Counter[int] = Counter()
+        self.failed: Counter[int] = Counter()
+
+    def death(self, name: str) -> None:
+        """Called by the pool."""
+        self.failed[self.round] += 1
+
+    def of(self, round: int, num_workers: int) -> dict[str, float]:
+        return {"seconds": self.seconds[round] / num_workers, "failed_workers": float(self.failed[round])}
+
+
+class RolloutStage:
+    """`rlsys.contracts.RolloutStage`, and what `rlsys.sync.WeightSync` needs of the engines."""
+
+    def __init__(
+        self,
+        *,
+        engine: Any,
+        current: Callable[[], tuple[str, int]],
+        placements: Sequence[Placement],
+        seed: int,
+        batch: int = 32,
+        deadline_s: float = 900.0,
+        probe_prompts: Sequence[Prompt] = (),
+    ) -> None:
+        """Start the workers, one per placement.
+
+        Args:
+            engine: a plug-in of group `engine`.
+            current: folder of the weights that a worker started now must hold, and their version.
+            seed: root seed of the run.
+            batch: prompts per engine call.
+            deadline_s: for one call.
+            probe_prompts: prompts whose answers prove weight updates; with images where the policy takes any.
+
+        Raises:
+            ConfigError: batch or placements are empty.
+        """
+        _check(batch, placements)
+        self.receivers_per_worker: int = engine.receivers
+        self._current = current
+        self._batch = batch
+        self._counts = _Counts()
+        self._probe_prompts = list(probe_prompts)
+        self._probes: list[Probe] = []
+        self._seed = seed
+        self._num_workers = len(placements)
+        spec = Spec(
+            name="rollout",
+            worker=RolloutWorker,
+            options={"engine": engine, "seed": seed},
+            current=self._weights,
+        )
+        self._pool = WorkerPool(spec, placements, deadline_s=deadline_s, on_death=self._counts.death)
+
+    def stream(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[RolloutGroup]:
+        """One group per prompt, in prompt order, all from one version of the weights.
+
+        Raises:
+            EngineError: two workers hold different versions.
+        """
+        self._counts.round = plan.round
+        version: int | None = None
+        for chunk, result in self._pool.run("rollout", self._tasks(prompts, plan)):
+            for group in self._groups(chunk, result, plan):
+                if version is not None and group.policy_version != version:
+                    raise EngineError(
+                        f"round {plan.round} has answers of version {version} and, from prompt {group.index} on, of "
+                        f"version {group.policy_version}"
+                    )
+                version = group.policy_version
+                yield group
+
+    def count(self, round: int) -> dict[str, float]:
+        """`seconds` (busy, mean over workers) and `failed_workers` of a round."""
+        return self._counts.of(round, self._num_workers)
+
+    def members(self) -> tuple[str, ...]:
+        """Names of the workers; a replaced one has another name than the one before it."""
+        return self._pool.members()
+
+    def versions(self) -> list[int]:
+        """Version of the weights that every worker holds."""
+        return self._pool.all("version", [()] * self._num_workers)
+
+    def connect(self, offers: Sequence[dict[str, Any]]) -> None:
+        """Let every worker join a sender of weights; one offer for each."""
+        self._pool.all("connect", [(offer,) for offer in offers])
+
+    def update(self, manifest: dict[str, Any], version: int) -> list[dict[str, Any]]:
+        """Let every worker take new weights; one report of each.
+
+        Raises:
+            WorkerDied: one died. It has been replaced, by one with the weights that are on disk.
+            SyncError, SyncTimeout: an engine did not get all.
+        """
+        return self._pool.all("update", [(manifest, version)] * self._num_workers)
+
+    def probes(self) -> list[Probe]:
+        """The sequences that prove weight updates: answers of the first version asked, then always the same."""
+        if not self._probes and self._probe_prompts:
+            sampling = Sampling(max_tokens=PROBE_TOKENS, seed=child_seed(self._seed, "probes"))
+            frame = wire.encode_many(self._probe_prompts)
+            answers = self._pool.all("answer", [(frame, sampling)] * self._num_workers)
+            self._probes = wire.decode_many(answers[0], Probe)
+        return self._probes
+
+    def score(self, probes: Sequence[Probe]) -> list[list[np.ndarray]]:
+        """For every worker, float32 [T] log-probabilities of every probe's response tokens."""
+        return self._pool.all("score", [(wire.encode_many(list(probes)),)] * self._num_workers)
+
+    def close(self) -> None:
+        """End the workers."""
+        self._pool.close()
+
+    def _weights(self) -> dict[str, Any]:
+        model, version = self._current()
+        return {"model": str(model), "version": version}
+
+    def _tasks(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[Task]:
+        start = 0
+        for chunk in _chunks(prompts, self._batch):
+            yield Task(key=(start, chunk), arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)))
+            start += len(chunk)
+
+    def _groups(self, key: tuple[int, list[Prompt]], result: Any, plan: RoundPlan) -> Iterator[RolloutGroup]:
+        start, chunk = key
+        if result is None:
+            for number, prompt in enumerate(chunk):
+                yield _without_rollouts(prompt, plan, start + number, version=self._current()[1])
+            return
+        frame, seconds = result
+        self._counts.seconds[plan.round] += seconds
+        for prompt, group in zip(chunk, wire.decode_many(frame, RolloutGroup), strict=True):
+            yield replace(group, prompt=prompt)
+
+
+class FeedbackStage:
+    """`rlsys.contracts.FeedbackStage`. Feedback that asks no judge runs in this process."""
+
+    def __init__(
+        self,
+        *,
+        feedback: Feedback,
+        engine: Any = None,
+        model: str | None = None,
+        placements: Sequence[Placement] = (),
+        batch: int = 8,
+        deadline_s: float = 900.0,
+    ) -> None:
+        """Start the workers, one per placement.
+
+        Args:
+            engine: a plug-in of group `engine`, for the judge.
+            model: the judge's checkpoint.
+            batch: groups per engine call.
+            deadline_s: for one call.
+
+        Raises:
+            ConfigError: the feedback asks a judge, and there is no placement for one.
+        """
+        self._feedback = feedback
+        self._batch = batch
+        self._counts = _Counts()
+        self._pool: WorkerPool | None = None
+        self._num_workers = max(1, len(placements))
+        if feedback.needs_engine:
+            _check(batch, placements)
+            options = {"feedback": feedback, "engine": engine, "model": str(model)}
+            spec = Spec(name="critic", worker=CriticWorker, options=options)
+            self._pool = WorkerPool(spec, placements, deadline_s=deadline_s, on_death=self._counts.death)
+
+    def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
+        """One scored group per group, in order."""
+        results = self._alone(groups) if self._pool is None else self._pool.run("judge", self._tasks(groups))
+        for chunk, result in results:
+            for group, verdicts in zip(chunk, self._verdicts(chunk, result), strict=True):
+                yield ScoredGroup(group=group, verdicts=verdicts)
+
+    def count(self, round: int) -> dict[str, float]:
+        """`seconds` (busy, mean over workers) and `failed_workers` of a round."""
+        return self._counts.of(round, self._num_workers)
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.close()
+
+    def _alone(self, groups: Iterable[RolloutGroup]) -> Iterator[tuple[list[RolloutGroup], Any]]:
+        worker = CriticWorker(feedback=self._feedback)
+        for group in groups:
+            yield [group], worker.judge(wire.encode_many([group]))
+
+    def _tasks(self, groups: Iterable[RolloutGroup]) -> Iterator[Task]:
+        for chunk in _chunks(groups, self._batch):
+            self._counts.round = chunk[0].round
+            yield Task(key=chunk, arguments=(wire.encode_many(chunk),))
+
+    def _verdicts(self, chunk: list[RolloutGroup], result: Any) -> Iterator[tuple[Verdict, ...]]:
+        if result is None:
+            unanswered = Generation(prompt_token_ids=np.zeros(0, np.int32), completions=())
+            for group in chunk:
+                yield self._feedback.verdicts(group, [unanswered] * len(self._feedback.requests(group)))
+            return
+        frame, seconds = result
+        self._counts.seconds[chunk[0].round] += seconds
+        verdicts = iter(wire.decode_many(frame, Verdict))
+        for group in chunk:
+            yield tuple(islice(verdicts, len(group.rollouts)))
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _check(batch: int, placements: Sequence[Placement]) -> None:
+    if batch < 1:
+        raise ConfigError(f"batch must be at least 1, got {batch}")
+    if not placements:
+        raise ConfigError("num_actors must be at least 1, got 0")
+
+
+def _without_rollouts(prompt: Prompt, plan: RoundPlan, index: int, *, version: int) -> RolloutGroup:
+    return RolloutGroup(
+        prompt=prompt,
+        round=plan.round,
+        index=index,
+        policy_version=version,
+        prompt_token_ids=np.zeros(0, np.int32),
+        rollouts=(),
+        failed=plan.num_candidates,
+    )

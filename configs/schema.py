@@ -1,0 +1,138 @@
+"""The configuration tree of every command. A part's options live beside its code; this file only puts them together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from learners.config import LearnerConfig
+from rlsys.errors import ConfigError
+from rlsys.schedules.gate import GateConfig
+from rlsys.schedules.phases import Phase, Schedule
+from rlsys.training import TrainingConfig
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig(Phase):
+    """The rules of every round; `phases` lists stretches of rounds that differ from them."""
+
+    phases: list[dict[str, Any]] = field(default_factory=list)
+    """Each a mapping of the same keys; empty means one phase of `rounds` rounds."""
+
+    def build(self) -> Schedule:
+        """
+        Raises:
+            ConfigError: a phase has a key that a phase does not have, or a wrong value.
+        """
+        names = [name for name in Phase.__dataclass_fields__]
+        base = {name: getattr(self, name) for name in names}
+        for number, phase in enumerate(self.phases):
+            for key in phase:
+                if key not in base:
+                    raise ConfigError(f"schedule.phases.{number}: no key {key!r}; there are: {', '.join(names)}")
+        return Schedule([Phase(**{**base, **phase}) for phase in self.phases or [{}]])
+
+
+@dataclass(kw_only=True)
+class PolicyConfig:
+    """The model to align."""
+
+    model: str = "scenes"
+    """`scenes` (made on the spot and cached), or a Hugging Face folder or name."""
+    num_parameters_b: float | None = None
+    """Billions of parameters, for the plan when the weights are not on this machine."""
+
+
+@dataclass(kw_only=True)
+class EngineRoleConfig:
+    """Actors with an inference engine each."""
+
+    num_actors: int = 1
+    cores: float = 0
+    """Cores per actor; 0 shares out what there is."""
+    gpus: float = 0
+    """GPUs per actor: the engine's tensor-parallel size, or a fraction of a shared GPU."""
+    batch: int = 32
+    """Prompts (rollout) or groups (critic) per call. Part of what makes a run reproducible: another batch, other rounding."""
+    deadline_s: float = 900.0
+    """For one call."""
+    engine: Any = MISSING
+
+
+@dataclass(kw_only=True)
+class CriticConfig(EngineRoleConfig):
+    """The judge."""
+
+    model: str = "scenes"
+    """`scenes` (trained on the spot and cached), or a Hugging Face folder or name."""
+    num_parameters_b: float | None = None
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    """How the policy is measured on held-out prompts."""
+
+    every: int = 1
+    """Rounds between two evaluations; the last round is always evaluated. 0 never evaluates."""
+    temperature: float = 1.0
+    max_tokens: int = 64
+
+
+@dataclass(kw_only=True)
+class SyncConfig:
+    """The proof that weights arrived."""
+
+    tolerance: float = 1e-3
+    """Largest difference allowed between engine and learner on the probes, nats per token."""
+    num_probes: int = 4
+    deadline_s: float = 300.0
+
+
+@dataclass(kw_only=True)
+class OutputConfig:
+    """What a run leaves behind."""
+
+    runs_dir: str = "runs"
+    keep_checkpoints: int = 0
+    """0 keeps the checkpoint of every round."""
+    tensorboard: bool = True
+    wandb: dict[str, Any] | None = None
+    """Arguments of `wandb.init`; `null` is off."""
+    examples: int = 20
+    """Examples on the report page."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """Everything. `rlsys align preset=scenes --cfg job` shows it filled in."""
+
+    name: str | None = None
+    """Of the run and its folder; made from the preset and the time if `null`."""
+    preset_name: str = "custom"
+    seed: int = 0
+    resume: str | None = None
+    """Name or folder of a run to go on with; its own configuration is taken."""
+    dry_run: bool = False
+    """Print the plan of actors, cores, GPUs and memory, and end."""
+    ray_address: str | None = None
+    """`null`: the cluster of `RAY_ADDRESS` if that is set, else a cluster of this run's own; `auto`: the running one."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    sft: TrainingConfig = field(default_factory=TrainingConfig)
+    """How `policy.model=scenes` is made."""
+    critic_training: TrainingConfig = field(default_factory=TrainingConfig)
+    """How `critic.model=scenes` is made."""
+    prompts: Any = MISSING
+    rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
+    feedback: Any = MISSING
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    objective: Any = MISSING
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    transport: Any = MISSING
+    sync: SyncConfig = field(default_factory=SyncConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    evaluation: Any = MISSING
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)

@@ -1,0 +1,116 @@
+"""Options of the learner. Light: no torch, so that a command line can be parsed without it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rlsys.errors import ConfigError
+
+PRECISIONS = ("fp32", "bf16")
+PATHS = ("auto", "shared", "plain")
+
+_REFERENCE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}
+"""Nats per token between an engine's log-probabilities and the learner's, mean over one answer. bf16 keeps 8 bits
+of a logit.
+"""
+
+
+@dataclass(kw_only=True)
+class LoraConfig:
+    """Low-rank adapters instead of full weights (arXiv:2106.09685)."""
+
+    r: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of linear modules, or the single entry `all-linear`."""
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ConfigError(f"lora.r must be at least 1, got {self.r}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"lora.dropout must be in [0, 1), got {self.dropout}")
+        if not self.target_modules:
+            raise ConfigError("lora.target_modules is empty")
+
+
+@dataclass(kw_only=True)
+class LearnerConfig:
+    """How the policy is trained, whatever the objective."""
+
+    num_ranks: int = 1
+    zero_stage: int = 0
+    """DeepSpeed ZeRO: 1 shares out the optimizer, 2 also the gradients, 3 also the weights."""
+    precision: str = "fp32"
+    """`fp32` or `bf16` (with fp32 master weights)."""
+    batch_size: int = 32
+    """Examples per optimizer step, all ranks together."""
+    micro_batch_tokens: int = 8192
+    """Tokens per forward pass of one rank; a prompt and its answers are never split, however long."""
+    path: str = "auto"
+    """`shared` (prompt and images once for all answers to them), `plain` (every answer its own sequence), or `auto`."""
+    grad_clip: float = 1.0
+    """Largest gradient norm; 0 is no limit."""
+    weight_decay: float = 0.0
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    freeze: list[str] = field(default_factory=list)
+    """Parameters whose name contains one of these as whole dotted parts, e.g. `visual` or `layers.0`, are not
+    trained.
+    """
+    lora: LoraConfig | None = None
+    activation_checkpointing: bool = False
+    initial_copy: bool = False
+    """Keep the weights of version 0, for reference rule `initial`. Not needed with LoRA: the adapter is switched
+    off.
+    """
+    ema_decay: float = 0.0
+    """Per optimizer step, for reference rule `ema`; 0 keeps no average."""
+    reference_checks: int = 8
+    """Answers per round whose recorded log-probabilities are checked against a forward pass; 0 checks none."""
+    reference_tolerance: float | None = None
+    """Nats per token, mean over an answer; `null` is 0.001 in fp32 and 0.05 in bf16."""
+    kl_answers: int = 64
+    """Answers of a round on which `kl` is estimated, per rank; 0 estimates none."""
+    head_chunk_mib: int = 64
+    """Memory for one piece of full-vocabulary logits."""
+    image_cache_mib: int = 256
+    """Memory for processed pictures, and as much again for their features if the vision tower is frozen."""
+    deadline_s: float = 900.0
+    """For one step, save or load."""
+    cores: float = 0
+    """Cores per rank; 0 shares out what there is."""
+    gpus: float = 0
+    """GPUs per rank, or a fraction of a shared GPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_ranks", "batch_size", "micro_batch_tokens", "head_chunk_mib", "image_cache_mib"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"learner.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("grad_clip", "weight_decay", "reference_checks", "kl_answers", "cores", "gpus"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ConfigError(f"learner.zero_stage must be 0, 1, 2 or 3, got {self.zero_stage}")
+        one_of("learner.precision", self.precision, PRECISIONS)
+        one_of("learner.path", self.path, PATHS)
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"learner.betas must be two numbers in [0, 1), got {self.betas}")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"learner.ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.deadline_s <= 0:
+            raise ConfigError(f"learner.deadline_s must be > 0, got {self.deadline_s}")
+        if self.reference_tolerance is not None and self.reference_tolerance <= 0:
+            raise ConfigError(f"learner.reference_tolerance must be > 0, got {self.reference_tolerance}")
+
+    @property
+    def tolerance(self) -> float:
+        """The reference tolerance in force, nats per token."""
+        if self.reference_tolerance is not None:
+            return self.reference_tolerance
+        return _REFERENCE_TOLERANCE[self.precision]
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless `value` is one of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

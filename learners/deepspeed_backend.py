@@ -1,0 +1,232 @@
+"""DeepSpeed behind a narrow interface: build an engine, step it with exact denominators, reach its weights and moments.
+
+ZeRO stages 0 to 3, gloo on CPU and NCCL on GPU, fp32 or bf16. The gradient of a step is the sum over all micro-
+batches of all ranks divided once by the whole batch's denominator: neither accumulation nor the number of ranks
+changes it.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from learners.config import LearnerConfig
+from learners.rendezvous import Rendezvous
+
+
+def join(rendezvous: Rendezvous, *, deadline_s: float) -> torch.device:
+    """Join the ranks' process group, with the backend of the device there is.
+
+    Returns:
+        The device this rank works on.
+    """
+    on_gpu = torch.cuda.is_available()
+    # DeepSpeed reads the rank from here, and would otherwise look for a launcher.
+    os.environ.update(
+        RANK=str(rendezvous.rank),
+        WORLD_SIZE=str(rendezvous.world_size),
+        LOCAL_RANK="0",
+        MASTER_ADDR=rendezvous.address,
+        MASTER_PORT=str(rendezvous.port),
+    )
+    if not on_gpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # DeepSpeed calls what torch 2.13 has renamed, at every gather.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    if not on_gpu:
+        # DeepSpeed would compile a shared-memory operation at start, which only its inference engine uses.
+        from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
+
+        deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
+    deepspeed.logger.setLevel("WARNING")
+    deepspeed.init_distributed(
+        dist_backend="nccl" if on_gpu else "gloo",
+        auto_mpi_discovery=False,
+        timeout=timedelta(seconds=deadline_s),
+        verbose=False,
+    )
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def _stage(config: LearnerConfig) -> int:
+    """DeepSpeed's stage: its bf16 optimizer of stage 0 shares out the float32 state as that of stage 1 does, so the
+    latter is taken.
+    """
+    return max(config.zero_stage, 1) if config.precision == "bf16" else config.zero_stage
+
+
+def _engine_config(config: LearnerConfig) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.grad_clip,
+        "steps_per_print": 2**31 - 1,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "zero_optimization": {
+            "stage": _stage(config),
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            # Kept small on CPU: the buffers are allocated whole, whatever the model's size.
+            **(
+                {}
+                if torch.cuda.is_available()
+                else {"reduce_bucket_size": 5_000_000, "allgather_bucket_size": 5_000_000}
+            ),
+        },
+    }
+
+
+class Engine:
+    """A module under DeepSpeed with its AdamW."""
+
+    def __init__(self, module: nn.Module, config: LearnerConfig, rendezvous: Rendezvous) -> None:
+        import deepspeed
+
+        self._stage = _stage(config)
+        self._world_size = rendezvous.world_size
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            trained, lr=0.0, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True
+        )
+        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        self._engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=trained, optimizer=optimizer, config=_engine_config(config)
+        )
+        self.module = module
+        self._restore_buffers(buffers)
+
+    def _restore_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
+        """DeepSpeed casts rotary frequencies to bf16 with the weights; engines keep them in float32."""
+        for name, buffer in buffers.items():
+            owner, _, own_name = name.rpartition(".")
+            setattr(self.module.get_submodule(owner), own_name, buffer.to(self.device))
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self._engine.device)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Forward pass with gradient."""
+        return self._engine(*inputs)
+
+    def backward(self, loss_sum: torch.Tensor, *, denominator: float, last: bool) -> None:
+        """Add one micro-batch's gradient.
+
+        Args:
+            loss_sum: sum over the micro-batch's examples.
+            denominator: of the whole batch, all ranks.
+            last: whether it is the step's last micro-batch.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; a sum divided once is wanted.
+        self._engine.backward(loss_sum * (self._world_size / denominator))
+
+    def step(self, lr: float) -> float:
+        """Clip, step, and forget the gradients.
+
+        Returns:
+            Norm of the whole gradient before clipping.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        if self._stage == 0:
+            # The engine of stage 0 keeps no norm; the gradients are already the same on all ranks.
+            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients)
+            self._engine.step()
+        else:
+            self._engine.step()
+            norm = self._engine.get_global_grad_norm()
+        return float(norm)
+
+    @property
+    def _optimizer(self) -> torch.optim.Optimizer:
+        wrapped = self._engine.optimizer
+        return getattr(wrapped, "optimizer", wrapped)
+
+    def masters(self) -> list[torch.Tensor]:
+        """This rank's float32 weights that AdamW steps, in a fixed order; at stage 0 the parameters
+        themselves.
+        """
+        if self._stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    def moments(self) -> list[dict[str, torch.Tensor]]:
+        """AdamW's state of each master, empty before the first step."""
+        return [self._optimizer.state.get(master, {}) for master in self.masters()]
+
+    def set_moments(self, states: Sequence[dict[str, torch.Tensor]]) -> None:
+        """Put AdamW's state back, or clear it with empty mappings."""
+        for master, state in zip(self.masters(), states, strict=True):
+            self._optimizer.state.pop(master, None)
+            if state:
+                moved = {name: value.to(master.device, copy=True) for name, value in state.items()}
+                self._optimizer.state[master] = moved
+
+    def release_gathered(self) -> None:
+        """Under ZeRO-3, let go of every gathered weight, so that shards may be changed."""
+        self._engine.empty_partition_cache()
+
+    def local_weights(self) -> dict[str, torch.Tensor]:
+        """What this rank holds of every trained parameter (its shard under ZeRO-3), to be read or changed in place."""
+        found = {}
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                found[name] = getattr(parameter, "ds_tensor", parameter).data
+        return found
+
+    def exchange(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Let the module compute with other tensors in place of `local_weights()`, without copying.
+
+        Returns:
+            The tensors that were there, to be exchanged back before the next step.
+        """
+        self.release_gathered()
+        before = {}
+        for name, parameter in self.module.named_parameters():
+            if name in weights:
+                held = getattr(parameter, "ds_tensor", parameter)
+                before[name] = held.data
+                held.data = weights[name].to(device=held.device, dtype=held.dtype)
+        return before
+
+    def refresh_masters(self) -> None:
+        """Take the float32 masters anew from the weights, after those were changed from outside."""
+        wrapped = self._engine.optimizer
+        if self._stage == 3:
+            for master, weights in zip(self.masters(), wrapped.fp16_partitioned_groups_flat, strict=True):
+                master.data.copy_(weights.data)
+        elif self._stage > 0:
+            wrapped.refresh_fp32_params()
+
+    def gathered(self, parameters: Sequence[nn.Parameter], *, writer: int | None = None) -> Any:
+        """Context in which whole parameters can be read, or changed by rank `writer`; all ranks enter it together."""
+        import deepspeed
+
+        enabled = self._stage == 3
+        return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=writer, enabled=enabled)
+
+    def reduce(self, values: Sequence[float], operation: str) -> list[float]:
+        """Sum or largest of each value over the ranks."""
+        if self._world_size == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        kind = {"sum": torch.distributed.ReduceOp.SUM, "max": torch.distributed.ReduceOp.MAX}[operation]
+        torch.distributed.all_reduce(tensor, op=kind)
+        return tensor.tolist()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()

@@ -1,0 +1,275 @@
+"""All ranks of the learner as Ray actors: batches out as frames, steps overlapped with the batches' arrival.
+
+The only file of the learner that knows Ray.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from learners.config import LearnerConfig
+from learners.plan import FitPlan
+from learners.shares import batches_of, shares
+from learners.tally import Tally
+from rlsys import wire
+from rlsys.errors import LearnerError, RlsysError, SyncError
+from rlsys.placement import Placement
+from rlsys.records import FitReport, PreferencePair, Probe, RoundPlan
+from rlsys.seeding import generator
+
+MAX_STEPS_AHEAD = 2
+"""Steps handed to the ranks and not done yet."""
+_POLL_S = 1.0
+
+
+class _Actor:
+    """A rank in its process: pins itself first, then imports what is heavy."""
+
+    def __init__(self, placement: Placement) -> None:
+        placement.apply()
+        import torch
+
+        torch.set_num_threads(placement.num_threads)
+        self._rank: Any = None
+
+    def address(self) -> tuple[str, int]:
+        """A host and a free port for the ranks to meet."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def process(self) -> int:
+        """Id of this process."""
+        return os.getpid()
+
+    def start(self, *arguments: Any) -> None:
+        from learners.learner import LearnerRank
+
+        self._rank = LearnerRank(*arguments)
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        return operator.attrgetter(method)(self._rank)(*arguments, **options)
+
+
+class LearnerGroup:
+    """`rlsys.contracts.Learner` on any number of ranks.
+
+    group = LearnerGroup(config, objective, policy_folder, placements=[Placement(), Placement()])
+    report = group.fit(pairs, plan)
+    group.shutdown()
+    """
+
+    def __init__(
+        self, config: LearnerConfig, objective: Any, model_path: str, *, placements: Sequence[Placement], seed: int = 0
+    ) -> None:
+        """
+        Args:
+            objective: a plug-in of group `objective`.
+            model_path: Hugging Face folder of the weights to start from.
+            placements: one per rank.
+            seed: of the order of batches after the first epoch, and of dropout.
+
+        Raises:
+            LearnerError: a rank did not start before the deadline.
+        """
+        if len(placements) != config.num_ranks:
+            raise ValueError(f"{len(placements)} placements for {config.num_ranks} ranks")
+        self._config, self._consumes, self._seed = config, objective.consumes, seed
+        self._ranks = [_start(placement) for placement in placements]
+        self._version: int | None = None
+        self._returns = 0
+        try:
+            ((host, port),) = self._wait([self._ranks[0].address.remote()])
+            self._wait(
+                [
+                    actor.start.remote(
+                        config, objective, str(model_path), _meeting(number, config.num_ranks, host, port)
+                    )
+                    for number, actor in enumerate(self._ranks)
+                ]
+            )
+        except BaseException:
+            self.shutdown()
+            raise
+
+    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan) -> FitReport:
+        """Take the optimizer steps of a round; begins at the first full batch.
+
+        Raises:
+            LearnerError: a loss is not finite, a reference does not match, or a rank died.
+        """
+        batches = batches_of(pairs, self._config.batch_size)
+        first = next(batches, [])
+        version = self._count_version(first)
+        fit_plan = FitPlan.of_round(plan, policy_version=version, seed=self._seed)
+        return self._train(chain([first] if first else [], batches), fit_plan)
+
+    def train(self, examples: Iterable[Any], plan: FitPlan) -> FitReport:
+        """Train on examples of the objective's record class as they come; see `fit`."""
+        return self._train(batches_of(examples, self._config.batch_size), plan)
+
+    def _train(self, batches: Iterable[list[Any]], plan: FitPlan) -> FitReport:
+        self._all("begin", plan)
+        tally = Tally()
+        steps = self._steps(batches, plan)
+        waiting: deque[list[Any]] = deque()
+        for number, (batch, frames) in enumerate(steps):
+            if len(waiting) == MAX_STEPS_AHEAD:
+                tally.add(self._wait(waiting.popleft()))
+            options = {"lr": plan.lr_at(number), "batch": batch}
+            waiting.append(
+                [actor.call.remote("step", frame, **options) for actor, frame in zip(self._ranks, frames, strict=True)]
+            )
+        while waiting:
+            tally.add(self._wait(waiting.popleft()))
+        return tally.report(self._all("end"))
+
+    def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+        """float32 [T] log-probabilities of every probe's response tokens under the current weights."""
+        if not probes:
+            return []
+        return self._all("score", wire.encode_many(list(probes)))[0]
+
+    def save(self, directory: str) -> None:
+        """Write the policy as a Hugging Face folder `policy/` and the optimizer beside it."""
+        self._all("save", str(directory))
+
+    def load(self, directory: str) -> None:
+        """Go back to what `save` wrote.
+
+        Raises:
+            CheckpointError: it is not there, or of another layout of ranks.
+        """
+        self._all("load", str(directory))
+        self._returns += self._version is not None
+
+    def reset(self) -> None:
+        """Go back to the weights it started from, with a fresh optimizer."""
+        self._all("reset")
+        self._returns += self._version is not None
+
+    def manifest(self, bucket_bytes: int) -> dict[str, Any]:
+        """Buckets of a weight update, as `rlsys.transports` describes them."""
+        return self._wait([self._ranks[0].call.remote("sending.manifest", bucket_bytes)])[0]
+
+    def open_transport(self, transport: Any, num_receivers: int) -> dict[str, Any]:
+        """Offer the weights to receivers; the first `send` waits for them."""
+        return self._wait([self._ranks[0].call.remote("sending.open", transport, num_receivers)])[0]
+
+    def send(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """Send the current weights to the receivers.
+
+        Returns:
+            `names`, `num_tensors`, `num_bytes`, `digest`, `seconds`.
+
+        Raises:
+            SyncError: a receiver is lost or late.
+            SyncTimeout: not all receivers joined before the transport's deadline.
+        """
+        return self._all("sending.send", manifest)[0]
+
+    def shutdown(self) -> None:
+        """End the ranks' processes."""
+        for actor in self._ranks:
+            ray.kill(actor)
+        self._ranks = []
+
+    def _count_version(self, first: Sequence[PreferencePair]) -> int:
+        """Version of the weights that a round starts from: every round makes one, and so does every way back.
+
+        The count begins with the first round's answers: nothing has been published between them and its training.
+        """
+        seen = max((pair.policy_version for pair in first), default=0)
+        counted = seen if self._version is None else self._version + 1 + self._returns
+        self._version, self._returns = max(counted, seen), 0
+        return self._version
+
+    def _steps(self, batches: Iterable[list[Any]], plan: FitPlan) -> Iterator[tuple[int, list[Any]]]:
+        """Batches as one frame per rank: first as they come, then, for later epochs, from the object store in
+        other orders.
+        """
+        kept: list[list[Any]] = []
+        for number, batch in enumerate(batches):
+            frames = [self._frame(share) for share in shares(batch, self._config.num_ranks)]
+            if plan.epochs > 1:
+                kept.append(frames)
+            yield number, frames
+        for epoch in range(1, plan.epochs):
+            order = generator(plan.seed, "epoch", plan.policy_version, epoch).permutation(len(kept))
+            yield from ((int(again), kept[again]) for again in order)
+
+    def _frame(self, share: list[Any]) -> Any:
+        return ray.put(wire.encode_many(share)) if share else None
+
+    def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return self._wait([actor.call.remote(method, *arguments) for actor in self._ranks])
+
+    def _wait(self, references: Sequence[Any]) -> list[Any]:
+        """Results of one call on the first ranks, in order.
+
+        Raises:
+            LearnerError: a rank died or did not answer before the deadline.
+            RlsysError: what a rank raised. All ranks are then ended, because the others may wait for it, but for a
+                failed weight update, which leaves every rank whole.
+        """
+        deadline = time.monotonic() + self._config.deadline_s
+        pending = list(references)
+        results: dict[int, Any] = {}
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1, timeout=_POLL_S)
+            for reference in done:
+                rank = references.index(reference)
+                results[rank] = self._get(reference, rank)
+            if pending and time.monotonic() > deadline:
+                late = [references.index(reference) for reference in pending]
+                self.shutdown()
+                raise LearnerError(f"learner ranks {late} did not answer within {self._config.deadline_s:g} s")
+        for result in results.values():
+            if isinstance(result, SyncError):
+                raise result
+        return [results[rank] for rank in range(len(references))]
+
+    def _get(self, reference: Any, rank: int) -> Any:
+        try:
+            return ray.get(reference, timeout=self._config.deadline_s)
+        except RayActorError as error:
+            self.shutdown()
+            raise LearnerError(f"learner rank {rank} died: {error}") from error
+        except GetTimeoutError as error:
+            self.shutdown()
+            raise LearnerError(f"the answer of learner rank {rank} could not be fetched") from error
+        except RayTaskError as error:
+            cause = error.cause
+            if isinstance(cause, SyncError):
+                return cause
+            self.shutdown()
+            if isinstance(cause, RlsysError):
+                raise cause from error
+            raise LearnerError(f"learner rank {rank} failed: {cause!r}") from error
+
+
+def _meeting(rank: int, world_size: int, address: str, port: int) -> Any:
+    from learners.rendezvous import Rendezvous
+
+    return Rendezvous(rank=rank, world_size=world_size, address=address, port=port)
+
+
+def _start(placement: Placement) -> Any:
+    options = {
+        "num_cpus": placement.num_cpus,
+        "num_gpus": placement.num_gpus,
+        "runtime_env": {"env_vars": placement.environment},
+        "max_restarts": 0,
+    }
+    return ray.remote(_Actor).options(**options).remote(placement)

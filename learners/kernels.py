@@ -1,0 +1,86 @@
+"""Modules that compute what those of transformers compute, faster, with the same parameters under the same names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+
+class _Normalize(torch.autograd.Function):
+    """x / rms(x) * weight with the gradient worked out by hand: a third of the passes over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+        square = torch.linalg.vecdot(hidden, hidden).unsqueeze(-1)
+        scale = square.div_(hidden.shape[-1]).add_(epsilon).rsqrt_()
+        normal = hidden * scale
+        ctx.save_for_backward(normal, weight, scale)
+        return normal * weight
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        normal, weight, scale = ctx.saved_tensors
+        weighted = grad * weight
+        along = torch.linalg.vecdot(weighted, normal).unsqueeze(-1).div_(-normal.shape[-1])
+        grad_hidden = weighted.addcmul_(normal, along).mul_(scale)
+        grad_weight = (grad * normal).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
+        return grad_hidden, grad_weight, None
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalization (arXiv:1910.07467) as Qwen and Llama have it; other dtypes than float32 as
+    there.
+    """
+
+    def __init__(self, stock: Any) -> None:
+        super().__init__()
+        self.weight = stock.weight
+        self.variance_epsilon = stock.variance_epsilon
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Same shape as `hidden`."""
+        if hidden.dtype == torch.float32:
+            return _Normalize.apply(hidden, self.weight, self.variance_epsilon)
+        full = hidden.float()
+        scale = torch.rsqrt(full.square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (full * scale).to(hidden.dtype)
+
+
+class PatchProjection(nn.Conv3d):
+    """A convolution over whole patches, which is a matrix product."""
+
+    @classmethod
+    def take_over(cls, stock: nn.Conv3d) -> PatchProjection:
+        """One with the parameters of `stock`, whose kernel must be its stride."""
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.__dict__.update({name: value for name, value in vars(stock).items() if not name.startswith("_")})
+        new.weight, new.bias = stock.weight, stock.bias
+        return new
+
+    def forward(self, patches: torch.Tensor) -> torch.Tensor:
+        """[patches, C, T, H, W], one kernel's size each, to [patches, D, 1, 1, 1]."""
+        flat = linear(patches.flatten(1), self.weight.flatten(1), self.bias)
+        return flat[..., None, None, None]
+
+
+def speed_up(base: nn.Module) -> None:
+    """Replace what is known to be replaceable in a model, in place."""
+    for parent in list(base.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__.endswith(("Qwen2RMSNorm", "LlamaRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm")):
+                setattr(parent, name, RMSNorm(child))
+            elif type(child) is nn.Conv3d and type(parent).__name__.endswith("PatchEmbed") and _is_whole(child):
+                setattr(parent, name, PatchProjection.take_over(child))
+
+
+def _is_whole(convolution: nn.Conv3d) -> bool:
+    return (
+        convolution.stride == convolution.kernel_size
+        and not any(convolution.padding)
+        and set(convolution.dilation) == {1}
+        and convolution.groups == 1
+    )

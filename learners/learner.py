@@ -1,0 +1,251 @@
+"""One rank of the learner: frames of examples in, optimizer steps, log-probabilities and weights out. A plain class."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from learners import model, state
+from learners.collate import Collator, MicroBatch
+from learners.config import LearnerConfig
+from learners.deepspeed_backend import Engine, join
+from learners.experience import needs_reference, objective_inputs, score
+from learners.folder import copy_surroundings, write_weights
+from learners.plan import FitPlan
+from learners.reference import Reference
+from learners.rendezvous import Rendezvous
+from learners.sample import AnswerSample, k3_sum
+from learners.sending import Sending
+from learners.tokens import Processor
+from learners.weights_source import WeightsSource
+from rlsys import wire
+from rlsys.errors import LearnerError
+from rlsys.records import Probe
+from rlsys.seeding import child_seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOutput:
+    """What one step did, on one rank."""
+
+    sums: dict[str, float]
+    """`loss`, `examples`, `tokens` and the objective's metrics, summed over this rank's examples."""
+    grad_norm: float
+    """Of the whole gradient, before clipping; the same on all ranks."""
+    denominator: float
+    """What the summed loss was divided by; the same on all ranks."""
+    seconds: float
+
+
+class LearnerRank:
+    """Trains one share of every batch. All ranks must be called alike, in the same order."""
+
+    def __init__(self, config: LearnerConfig, objective: Any, model_path: str, rendezvous: Rendezvous) -> None:
+        """
+        Args:
+            objective: a plug-in of group `objective`.
+            model_path: Hugging Face folder of the weights to start from.
+        """
+        self._device = join(rendezvous, deadline_s=config.deadline_s)
+        self._config, self._objective, self._rendezvous = config, objective, rendezvous
+        self._folder = Path(model_path)
+        self._processor = Processor(self._folder, cache_mib=config.image_cache_mib)
+        self._collator = Collator(
+            self._processor,
+            micro_batch_tokens=config.micro_batch_tokens,
+            score_token=getattr(objective, "score_token", None),
+        )
+        module = model.load(self._folder, config)
+        self._engine = Engine(module, config, rendezvous)
+        self._touch = self._make_touch()
+        self._reference = Reference(self._engine, config, self._logprobs)
+        self._weights = WeightsSource(self._engine)
+        self.sending = Sending(self._weights, rank=rendezvous.rank)
+        """This rank's part in weight updates."""
+        self._sample = AnswerSample(config.kl_answers)
+        self._references_of: dict[int, list[torch.Tensor]] = {}
+        self._num_checked = 0
+
+    def begin(self, plan: FitPlan) -> None:
+        """Start a stretch of training.
+
+        Raises:
+            ConfigError: its reference rule needs weights that are not kept.
+        """
+        torch.manual_seed(child_seed(plan.seed, "dropout", plan.policy_version, self._rendezvous.rank))
+        self._references_of = {}
+        self._sample = AnswerSample(self._config.kl_answers)
+        self._num_checked = 0
+        if plan.beta is not None and hasattr(self._objective, "beta"):
+            self._objective = replace(self._objective, beta=plan.beta)
+        if needs_reference(self._objective.consumes):
+            self._reference.begin(plan)
+
+    def step(self, frame: bytes | None, *, lr: float, batch: int) -> StepOutput:
+        """One optimizer step on this rank's share of a batch.
+
+        Args:
+            frame: records of the objective's class; `None` if this rank has no share of a small batch.
+            batch: number of the batch in this stretch; the same batch comes again in later epochs.
+
+        Raises:
+            LearnerError: the loss is not finite, or recorded log-probabilities are not those of the weights.
+            RefusedRecord: a record cannot be trained on.
+        """
+        started = time.monotonic()
+        batches = self._collator(wire.decode_many(frame, self._objective.consumes) if frame is not None else [])
+        counts = [sum(len(b.examples) for b in batches), sum(b.num_target_tokens for b in batches)]
+        (num_passes,) = self._engine.reduce([len(batches)], "max")
+        examples, tokens = self._engine.reduce(counts, "sum")
+        batches += [self._collator.empty() for _ in range(int(num_passes) - len(batches))]
+        references = self._references(batches, batch)
+        denominator = {"examples": examples, "tokens": tokens}[self._objective.denominator]
+        sums = {"examples": float(counts[0]), "tokens": float(counts[1])}
+        self._engine.module.train()
+        for number, (micro, reference) in enumerate(zip(batches, references, strict=True)):
+            loss, found = self._loss(micro, reference)
+            self._engine.backward(loss, denominator=denominator, last=number == len(batches) - 1)
+            for name, value in found.items():
+                sums[name] = sums.get(name, 0.0) + value
+        grad_norm = self._engine.step(lr)
+        if not np.isfinite(grad_norm):
+            raise LearnerError(f"the gradient of batch {batch} has norm {grad_norm}: {sums}")
+        self._reference.after_step()
+        return StepOutput(sums=sums, grad_norm=grad_norm, denominator=denominator, seconds=time.monotonic() - started)
+
+    def end(self) -> dict[str, float]:
+        """Close a stretch of training.
+
+        Returns:
+            This rank's `kl_sum` and `kl_answers` on a sample of the answers it was trained on, `reference_checked`
+            answers, and `seconds`.
+        """
+        started = time.monotonic()
+        batches = self._collator.of_trees(self._sample.trees)
+        logps = self._logprobs_in_step(batches)
+        return {
+            "kl_sum": sum(k3_sum(batch, values) for batch, values in zip(batches, logps, strict=True)),
+            "kl_answers": float(sum(batch.num_answers for batch in batches)),
+            "reference_checked": float(self._num_checked),
+            "seconds": time.monotonic() - started,
+        }
+
+    def score(self, frame: bytes) -> list[np.ndarray]:
+        """float32 [T] log-probabilities of every probe's response tokens, in order."""
+        probes = wire.decode_many(frame, Probe)
+        batches = self._collator(probes)
+        found: dict[int, np.ndarray] = {}
+        for batch in batches:
+            values = self._logprobs(batch).numpy()
+            pieces = np.split(values, batch.last_token.numpy()[:-1] + 1)
+            found.update({id(record): pieces[answers[0]] for record, answers in batch.examples})
+        return [found[id(probe)] for probe in probes]
+
+    def save(self, directory: str) -> None:
+        """Write `policy/`, a Hugging Face folder (LoRA merged, the adapter beside it), and this rank's
+        `optimizer/` state.
+        """
+        root = Path(directory)
+        is_first = self._rendezvous.rank == 0
+        policy = root / "policy"
+        if is_first:
+            policy.mkdir(parents=True, exist_ok=True)
+            copy_surroundings(self._folder, policy, model.DTYPES[self._config.precision])
+        stream = self._weights.stream(keep=is_first)
+        if is_first:
+            write_weights(stream, policy)
+        else:
+            for _ in stream:
+                pass
+        if self._config.lora is not None:
+            self._save_adapter(root / "adapter")
+        state.write(
+            root, self._engine, layout=self._layout(), rank=self._rendezvous.rank, average=self._reference.average
+        )
+
+    def load(self, directory: str) -> None:
+        """Go back to what `save` wrote.
+
+        Raises:
+            CheckpointError: there is no such state, or it is of another number of ranks, ZeRO stage or model.
+        """
+        average = state.read(Path(directory), self._engine, layout=self._layout(), rank=self._rendezvous.rank)
+        self._reference.forget(average or None)
+
+    def reset(self) -> None:
+        """Go back to the weights it started from, with a fresh optimizer."""
+        fresh = model.load(self._folder, self._config)
+        parameters = dict(self._engine.module.named_parameters())
+        self._engine.release_gathered()
+        for name, value in fresh.named_parameters():
+            if value.requires_grad:
+                with torch.no_grad(), self._engine.gathered([parameters[name]], writer=0):
+                    if self._rendezvous.rank == 0 or self._config.zero_stage < 3:
+                        parameters[name].data.copy_(value)
+        self._engine.refresh_masters()
+        self._engine.set_moments([{} for _ in self._engine.masters()])
+        self._reference.forget(None)
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        self.sending.close()
+        self._engine.close()
+
+    def _references(self, batches: list[MicroBatch], batch: int) -> Sequence[torch.Tensor | None]:
+        if not needs_reference(self._objective.consumes):
+            return [None] * len(batches)
+        self._num_checked += self._reference.check(batches, self._collator.join)
+        if batch not in self._references_of:
+            (forward,) = self._engine.reduce([self._reference.needs_forward(batches)], "max")
+            self._references_of[batch] = self._reference.logps(batches, forward=bool(forward))
+            self._sample.add([tree for micro in batches if micro.examples for tree in micro.trees])
+        return self._references_of[batch]
+
+    def _loss(self, batch: MicroBatch, reference: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
+        logps_L, logits_L = output_2L = self._engine(batch, self._touch)
+        if not batch.examples:
+            return 0.0 * output_2L.sum(), {}
+        scored = score(batch, logps_L, logits_L, None if reference is None else reference.to(logps_L.device))
+        output = self._objective(objective_inputs(self._objective.consumes, batch, scored))
+        found = {"loss": float(output.loss.detach()), **{name: float(v) for name, v in output.metrics.items()}}
+        if not np.isfinite(found["loss"]):
+            raise LearnerError(f"the loss of {len(batch.examples)} examples is {found['loss']}: {found}")
+        return output.loss, found
+
+    @torch.no_grad()
+    def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
+        self._engine.module.eval()
+        return self._engine.module(batch, self._touch)[0].float().cpu()
+
+    def _logprobs_in_step(self, batches: list[MicroBatch]) -> list[torch.Tensor]:
+        """Log-probabilities of this rank's micro-batches, with as many passes as the rank with most of them makes."""
+        (passes,) = self._engine.reduce([len(batches)], "max")
+        padded = batches + [self._collator.empty() for _ in range(int(passes) - len(batches))]
+        return [self._logprobs(batch) for batch in padded][: len(batches)]
+
+    def _make_touch(self) -> MicroBatch | None:
+        """A picture for batches without any, where ranks would otherwise run different modules or reduce different
+        gradients.
+        """
+        module = self._engine.module
+        in_step = self._rendezvous.world_size > 1 or self._config.zero_stage > 0
+        if not self._processor.has_images or not (in_step and (module.trains_vision or self._config.zero_stage == 3)):
+            return None
+        return self._collator.join([self._collator.blank()])
+
+    def _layout(self) -> dict[str, str]:
+        names = ("num_ranks", "zero_stage", "precision")
+        return {name: str(getattr(self._config, name)) for name in names}
+
+    def _save_adapter(self, directory: Path) -> None:
+        peft_model = self._engine.module.model
+        parameters = [p for name, p in peft_model.named_parameters() if "lora_" in name]
+        with self._engine.gathered(parameters):
+            if self._rendezvous.rank == 0:
+                peft_model.save_pretrained(directory)

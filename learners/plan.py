@@ -1,0 +1,101 @@
+"""What one stretch of training is to do, and the learning rate of each of its steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from learners.config import one_of
+from rlsys.errors import ConfigError
+from rlsys.records import RoundPlan
+from rlsys.training import TrainingConfig
+
+LR_SCHEDULES = ("constant", "cosine", "one_cycle")
+REFERENCES = ("initial", "previous", "ema")
+ONE_CYCLE_START = 1 / 25
+"""Share of the highest rate at which `one_cycle` begins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitPlan:
+    """Options of one call of `fit` or `train`. Plain values: it travels to the ranks."""
+
+    lr: float
+    """Highest learning rate."""
+    lr_schedule: str = "constant"
+    """`constant`; `cosine` and `one_cycle` fall to 0, `one_cycle` also rises on a cosine. Others rise linearly."""
+    warmup: float = 0.0
+    """Share of the steps over which the rate rises."""
+    num_steps: int | None = None
+    """Optimizer steps to come; needed by every schedule but `constant` without warmup."""
+    epochs: int = 1
+    beta: float | None = None
+    """Takes the place of the objective's own, where it has one."""
+    reference: str = "previous"
+    """`initial`, `previous` or `ema`; used by objectives on pairs."""
+    policy_version: int = 0
+    """Version of the weights that training starts from."""
+    lag: int = 0
+    """Versions by which samples may be older than that."""
+    accumulated: bool = False
+    """Whether pairs of earlier stretches are among those to come."""
+    seed: int = 0
+    """Of the order of batches from the second epoch on."""
+
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ConfigError(f"lr must be at least 0, got {self.lr}")
+        if self.epochs < 1:
+            raise ConfigError(f"epochs must be at least 1, got {self.epochs}")
+        if not 0 <= self.warmup < 1:
+            raise ConfigError(f"warmup must be in [0, 1), got {self.warmup}")
+        one_of("lr_schedule", self.lr_schedule, LR_SCHEDULES)
+        one_of("reference", self.reference, REFERENCES)
+        if self.num_steps is None and (self.lr_schedule != "constant" or self.warmup):
+            raise ConfigError(f"lr_schedule {self.lr_schedule!r} with warmup {self.warmup} needs num_steps")
+
+    @classmethod
+    def of_round(cls, plan: RoundPlan, *, policy_version: int, seed: int) -> FitPlan:
+        """The learner's part of a round's plan."""
+        return cls(
+            lr=plan.lr,
+            epochs=plan.epochs,
+            beta=plan.beta,
+            reference=plan.reference,
+            policy_version=policy_version,
+            lag=plan.lag,
+            accumulated=plan.data == "accumulated",
+            seed=seed,
+        )
+
+    @classmethod
+    def of_recipe(cls, recipe: TrainingConfig, *, seed: int, num_examples: int | None = None) -> FitPlan:
+        """The plan of a supervised run.
+
+        Args:
+            num_examples: as many as will really come, if not the recipe's number.
+        """
+        count = recipe.num_examples if num_examples is None else num_examples
+        return cls(
+            lr=recipe.lr,
+            lr_schedule=recipe.lr_schedule,
+            warmup=recipe.warmup,
+            num_steps=math.ceil(count / recipe.batch_size) * recipe.epochs,
+            epochs=recipe.epochs,
+            seed=seed,
+        )
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of optimizer step `step`, from 0."""
+        if self.num_steps is None:
+            return self.lr
+        rising = round(self.warmup * self.num_steps)
+        if step < rising:
+            share = (step + 1) / rising
+            if self.lr_schedule == "one_cycle":
+                return self.lr * (ONE_CYCLE_START + (1 - ONE_CYCLE_START) * (1 - math.cos(math.pi * share)) / 2)
+            return self.lr * share
+        if self.lr_schedule == "constant":
+            return self.lr
+        share = min(1.0, (step - rising) / max(1, self.num_steps - rising))
+        return self.lr * (1 + math.cos(math.pi * share)) / 2

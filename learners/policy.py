@@ -1,0 +1,181 @@
+"""The policy as one module: micro-batch in, log-probabilities of its answers' tokens out.
+
+Two ways to the same numbers. `SharedPath` runs a prompt and its images once for all answers to them (Qwen2-VL and
+Qwen2.5-VL, and text models with standard attention). `PlainPath` runs every answer as a sequence of its own through
+the stock model, for any other architecture. N tokens of the row, L tokens of all answers, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from learners import attention, kernels
+from learners.collate import MicroBatch, Tree
+from learners.logprobs import LogprobHead
+from learners.positions import Positions
+from learners.tokens import ImageTensors
+from learners.vision import VisionFeatures
+from rlsys.errors import ConfigError
+
+SHARED_VISION_MODELS = ("qwen2_vl", "qwen2_5_vl")
+"""Model types whose language model takes embeddings, multimodal positions and our attention."""
+
+
+class PolicyModule(nn.Module):
+    """A causal (vision-)language model that returns log-probabilities."""
+
+    def __init__(self, model: nn.Module, *, path: str, head_chunk_mib: int, image_cache_mib: int) -> None:
+        """
+        Args:
+            model: a transformers model, or a PEFT model around one.
+            path: `auto`, `shared` or `plain`.
+
+        Raises:
+            ConfigError: `shared` is asked for and the architecture has no such path, or its logits are no plain
+                product.
+        """
+        super().__init__()
+        self.model = model
+        base = base_model(model)
+        if not isinstance(base.get_output_embeddings(), LogprobHead):
+            _check_head(base)
+            base.set_output_embeddings(LogprobHead.take_over(base.get_output_embeddings(), head_chunk_mib))
+        can_share = supports_shared(base)
+        if path == "shared" and not can_share:
+            raise ConfigError(f"learner.path=shared: no such path for {type(base).__name__}; take auto or plain")
+        self._path = (_SharedPath if can_share and path != "plain" else _PlainPath)(base, image_cache_mib)
+
+    @property
+    def path(self) -> str:
+        """`shared` or `plain`."""
+        return self._path.name
+
+    def forward(self, batch: MicroBatch, touch: MicroBatch | None = None) -> torch.Tensor:
+        """
+        Args:
+            batch: on any device; its tensors are moved to the model's.
+            touch: a picture that goes through the vision tower, without effect, if the batch has none. Ranks that work
+                in step must run the same modules.
+
+        Returns:
+            float32 [2, L]: log-probabilities and raw logits of `batch.targets`.
+        """
+        base = base_model(self.model)
+        hidden_LD = self._path(base, batch, touch)
+        return base.get_output_embeddings()(hidden_LD, batch.targets.to(hidden_LD.device))
+
+    @property
+    def trains_vision(self) -> bool:
+        """Whether a part that only pictures go through is trained; `True` if that cannot be told apart."""
+        tower = getattr(base_model(self.model).model, "visual", self.model)
+        return any(parameter.requires_grad for parameter in tower.parameters())
+
+
+def base_model(model: nn.Module) -> Any:
+    """The transformers model, taken out of PEFT's wrapper if there is one."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def supports_shared(base: Any) -> bool:
+    """Whether the architecture's attention can be replaced by that of trees."""
+    if base.config.model_type in SHARED_VISION_MODELS:
+        text = base.config.get_text_config()
+    elif getattr(base.config, "vision_config", None) is None and getattr(base, "_supports_attention_backend", False):
+        text = base.config
+    else:
+        return False
+    return all(kind == "full_attention" for kind in getattr(text, "layer_types", None) or ["full_attention"])
+
+
+def _check_head(base: Any) -> None:
+    head = base.get_output_embeddings()
+    if type(head) is not nn.Linear:
+        raise ConfigError(f"{type(base).__name__}: its output head is {type(head).__name__}, a linear layer is needed")
+    text = base.config.get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        value = getattr(text, name, None)
+        if value not in (None, 1, 1.0):
+            raise ConfigError(
+                f"{type(base).__name__} has {name}={value}: logits that are no plain product are not supported"
+            )
+
+
+class _SharedPath:
+    """One row of tokens, prompt once per tree."""
+
+    name = "shared"
+
+    def __init__(self, base: Any, image_cache_mib: int) -> None:
+        attention.register()
+        kernels.speed_up(base)
+        self._text = base.model.language_model if hasattr(base.model, "language_model") else base.model
+        self._text.config._attn_implementation = attention.NAME
+        self._positions = Positions(base)
+        self._vision = VisionFeatures(base, image_cache_mib) if hasattr(base.model, "visual") else None
+
+    def __call__(self, base: Any, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
+        embed = base.get_input_embeddings()
+        device = next(self._text.parameters()).device
+        embeddings_ND = embed(batch.token_ids.to(device))
+        if self._vision is not None:
+            embeddings_ND = self._vision.place(embeddings_ND, batch, touch)
+        output = self._text(
+            inputs_embeds=embeddings_ND[None],
+            attention_mask=None,
+            position_ids=self._positions(batch).to(device),
+            use_cache=False,
+            tree_layout=batch.layout.to(device),
+        )
+        return output.last_hidden_state[0].index_select(0, batch.predict.to(device))
+
+
+class _PlainPath:
+    """Every answer a padded sequence through the stock model, its images again each time."""
+
+    name = "plain"
+
+    def __init__(self, base: Any, image_cache_mib: int) -> None:
+        self._image_token = getattr(base.config, "image_token_id", None)
+        self._pad = base.config.get_text_config().pad_token_id or 0
+
+    def __call__(self, base: Any, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
+        device = base.get_output_embeddings().weight.device
+        rows = _sequences(batch)
+        num_answers = len(rows)
+        shown = batch.images
+        if touch is not None and not batch.images:
+            rows += _sequences(touch)
+            shown = touch.images
+        ids = nn.utils.rnn.pad_sequence([row for _, _, row in rows], batch_first=True, padding_value=self._pad)
+        lengths = torch.tensor([len(row) for _, _, row in rows])
+        inputs = {
+            "input_ids": ids.to(device),
+            "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long().to(device),
+            **{name: value.to(device) for name, value in _shown(shown, [tree for tree, _, _ in rows]).items()},
+        }
+        if self._image_token is not None and "pixel_values" in inputs:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == self._image_token).int()
+        hidden = base.model(**inputs, use_cache=False).last_hidden_state
+        return torch.cat([hidden[i, start - 1 : len(row) - 1] for i, (_, start, row) in enumerate(rows[:num_answers])])
+
+
+def _sequences(batch: MicroBatch) -> list[tuple[Tree, int, torch.Tensor]]:
+    """Every answer with its prompt: the tree, where the answer begins, and the tokens."""
+    return [
+        (tree, len(tree.prompt_ids), torch.tensor([*tree.prompt_ids.tolist(), *answer.token_ids.tolist()]))
+        for tree in batch.trees
+        for answer in tree.answers
+    ]
+
+
+def _shown(images: Sequence[ImageTensors], trees: Sequence[Tree]) -> dict[str, torch.Tensor]:
+    """Image arguments of the stock model, in the order in which the sequences show them."""
+    known = {image.digest: image for image in images}
+    order = [known[image.digest] for tree in trees for image in tree.images]
+    if not order:
+        return {}
+    return {name: torch.cat([image.values[name] for image in order]) for name in order[0].values}

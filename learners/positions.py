@@ -1,0 +1,48 @@
+"""Rotary positions of trees: the prompt's as the model itself makes them, every answer's counting on from there."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from learners.collate import MicroBatch, Tree
+
+_KEPT = 8192
+"""Prompts whose positions are kept; prompts of one form share them."""
+
+
+class Positions:
+    """Positions of a micro-batch's row, [3, 1, N] for multimodal rotary embeddings, [1, N] otherwise."""
+
+    def __init__(self, base: Any) -> None:
+        self._rope_index = getattr(base.model, "get_rope_index", None)
+        self._image_token = getattr(base.config, "image_token_id", None)
+        self._kept: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+
+    def __call__(self, batch: MicroBatch) -> torch.Tensor:
+        """int64 [3, 1, N] or [1, N]."""
+        grids = {image.digest: image.values.get("image_grid_thw") for image in batch.images}
+        pieces = []
+        for tree in batch.trees:
+            prompt = self._prompt(tree, [grids[image.digest] for image in tree.images])
+            pieces.append(prompt)
+            first = int(prompt.max()) + 1
+            for answer in tree.answers:
+                pieces.append(torch.arange(first, first + len(answer.token_ids)).expand(len(prompt), -1))
+        row = torch.cat(pieces, dim=1)
+        return row[:, None] if self._rope_index is not None else row
+
+    def _prompt(self, tree: Tree, grids: list[torch.Tensor]) -> torch.Tensor:
+        if self._rope_index is None or not grids:
+            width = 1 if self._rope_index is None else 3
+            return torch.arange(len(tree.prompt_ids)).expand(width, -1)
+        ids = torch.from_numpy(tree.prompt_ids.astype("int64"))[None]
+        is_image = ids == self._image_token
+        key = (is_image.numpy().tobytes(), *(tuple(grid.flatten().tolist()) for grid in grids))
+        if key not in self._kept:
+            self._kept[key] = self._rope_index(ids, is_image.int(), image_grid_thw=torch.cat(grids))[0][:, 0]
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[key]

@@ -1,0 +1,43 @@
+"""A bounded, evenly spread sample of the answers a stretch of training saw, and the KL estimate made on it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from learners.collate import MicroBatch, Tree
+
+
+class AnswerSample:
+    """Keeps trees with at most so many answers in all, evenly spread over everything that was added."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._stride = 1
+        self._seen = 0
+        self.trees: list[Tree] = []
+
+    def add(self, trees: Sequence[Tree]) -> None:
+        """Offer trees, in order."""
+        for tree in trees:
+            if self._limit and self._seen % self._stride == 0:
+                self.trees.append(tree)
+            self._seen += 1
+            while len(self.trees) > 1 and sum(len(kept.answers) for kept in self.trees) > self._limit:
+                self.trees = self.trees[::2]
+                self._stride *= 2
+
+
+def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
+    """KL(sampler || policy) summed over a micro-batch's answers, nats.
+
+    k3 estimate (Schulman, "Approximating KL divergence", 2020) on the sampler's own answers: sum over tokens of
+    exp(u) - 1 - u with u = log policy - log sampler, never negative.
+
+    Args:
+        logps_L: the policy's log-probabilities of the answers' tokens.
+    """
+    recorded = [torch.from_numpy(answer.rollout.logprobs.copy()) for tree in batch.trees for answer in tree.answers]
+    ratio_L = (logps_L - torch.cat(recorded)).double()
+    return float((ratio_L.expm1() - ratio_L).sum())

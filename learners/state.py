@@ -1,0 +1,92 @@
+"""A rank's part of the learner's state on disk, in safetensors: trained weights, AdamW's masters and moments, copies
+kept.
+
+Every rank writes and reads what it holds, so going on is exact and nothing has to be gathered. The number of ranks,
+the ZeRO stage and the trained parameters must be the same again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from learners import snapshots
+from learners.deepspeed_backend import Engine
+from rlsys.errors import CheckpointError
+
+_AVERAGE = "average"
+
+
+def _path(directory: Path, rank: int) -> Path:
+    return directory / "optimizer" / f"rank_{rank}.safetensors"
+
+
+def write(
+    directory: Path, engine: Engine, *, layout: dict[str, str], rank: int, average: snapshots.Weights | None
+) -> None:
+    """Write this rank's part into `directory/optimizer/`.
+
+    Args:
+        layout: what must be the same again to read it, e.g. ranks and ZeRO stage.
+    """
+    tensors = {f"weights/{name}": value for name, value in engine.local_weights().items()}
+    for number, (master, state) in enumerate(zip(engine.masters(), engine.moments(), strict=True)):
+        tensors[f"masters/{number}"] = master.data
+        tensors.update({f"moments/{number}/{name}": value for name, value in state.items()})
+    tensors.update({f"{_AVERAGE}/{name}": value for name, value in (average or {}).items()})
+    path = _path(directory, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    save_file(copies, path, metadata=layout)
+
+
+def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) -> snapshots.Weights:
+    """Put back what `write` wrote.
+
+    Returns:
+        The moving average; empty if none was kept.
+
+    Raises:
+        CheckpointError: there is nothing for this rank, or it is of another layout.
+    """
+    path = _path(directory, rank)
+    if not path.exists():
+        raise CheckpointError(f"no learner state for rank {rank} at {path}")
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()
+        if found != layout:
+            raise CheckpointError(f"{path}: written with {found}, this learner has {layout}")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a safe_open is no mapping
+    sections: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in tensors.items():
+        section, _, rest = name.partition("/")
+        sections.setdefault(section, {})[rest] = tensor
+    put(engine, sections["weights"], [sections["masters"][str(i)] for i in range(len(sections["masters"]))])
+    moments: list[dict[str, torch.Tensor]] = [{} for _ in sections["masters"]]
+    for name, tensor in sections.get("moments", {}).items():
+        number, _, key = name.partition("/")
+        moments[int(number)][key] = tensor
+    engine.set_moments(moments)
+    return {name: value.to(engine.device) for name, value in sections.get(_AVERAGE, {}).items()}
+
+
+@torch.no_grad()
+def put(engine: Engine, weights: snapshots.Weights, masters: list[torch.Tensor]) -> None:
+    """Write this rank's weights and masters in place.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    engine.release_gathered()
+    own = engine.local_weights()
+    if own.keys() != weights.keys():
+        raise CheckpointError(f"other trained parameters: {sorted(own.keys() ^ weights.keys())[:3]}")
+    for name, value in weights.items():
+        if own[name].shape != value.shape:
+            raise CheckpointError(f"{name}: shape {tuple(value.shape)} on disk, {tuple(own[name].shape)} here")
+        own[name].copy_(value)
+    for master, value in zip(engine.masters(), masters, strict=True):
+        master.data.copy_(value)

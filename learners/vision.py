@@ -1,0 +1,82 @@
+"""Image features, once per distinct picture of a micro-batch, put where the row has placeholders for them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from learners.collate import MicroBatch
+from learners.tokens import ImageTensors, RefusedRecord
+
+_MIB = 1 << 20
+
+
+class VisionFeatures:
+    """The vision tower of a Qwen2-VL or Qwen2.5-VL model. Features of a frozen tower are kept between steps."""
+
+    def __init__(self, base: Any, cache_mib: int) -> None:
+        self._model = base.model
+        self._image_token = base.config.image_token_id
+        self._merge = base.model.visual.spatial_merge_size**2
+        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._cache_bytes = 0
+        self._cache_limit = cache_mib * _MIB
+
+    def place(self, embeddings_ND: torch.Tensor, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
+        """Embeddings with image features in the places of the image tokens.
+
+        Args:
+            touch: picture that passes through the tower without effect if the batch shows none; with it the
+                tower runs in
+                every call, whatever is kept, so that ranks in step run the same modules.
+
+        Raises:
+            RefusedRecord: the row has more or fewer image tokens than its pictures have features.
+        """
+        places = (batch.token_ids == self._image_token).nonzero()[:, 0].to(embeddings_ND.device)
+        if not batch.images:
+            if len(places):
+                raise RefusedRecord(f"{len(places)} image tokens in prompts without images")
+            return (
+                embeddings_ND if touch is None else embeddings_ND + 0.0 * self._run([touch.images[0].values])[0].sum()
+            )
+        features = self._features(batch.images, keep=touch is None)
+        shown = torch.cat([features[number] for number in batch.image_order])
+        if len(shown) != len(places):
+            raise RefusedRecord(f"{len(places)} image tokens for pictures with {len(shown)} features")
+        return embeddings_ND.index_copy(0, places, shown.to(embeddings_ND.dtype))
+
+    def _features(self, images: list[ImageTensors], *, keep: bool) -> list[torch.Tensor]:
+        frozen = not any(parameter.requires_grad for parameter in self._model.visual.parameters())
+        if not frozen:
+            return self._run([image.values for image in images])
+        with torch.no_grad():
+            missing = [image for image in images if not keep or image.digest not in self._cache]
+            new = self._run([image.values for image in missing]) if missing else []
+        found = {image.digest: feature for image, feature in zip(missing, new, strict=True)}
+        result = [found[image.digest] if image.digest in found else self._recall(image.digest) for image in images]
+        if keep:
+            for digest, feature in found.items():
+                self._remember(digest, feature)
+        return result
+
+    def _run(self, values: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
+        device = next(self._model.language_model.parameters()).device
+        pixels = torch.cat([value["pixel_values"] for value in values]).to(device)
+        grids = torch.cat([value["image_grid_thw"] for value in values]).to(device)
+        dtype = self._model.visual.patch_embed.proj.weight.dtype
+        output = self._model.visual(pixels.to(dtype), grid_thw=grids)
+        return list(output.pooler_output.split((grids.prod(-1) // self._merge).tolist()))
+
+    def _recall(self, digest: str) -> torch.Tensor:
+        self._cache.move_to_end(digest)
+        return self._cache[digest]
+
+    def _remember(self, digest: str, feature: torch.Tensor) -> None:
+        self._cache[digest] = feature
+        self._cache_bytes += feature.numel() * feature.element_size()
+        while self._cache_bytes > self._cache_limit and len(self._cache) > 1:
+            old = self._cache.popitem(last=False)[1]
+            self._cache_bytes -= old.numel() * old.element_size()

@@ -1,0 +1,216 @@
+"""`rlsys align`: run online alignment rounds, from configuration to report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from rlsys import checkpoint
+from rlsys.app import config as configuration
+from rlsys.app import plan as planning
+from rlsys.app.cluster import cluster, look
+from rlsys.app.evaluate import evaluator
+from rlsys.app.models import critic_folder, policy_folder
+from rlsys.app.parts import Host, start_feedback, start_learner, start_rollouts
+from rlsys.app.report import write
+from rlsys.errors import ConfigError
+from rlsys.journal import Journal
+from rlsys.metrics import RunMetrics
+from rlsys.progress import Progress, quiet_libraries
+from rlsys.records import Interval, RoundReport
+from rlsys.rounds import Parts, run_rounds
+from rlsys.savepoints import Savepoints
+from rlsys.schedules.gate import MetricGate
+from rlsys.sync import WeightSync
+
+
+def main(words: list[str]) -> int:
+    """Run, resume (`resume=<run>`) or only plan (`dry_run=true`) a run. Returns the exit status."""
+    resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    others = [word for word in words if not word.startswith("resume=")]
+    if resumed and "--cfg" not in words:
+        return configuration.guarded(lambda: _resume(resumed[-1], others))
+    return configuration.run_command(others, lambda config, tree: _begin(config, tree, others))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run's folder and its configuration."""
+
+    directory: Path
+    config: Any
+    tree: Any
+    resumed: bool
+
+
+def _begin(config: Any, tree: Any, words: list[str]) -> int:
+    if config.dry_run:
+        print(dry_run(config))
+        return 0
+    name = config.name or f"{config.preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = Path(config.output.runs_dir) / name
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError as error:
+        raise ConfigError(f"name: {directory} exists already; go on with resume={name}, or choose another name") from error
+    configuration.save(tree, words, directory)
+    return align(Run(directory=directory, config=config, tree=tree, resumed=False))
+
+
+def _resume(name: str, words: list[str]) -> int:
+    directory = Path(name) if (Path(name) / "config.yaml").exists() else Path("runs") / name
+    config, tree = configuration.load_saved(directory, words)
+    return align(Run(directory=directory, config=config, tree=tree, resumed=True))
+
+
+def dry_run(config: Any) -> str:
+    """The plan of actors, cores, GPUs and memory, and of the rounds, in words."""
+    policy = planning.model_size(config.policy.model, config.policy.num_parameters_b)
+    critic = planning.model_size(config.critic.model, config.critic.num_parameters_b)
+    roles = planning.roles(config, policy=policy, critic=critic)
+    schedule = config.schedule.build()
+    lines = [f"policy {config.policy.model}, critic {config.critic.model}", planning.table(roles, look(config.ray_address))]
+    for plan in map(schedule.plan, range(schedule.num_rounds)):
+        lines.append(
+            f"round {plan.round}: {plan.num_prompts} prompts x {plan.num_candidates}, {plan.pairs}, lr {plan.lr:g}, "
+            f"beta {plan.beta:g}, w {plan.scale_w:g}, k {plan.scale_k:g}, reference {plan.reference}, data {plan.data}, "
+            f"lag {plan.lag}"
+        )
+    return "\n".join(lines)
+
+
+def align(run: Run) -> int:
+    """Run the rounds that are left and write what a run leaves behind."""
+    quiet_libraries()
+    config = run.config
+    schedule = config.schedule.build()
+    first, version, history = _progress_so_far(run)
+    if first >= schedule.num_rounds:
+        print(f"{run.directory}: all {schedule.num_rounds} rounds are done")
+        return 0
+    with cluster(config.ray_address) as machine, Progress() as progress, ExitStack() as stack:
+        host = Host(machine=machine, progress=progress)
+        policy = policy_folder(config, host)
+        critic = critic_folder(config, host, policy)
+        metrics = stack.enter_context(
+            RunMetrics(
+                run.directory,
+                config=OmegaConf.to_container(run.tree, resolve=True),
+                history=history if run.resumed else None,
+                tensorboard=config.output.tensorboard,
+                wandb=config.output.wandb,
+            )
+        )
+        progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
+        parts, measure = stack.enter_context(_parts(run, host, policy, critic, first))
+        _first_evaluation(metrics, parts.gate, progress, measure, known=first > 0)
+        for report in run_rounds(parts, first=first, version=version):
+            metrics.append(report)
+            progress.round_done(report)
+            stopped = parts.gate.stops(report)
+        if stopped:
+            progress.say(f"stopped after round {report.round}: {stopped}")
+    page = write(run.directory, examples=config.output.examples)
+    print(f"report: {page}")
+    return 0
+
+
+def _progress_so_far(run: Run) -> tuple[int, int, list[RoundReport]]:
+    """The round to begin with, the policy's version there, and the reports of the rounds before it.
+
+    A round counts as done when its checkpoint is whole and its report is in the journal; a kill between the two repeats it.
+    """
+    checkpoints = run.directory / "checkpoints"
+    journal = Journal(run.directory / "journal")
+    history: list[RoundReport] = []
+    version = 0
+    for round in journal.rounds() if run.resumed and checkpoints.exists() else []:
+        reports = list(journal.read(round, RoundReport))
+        folder = checkpoints / f"round-{round:04d}"
+        if not reports or not folder.exists():
+            break
+        history += reports
+        version = checkpoint.load_state(folder)["version"]
+    return len(history), version, history
+
+
+def _first_evaluation(metrics: RunMetrics, gate: MetricGate, progress: Progress, measure: Any, *, known: bool) -> None:
+    """Measure the policy before the first round, unless a run that goes on has done so."""
+    if known:
+        return
+    start = measure()
+    metrics.start(start)
+    gate.begin(start)
+    progress.started(start)
+
+
+@contextmanager
+def _parts(run: Run, host: Host, policy: Path, critic: Path | None, first: int) -> Iterator[tuple[Parts, Any]]:
+    """Start everything a run is made of, all actors at once; stop it at the end, however that comes."""
+    config = run.config
+    schedule = config.schedule.build()
+    roles = planning.roles(
+        config,
+        policy=planning.model_size(str(policy), config.policy.num_parameters_b),
+        critic=planning.model_size(str(critic), config.critic.num_parameters_b),
+    )
+    placements = planning.placements(roles, host.machine)
+    savepoints = Savepoints(
+        run.directory / "checkpoints",
+        initial_policy=policy,
+        keep=config.output.keep_checkpoints,
+        fixed_state={"seed": config.seed, "schedule": asdict(config.schedule)},
+    )
+    gate = MetricGate(config=config.gate)
+    with ExitStack() as stack:
+        rollouts = start_rollouts(config, host, policy, placements=placements["rollout"], savepoints=savepoints)
+        stack.callback(rollouts.close)
+        feedback = start_feedback(config, critic, placements=placements.get("critic", []))
+        stack.callback(feedback.close)
+        learner = start_learner(config, host, policy, objective=config.objective, placements=placements["learner"])
+        stack.callback(learner.shutdown)
+        if first:
+            good = run.directory / "checkpoints" / f"round-{first - 1:04d}"
+            learner.load(str(good))
+            gate.restore(checkpoint.load_state(good)["gate"])
+        weights = WeightSync(
+            learner=learner,
+            rollouts=rollouts,
+            transport=config.transport,
+            tolerance=config.sync.tolerance,
+            deadline_s=config.sync.deadline_s,
+        )
+        measure = evaluator(config, rollouts, host.progress)
+        every = config.eval.every
+
+        def evaluate(round: int) -> dict[str, Interval]:
+            due = every and ((round + 1) % every == 0 or round + 1 == schedule.num_rounds)
+            return measure() if due else {}
+
+        yield (
+            Parts(
+                schedule=schedule,
+                prompts=config.prompts,
+                rollouts=rollouts,
+                feedback=feedback,
+                learner=learner,
+                weights=weights,
+                evaluate=evaluate,
+                gate=gate,
+                journal=Journal(run.directory / "journal"),
+                savepoints=savepoints,
+                tracker=host.progress,
+            ),
+            measure,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,89 @@
+"""The Ray cluster of a run: its own, or one it joins; and the promise that no process is left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rlsys.placement import GIB, Machine, this_machine
+from rlsys.progress import QUIET_ENV
+
+OBJECT_STORE_BYTES = 512 * 1024 * 1024
+"""Of a cluster of our own: frames of a few batches are in flight at a time."""
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Machine]:
+    """Join or start a Ray cluster for the time of a `with` block; yields what it has.
+
+    Args:
+        address: as `RunConfig.ray_address`.
+
+    A SIGTERM ends the block like Ctrl-C does, so that actors are stopped in order.
+    """
+    import ray
+
+    address = address or ("auto" if os.environ.get("RAY_ADDRESS") else "local")
+    own = address == "local"
+    os.environ.update(QUIET_ENV)
+    options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
+    if own:
+        machine = this_machine(**_gpus_here())
+        options |= {
+            "num_cpus": int(machine.num_cpus),
+            "include_dashboard": False,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_temp_dir": tempfile.mkdtemp(prefix="rlsys-"),  # short: socket paths below it have a length limit
+        }
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    ray.init(**options)
+    try:
+        yield machine if own else _whole_cluster(ray)
+    finally:
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, before)
+        if own:
+            _remove(options["_temp_dir"])
+
+
+def look(address: str | None) -> Machine | None:
+    """What there is, without starting anything; `None` if that would need joining a cluster."""
+    if address or os.environ.get("RAY_ADDRESS"):
+        return None
+    return this_machine(**_gpus_here())
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _gpus_here() -> dict[str, float]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    memory = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
+    return {"num_gpus": float(torch.cuda.device_count()), "gpu_memory_gib": memory / GIB}
+
+
+def _whole_cluster(ray: Any) -> Machine:
+    free = ray.available_resources()
+    alone = len(ray.nodes()) == 1
+    here = this_machine()
+    return Machine(
+        num_cpus=free.get("CPU", 0.0),
+        num_gpus=free.get("GPU", 0.0),
+        memory_gib=here.memory_gib if alone else free.get("memory", 0.0) / GIB,
+        cores=here.cores[: int(free.get("CPU", 0.0))] if alone and not free.get("GPU") else (),
+    )
+
+
+def _remove(directory: str) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)  # Ray's last processes may still write there

@@ -1,0 +1,213 @@
+"""From command-line words to a live configuration, and from any mistake in them to one clear line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlsys import registry
+from rlsys.errors import ConfigError, RlsysError
+
+ROOT = "run"
+"""Name of the root YAML file in `configs/`."""
+WORDS = "overrides.json"
+"""File in a run's folder with the command-line words it was started with."""
+
+
+def load(words: list[str]) -> tuple[Any, DictConfig]:
+    """Compose the configuration of a command.
+
+    Args:
+        words: Hydra overrides, such as `preset=scenes schedule.rounds=3`.
+
+    Returns:
+        The live `configs.schema.RunConfig`, and the same as a tree for printing and saving.
+
+    Raises:
+        ConfigError: a key, value or choice that does not exist or does not fit; one line.
+    """
+    _register()
+    tree = _guard(lambda: _compose(words))
+    return _guard(lambda: OmegaConf.to_object(tree)), tree
+
+
+def load_saved(directory: Path, words: list[str]) -> tuple[Any, DictConfig]:
+    """The configuration that a run was started with, with `words` put over it.
+
+    Raises:
+        ConfigError: there is no such run, or the same words now mean something else (presets changed since then).
+    """
+    try:
+        saved_words = json.loads((directory / WORDS).read_text())
+        saved = OmegaConf.load(directory / "config.yaml")
+    except OSError as error:
+        raise ConfigError(f"resume: no run in {directory} ({error.strerror}: {error.filename})") from error
+    again = OmegaConf.create(OmegaConf.to_yaml(load(saved_words)[1], resolve=True))
+    for key in sorted({*_flat(saved), *_flat(again)}):
+        if _flat(saved).get(key) != _flat(again).get(key):
+            raise ConfigError(
+                f"resume: {key} was {_flat(saved).get(key)!r} when the run was started and would now be "
+                f"{_flat(again).get(key)!r}; give {key}=... to decide"
+            )
+    return load([*saved_words, *words])
+
+
+def save(tree: DictConfig, words: list[str], directory: Path) -> None:
+    """Write the configuration of a run, for people and for `load_saved`."""
+    (directory / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
+    (directory / WORDS).write_text(json.dumps(words))
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, DictConfig):
+        return {k: v for key in tree for k, v in _flat(tree[key], f"{prefix}{key}.").items()}
+    plain = OmegaConf.to_container(tree) if OmegaConf.is_config(tree) else tree
+    return {prefix[:-1]: plain}
+
+
+def run_command(words: list[str], body: Callable[[Any, DictConfig], int]) -> int:
+    """What every command does with its words: `--help`, `--cfg job`, a mistake in one line, else the command itself.
+
+    Returns:
+        The exit status: 2 for a mistake in the configuration, 1 for an error that rlsys raised on purpose, else `body`'s.
+    """
+    if "-h" in words or "--help" in words:
+        print(_help())
+        return 0
+    show = "--cfg" in words
+    if show:
+        at = words.index("--cfg")
+        words = words[:at] + words[at + 2 :]
+
+    def command() -> int:
+        config, tree = load(words)
+        if not show:
+            return body(config, tree)
+        print(OmegaConf.to_yaml(tree, resolve=True), end="")
+        return 0
+
+    return guarded(command)
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command; what rlsys raises on purpose becomes one line and an exit status."""
+    try:
+        return command()
+    except ConfigError as error:
+        print(f"rlsys: {error}", file=sys.stderr)
+        return 2
+    except RlsysError as error:
+        print(f"rlsys: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("rlsys: interrupted", file=sys.stderr)
+        return 130
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, DictConfig):
+        return {k: v for key in tree for k, v in _flat(tree[key], f"{prefix}{key}.").items()}
+    plain = OmegaConf.to_container(tree) if OmegaConf.is_config(tree) else tree
+    return {prefix[:-1]: plain}
+
+
+def run_command(words: list[str], body: Callable[[Any, DictConfig], int]) -> int:
+    """What every command does with its words: `--help`, `--cfg job`, a mistake in one line, else the command itself.
+
+    Returns:
+        The exit status: 2 for a mistake in the configuration, 1 for an error that rlsys raised on purpose, else `body`'s.
+    """
+    if "-h" in words or "--help" in words:
+        print(_help())
+        return 0
+    show = "--cfg" in words
+    if show:
+        at = words.index("--cfg")
+        words = words[:at] + words[at + 2 :]
+    try:
+        config, tree = load(words)
+        if show:
+            print(OmegaConf.to_yaml(tree, resolve=True), end="")
+            return 0
+        return body(config, tree)
+    except ConfigError as error:
+        print(f"rlsys: {error}", file=sys.stderr)
+        return 2
+    except RlsysError as error:
+        print(f"rlsys: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+
+
+def _register() -> None:
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    registry.discover()
+    import actors.engines  # noqa: F401  registers the engines
+    from configs.schema import RunConfig
+
+    actors.engines.discover()
+    ConfigStore.instance().store(name="run_schema", node=RunConfig)
+
+
+def _compose(words: list[str]) -> DictConfig:
+    GlobalHydra.instance().clear()
+    with initialize_config_module("configs", version_base="1.3"):
+        return compose(ROOT, overrides=words)
+
+
+def _guard(step: Callable[[], Any]) -> Any:
+    try:
+        return step()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _one_line(error: BaseException) -> str:
+    """The innermost reason and the key it is about, without the libraries' advice."""
+    causes: list[BaseException] = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    own = [cause for cause in causes if isinstance(cause, ConfigError)]
+    if own:
+        return str(own[-1])
+    lines = [line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Could not find"):  # a choice that a group does not have
+        at = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
+        names = [line for line in lines[at + 1 :] if " " not in line]
+        return f"{lines[0]}; there are: {', '.join(names)}" if names else lines[0]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    reason = next(iter(str(causes[-1]).splitlines()), type(causes[-1]).__name__).strip()
+    return (reason if not key or key in reason else f"{key}: {reason}") + _nearest(key)
+
+
+def _nearest(key: str) -> str:
+    if not key:
+        return ""
+    from configs.schema import RunConfig
+
+    tree = OmegaConf.structured(RunConfig)
+    *path, last = key.split(".")
+    node = OmegaConf.select(tree, ".".join(path)) if path else tree
+    names = list(node) if isinstance(node, DictConfig) else []
+    close = difflib.get_close_matches(last, names, n=1)
+    return f" (did you mean {'.'.join([*path, close[0]])}?)" if close else ""
+
+
+def _help() -> str:
+    return (
+        "Options are key=value pairs; groups are chosen by name:\n"
+        "  preset=scenes|scenes_ci|qwen2_5_vl_3b|qwen2_5_vl_7b   cluster=laptop|one_gpu|one_node|two_nodes\n"
+        "  method=mm_rlhf|...   prompts=...   feedback=...   objective=...   transport=...   evaluation=...\n"
+        "--cfg job prints the whole configuration and ends; dry_run=true prints the plan of actors and ends."
+    )

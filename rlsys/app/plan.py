@@ -1,0 +1,114 @@
+"""The plan of a run's actors: how many, with which cores, GPUs and how much memory, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rlsys.errors import ConfigError
+from rlsys.placement import GIB, Machine, Placement, Role, place, shortages
+
+WORKER_GIB = 1.5
+"""Host memory of a worker process before it loads a model (Python, torch and vLLM imported), measured on CPU."""
+OPTIMIZER_BYTES = 12
+"""fp32 master weight and two Adam moments, per parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """How large a model is, as far as its folder or the configuration tells."""
+
+    num_parameters: int | None
+    """`None` if unknown: memory is then not planned."""
+
+    def gib(self, bytes_per_parameter: float) -> float:
+        """Memory at so many bytes per parameter; 0 if the size is unknown."""
+        return (self.num_parameters or 0) * bytes_per_parameter / GIB
+
+
+def model_size(model: str, num_parameters_b: float | None) -> ModelSize:
+    """Parameters of a model: as configured, else counted in the headers of its safetensors files, else unknown.
+
+    Raises:
+        ConfigError: `num_parameters_b` is not positive.
+    """
+    if num_parameters_b is not None:
+        if num_parameters_b <= 0:
+            raise ConfigError(f"num_parameters_b must be > 0, got {num_parameters_b}")
+        return ModelSize(num_parameters=int(num_parameters_b * 1e9))
+    files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+    return ModelSize(num_parameters=sum(map(_count, files)) if files else None)
+
+
+def _count(path: Path) -> int:
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def roles(config: Any, *, policy: ModelSize, critic: ModelSize) -> list[Role]:
+    """The roles of an `align` run: rollout, critic (if the feedback has an engine) and learner."""
+    found = [_engine_role("rollout", config.rollout, policy)]
+    if config.feedback.needs_engine:
+        found.append(_engine_role("critic", config.critic, critic))
+    return [*found, learner_role(config.learner, policy)]
+
+
+def learner_role(learner: Any, policy: ModelSize) -> Role:
+    """All ranks of a learner. ZeRO 1 shares out the optimizer, 2 also the gradients, 3 also the weights."""
+    ranks = learner.num_ranks
+    weight = 2 if learner.precision == "bf16" else 4
+    shared = [ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    per_rank = weight / shared[0] + weight / shared[1] + OPTIMIZER_BYTES / shared[2]
+    copies = sum([learner.initial_copy, learner.ema_decay > 0]) * weight / shared[0]
+    model = policy.gib(per_rank + copies)
+    on_gpu = learner.gpus > 0
+    return Role(
+        name="learner",
+        num_actors=ranks,
+        cores=learner.cores,
+        gpus=learner.gpus,
+        memory_gib=WORKER_GIB + (0 if on_gpu else model),
+        gpu_memory_gib=model if on_gpu else 0.0,
+    )
+
+
+def _engine_role(name: str, role: Any, model: ModelSize) -> Role:
+    engine = role.engine
+    on_gpu = role.gpus > 0
+    weights = model.gib(4 if engine.dtype == "float32" else 2) / max(1, role.gpus)
+    return Role(
+        name=name,
+        num_actors=role.num_actors,
+        cores=role.cores,
+        gpus=role.gpus,
+        memory_gib=WORKER_GIB + (0 if on_gpu else weights + engine.kv_cache_gib),
+        gpu_memory_gib=weights if on_gpu else 0.0,
+    )
+
+
+def table(planned: list[Role], machine: Machine | None) -> str:
+    """The plan in words, with what does not fit `machine` (`None`: not checked)."""
+    head = f"{'role':9} {'actors':>6} {'cores each':>10} {'GPUs each':>9} {'host GiB each':>13} {'GPU GiB each':>12}"
+    lines = [head]
+    for role in planned:
+        cores = f"{role.cores:g}" if role.cores else "shared"
+        memory = f"{role.gpu_memory_gib:.1f}" if role.gpus else "-"
+        lines.append(
+            f"{role.name:9} {role.num_actors:6} {cores:>10} {role.gpus:9g} {role.memory_gib:13.1f} {memory:>12}"
+        )
+    gpus = sum(role.num_actors * role.gpus for role in planned)
+    lines.append(f"together: {sum(r.num_actors for r in planned)} actors, {gpus:g} GPUs")
+    if machine is not None:
+        short = shortages(planned, machine)
+        there = f"{machine.num_cpus:g} cores, {machine.num_gpus:g} GPUs, {machine.memory_gib:.1f} GiB free"
+        lines.append(f"here: {there}: " + ("it fits" if not short else "it does not fit: " + "; ".join(short)))
+    return "\n".join(lines)
+
+
+def placements(planned: list[Role], machine: Machine) -> dict[str, list[Placement]]:
+    """A placement for every actor of every role (`rlsys.placement.place`)."""
+    return place(planned, machine)

@@ -1,0 +1,51 @@
+"""`rlsys report run=<folder>`: write a run's report.html, again or while the run goes on."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rlsys.app.config import guarded
+from rlsys.errors import ConfigError
+from rlsys.report.writer import write_report
+from rlsys.scenes.source import make_prompt, read_id, scene_of
+from rlsys.scenes.truth import check, parse
+
+
+def write(directory: Path, *, examples: int) -> Path:
+    """Write the page of a run; claims are marked where the prompts are of the scenes world."""
+    return write_report(directory, examples=examples, truth=marked_claims)
+
+
+def marked_claims(prompt_id: str, answer: str) -> list[tuple[str, bool | None]]:
+    """The sentences of an answer, each true, false, or `None` where there is no truth or the sentence says nothing."""
+    if not prompt_id.startswith("scenes/"):
+        return [(answer, None)]
+    prompt = make_prompt(*read_id(prompt_id))
+    scene = scene_of(prompt)
+    return [
+        (sentence.text + " .", all(check(claim, scene) for claim in sentence.claims) if sentence.claims else None)
+        for sentence in parse(answer, prompt.question).sentences
+    ]
+
+
+def main(words: list[str]) -> int:
+    """Write the page and print where it is."""
+
+    def body() -> int:
+        options = dict(word.partition("=")[::2] for word in words)
+        unknown = set(options) - {"run", "examples"}
+        if unknown or "run" not in options:
+            raise ConfigError(f"report takes run=<folder> and examples=<number>, got {' '.join(words) or 'nothing'}")
+        folder = Path(options["run"])
+        directory = folder if (folder / "config.yaml").exists() else Path("runs") / folder
+        if not (directory / "config.yaml").exists():
+            raise ConfigError(f"run: no run in {directory}")
+        print(write(directory, examples=int(options.get("examples", "20"))))
+        return 0
+
+    return guarded(body)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,105 @@
+"""A round's bookkeeping: every record that passes is journalled and counted, and at the end the counts are the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rlsys.contracts import PairBuilder
+from rlsys.records import (
+    FitReport,
+    Interval,
+    PreferencePair,
+    RolloutGroup,
+    RoundPlan,
+    RoundReport,
+    ScoredGroup,
+    SyncReport,
+)
+
+if TYPE_CHECKING:  # the loop imports this module
+    from rlsys.rounds import Parts
+
+
+class RoundBook:
+    """Passes one round's records through, writes them down before it hands them on, and counts them."""
+
+    def __init__(self, plan: RoundPlan, parts: Parts) -> None:
+        self._plan = plan
+        self._parts = parts
+        # Asked before this attempt begins: answers of an attempt that a kill cut short are as good as new if all are there.
+        self._whole = [
+            attempt
+            for attempt in parts.journal.attempts(plan.round)
+            if parts.journal.is_sealed(plan.round, "groups", attempt=attempt)
+        ]
+        parts.journal.begin(plan.round)
+        self.num_groups = self.num_rollouts = self.num_pairs = 0
+        self.failed_rollouts = self.failed_critiques = 0
+        self.oldest_version: int | None = None
+
+    def groups(self) -> Iterator[RolloutGroup]:
+        """The round's rollout groups, in prompt order; from the journal if an earlier attempt had finished them."""
+        parts, plan = self._parts, self._plan
+        if self._whole:
+            source: Iterable[RolloutGroup] = parts.journal.read(plan.round, RolloutGroup, attempt=self._whole[-1])
+        else:
+            prompts = parts.prompts.take(parts.schedule.first_prompt(plan.round), plan.num_prompts)
+            source = parts.rollouts.stream(prompts, plan)
+        for group in parts.tracker.track("rollout", source, plan.num_prompts):
+            parts.journal.append(plan.round, group)
+            self.num_groups += 1
+            self.num_rollouts += sum(rollout.count for rollout in group.rollouts)
+            self.failed_rollouts += group.failed
+            versions = [group.policy_version] + ([] if self.oldest_version is None else [self.oldest_version])
+            self.oldest_version = min(versions)
+            yield group
+        parts.journal.seal(plan.round, "groups")
+
+    def scored(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
+        """The groups with their verdicts."""
+        parts, plan = self._parts, self._plan
+        for scored in parts.tracker.track("critique", parts.feedback.stream(groups), plan.num_prompts):
+            parts.journal.append(plan.round, scored)
+            self.failed_critiques += sum(verdict.failed for verdict in scored.verdicts)
+            yield scored
+
+    def pairs(self, scored_groups: Iterable[ScoredGroup], build: PairBuilder) -> Iterator[PreferencePair]:
+        """The preference pairs, in prompt order."""
+        parts, plan = self._parts, self._plan
+        for scored in parts.tracker.track("train", scored_groups, plan.num_prompts):
+            for pair in build(scored, plan):
+                parts.journal.append(plan.round, pair)
+                self.num_pairs += 1
+                yield pair
+
+    def report(
+        self, fit: FitReport, sync: SyncReport, *, trained_version: int, evaluation: Mapping[str, Interval]
+    ) -> RoundReport:
+        """What the round did. `trained_version` is the policy's version before its steps."""
+        rollout, feedback = (stage.count(self._plan.round) for stage in (self._parts.rollouts, self._parts.feedback))
+        return RoundReport(
+            round=self._plan.round,
+            policy_version=sync.version,
+            num_prompts=self.num_groups,
+            num_rollouts=self.num_rollouts,
+            num_pairs=self.num_pairs,
+            failed={
+                "rollouts": self.failed_rollouts,
+                "critiques": self.failed_critiques,
+                "workers": int(rollout["failed_workers"] + feedback["failed_workers"]),
+            },
+            staleness=trained_version - (trained_version if self.oldest_version is None else self.oldest_version),
+            loss=fit.loss,
+            implicit_accuracy=fit.metrics["implicit_accuracy"],
+            kl=fit.metrics["kl"],
+            metrics=fit.metrics,
+            sync=sync,
+            eval=dict(evaluation),
+            seconds={
+                "rollout": rollout["seconds"],
+                "feedback": feedback["seconds"],
+                "learn": fit.seconds,
+                "sync": sync.seconds,
+            },
+        )

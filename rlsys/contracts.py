@@ -1,0 +1,183 @@
+"""What the parts of a run promise each other. Each Protocol says what it consumes, produces, waits for and raises.
+
+The loop (`rounds.py`) knows only the stages below; Ray, vLLM and DeepSpeed stand behind them in `actors` and `learners`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from rlsys.records import (
+    FitReport,
+    Generation,
+    Interval,
+    PreferencePair,
+    Probe,
+    Prompt,
+    RolloutGroup,
+    RoundPlan,
+    RoundReport,
+    Sampling,
+    ScoredGroup,
+    SyncReport,
+    Verdict,
+)
+
+Request = tuple[Prompt, Sampling]
+
+
+@runtime_checkable
+class PromptSource(Protocol):
+    """A plug-in of group `prompts`: an ordered collection of prompts that can be entered at any place."""
+
+    def take(self, start: int, count: int) -> Iterator[Prompt]:
+        """Prompts `start .. start + count - 1`; the same position always gives the same prompt.
+
+        Raises:
+            PromptsExhausted: the source ends before `start + count`.
+        """
+
+
+@runtime_checkable
+class Feedback(Protocol):
+    """A plug-in of group `feedback`: turns answers into verdicts, with the help of a judge's engine or without one.
+
+    The two halves are pure, so that one engine call serves the requests of many groups.
+    """
+
+    needs_engine: bool
+    """`False` if `requests` is always empty."""
+
+    def requests(self, group: RolloutGroup) -> list[Request]:
+        """What to ask the judge about a group, in an order that `verdicts` understands."""
+
+    def verdicts(self, group: RolloutGroup, generations: Sequence[Generation]) -> tuple[Verdict, ...]:
+        """One verdict per rollout. An answer of the judge that cannot be read is counted as failed, never scored."""
+
+
+@runtime_checkable
+class PairBuilder(Protocol):
+    """A plug-in of group `pairs`: which answers of a group become preference pairs."""
+
+    def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:
+        """Pairs of one group, in a fixed order. Raises nothing: a group without two scores gives no pair."""
+
+
+class Engine(Protocol):
+    """A model that generates, on one device or a tensor-parallel group of them (`actors/engines/`)."""
+
+    def generate(self, requests: Sequence[Request]) -> list[Generation]:
+        """Continuations for every request, in order.
+
+        Raises:
+            EngineError: the engine failed; nothing of the batch is delivered.
+        """
+
+    def score(self, probes: Sequence[Probe]) -> list[Any]:
+        """float32 [T] log-probabilities of every probe's response tokens."""
+
+    def connect(self, offer: dict[str, Any]) -> None:
+        """Join a transport's group of sender and receivers."""
+
+    def begin_update(self) -> None:
+        """Get ready for new weights."""
+
+    def receive(self, bucket: dict[str, Any]) -> None:
+        """Take one packed bucket of weights, described by names, dtypes and shapes."""
+
+    def end_update(self, version: int) -> dict[str, Any]:
+        """Load what came, reset the prefix, multimodal and encoder caches, and report `names`, `num_tensors`, `num_bytes`,
+        `digest` and `version`."""
+
+    def close(self) -> None:
+        """Free the device."""
+
+
+class RolloutStage(Protocol):
+    """prompts -> rollout groups, on any number of workers."""
+
+    def stream(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[RolloutGroup]:
+        """One group per prompt, in prompt order, all from one version of the weights. A worker that dies is replaced and
+        its unfinished prompts are done again, once; a prompt that fails twice is delivered as a group without rollouts."""
+
+    def score(self, probes: Sequence[Probe]) -> list[list[Any]]:
+        """For every worker, log-probabilities of the probes."""
+
+    def count(self, round: int) -> dict[str, float]:
+        """Counters of a round: `seconds` (busy, mean over workers), `failed_workers`."""
+
+
+class FeedbackStage(Protocol):
+    """rollout groups -> scored groups."""
+
+    def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
+        """One scored group per group, in order."""
+
+    def count(self, round: int) -> dict[str, float]:
+        """Counters of a round: `seconds`, `failed_workers`."""
+
+
+class Learner(Protocol):
+    """preference pairs -> new weights."""
+
+    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan) -> FitReport:
+        """Take the optimizer steps of a round; begins at the first full batch.
+
+        Raises:
+            LearnerError: a loss is not finite, a reference does not match, or a rank died.
+        """
+
+    def score(self, probes: Sequence[Probe]) -> list[Any]:
+        """float32 [T] log-probabilities of every probe's response tokens under the current weights."""
+
+    def save(self, directory: str) -> None:
+        """Write the policy as a Hugging Face folder `policy/` and the optimizer beside it."""
+
+    def load(self, directory: str) -> None:
+        """Go back to what `save` wrote."""
+
+    def reset(self) -> None:
+        """Go back to the weights it started from, with a fresh optimizer."""
+
+
+class Weights(Protocol):
+    """The way from the learner to the engines."""
+
+    def publish(self, version: int) -> SyncReport:
+        """Send, load, reset caches, prove.
+
+        Raises:
+            SyncError: what arrived is not what was sent, or the probe gap is above tolerance.
+            SyncTimeout: not done before the deadline.
+        """
+
+
+class Evaluation(Protocol):
+    """A plug-in of group `evaluation`: held-out prompts and what their answers are worth against the truth."""
+
+    def prompts(self) -> list[Prompt]:
+        """The held-out prompts, always the same."""
+
+    def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Interval]:
+        """Metrics of the answers, each with its bootstrap 95 % interval."""
+
+
+class Gate(Protocol):
+    """Decides after every round whether its weights stay and whether the run goes on."""
+
+    def accepts(self, report: RoundReport) -> bool:
+        """Whether the round's weights stay. Called once per round, before `stops`."""
+
+    def stops(self, report: RoundReport) -> str | None:
+        """Why the run ends here, or `None`."""
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs to go on deciding, JSON values only."""
+
+
+class Tracker(Protocol):
+    """Shows how far a stage has come."""
+
+    def track(self, stage: str, items: Iterable[Any], total: int | None) -> Iterator[Any]:
+        """Pass `items` through."""

@@ -1,0 +1,46 @@
+"""A critic that writes a critique and scores in the same pass (MM-RLHF, arXiv 2502.10391, section 3.2).
+
+The reward head is folded into the language-model head as the row of a reserved token: the critic writes its critique,
+then that token, and the token's raw logit at the position that emitted it is the score. It sees the whole critique.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from rlsys import registry
+from rlsys.errors import ConfigError
+from rlsys.feedback.asking import Judge
+from rlsys.records import Completion, Critique, Sampling
+
+TEMPLATE = (
+    "Judge an answer to a question about the picture: is it correct, clear and complete? "
+    "Name what is right and what is wrong in it.\n"
+    "[Question]\n{question}\n[Answer]\n{answer}\n[Evaluation]"
+)
+
+
+@registry.feedback("critique")
+@dataclass(kw_only=True)
+class CritiqueFeedback(Judge):
+    """Critique, then score token. A critique that does not reach the token, or whose logit is not finite, failed."""
+
+    template: str = TEMPLATE
+    score_token: str = "<score>"
+    """Reserved token of the critic's vocabulary that ends a critique and carries the score."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.score_token:
+            raise ConfigError(f"feedback.score_token must name a token, got {self.score_token!r}")
+
+    def read(self, completion: Completion) -> Critique | None:
+        """The critique and the logit of its last token, if that is the score token."""
+        if completion.finish_reason != "stop_token" or completion.score_logits is None:
+            return None
+        score = float(completion.score_logits[-1])
+        return Critique(text=completion.text.strip(), score=score) if math.isfinite(score) else None
+
+    def _sampling(self, seed: int) -> Sampling:
+        return replace(super()._sampling(seed), stop_token=self.score_token, score_token=self.score_token)

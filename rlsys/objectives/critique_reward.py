@@ -1,0 +1,72 @@
+"""A judge that writes a critique and then scores: language modelling of the critique, Bradley-Terry on the score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch.nn.functional import logsigmoid
+
+from rlsys.errors import ConfigError
+from rlsys.objectives.inputs import CritiqueInputs, LossOutput, token_mean
+from rlsys.records import CritiquePair
+from rlsys.registry import objective
+
+
+@objective("critique_reward")
+@dataclass(kw_only=True)
+class CritiqueReward:
+    """Critique-based reward model (MM-RLHF, arXiv:2502.10391, section 4.1), teacher-forced on the annotator's
+    critiques.
+
+    w_s * -log sigmoid(r_w - r_l) + c0 * (r_w + r_l)^2 + w_c * (nll_w + nll_l), r the raw logit of the score token
+    after the critique. The centring term keeps the scores of different prompts near zero. Tied answers are not
+    supported.
+    """
+
+    w_s: float = 1.0
+    w_c: float = 1.0
+    c0: float = 0.01
+    nll_per: str = "token"
+    """`token`: a critique's loss is its mean over tokens (released code); `critique`: its sum (the paper's formula)."""
+    score_token: str = "<score>"
+    """Special token that ends every critique; its raw logit is the score."""
+
+    consumes: ClassVar[type] = CritiquePair
+    denominator: ClassVar[str] = "examples"
+
+    def __post_init__(self) -> None:
+        for name in ("w_s", "w_c", "c0"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"objective.{name} must be at least 0, got {getattr(self, name)}")
+        if self.nll_per not in ("token", "critique"):
+            raise ConfigError(f"objective.nll_per must be token or critique, got {self.nll_per!r}")
+
+    def __call__(self, inputs: CritiqueInputs) -> LossOutput:
+        """
+        Args:
+            inputs: scores and critique log-probabilities, all [B].
+
+        Returns:
+            Summed loss; metrics `accuracy` (strict), `score_margin`, `score_chosen`, `score_rejected`, `critique_nll`.
+        """
+        chosen_B, rejected_B = inputs.chosen_scores_B, inputs.rejected_scores_B
+        ranking_B = -logsigmoid(chosen_B - rejected_B)
+        centring_B = (chosen_B + rejected_B).square()
+        nll_B = self._nll(inputs) * inputs.has_critiques_B
+        loss_B = self.w_s * ranking_B + self.c0 * centring_B + self.w_c * nll_B
+        margin_B = (chosen_B - rejected_B).detach()
+        metrics = {
+            "accuracy": (margin_B > 0).float().sum(),
+            "score_margin": margin_B.sum(),
+            "score_chosen": chosen_B.detach().sum(),
+            "score_rejected": rejected_B.detach().sum(),
+            "critique_nll": nll_B.detach().sum(),
+        }
+        return LossOutput(loss=loss_B.sum(), metrics=metrics)
+
+    def _nll(self, inputs: CritiqueInputs):
+        if self.nll_per == "critique":
+            return -(inputs.chosen_logps_B + inputs.rejected_logps_B)
+        chosen_B = token_mean(inputs.chosen_logps_B, inputs.chosen_num_tokens_B)
+        return chosen_B + token_mean(inputs.rejected_logps_B, inputs.rejected_num_tokens_B)

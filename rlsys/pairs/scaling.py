@@ -1,0 +1,24 @@
+"""Dynamic reward scaling: how much a pair's margin is worth to the learner (MM-RLHF, arXiv 2502.10391, section 4.2)."""
+
+from __future__ import annotations
+
+import math
+
+
+def beta_scale(margin: float, w: float, k: float) -> float:
+    """The factor on beta of a pair: `1 + w * (1 - exp(-k * max(margin, 0)))`, in [1, 1 + w].
+
+    A pair the critic is sure of pulls harder; a margin of zero or less counts as plain DPO.
+
+    Args:
+        margin: score of the chosen answer minus score of the rejected one, score units.
+        w: largest addition to the factor, at least 0; 0 is plain DPO.
+        k: how soon it is reached, per score unit, at least 0; 0 is plain DPO.
+
+    Raises:
+        ValueError: `w` or `k` is negative or not finite.
+    """
+    for name, value in (("w", w), ("k", k)):
+        if not (math.isfinite(value) and value >= 0):
+            raise ValueError(f"beta_scale: {name} must be finite and at least 0, got {value}")
+    return 1.0 - w * math.expm1(-k * max(margin, 0.0))

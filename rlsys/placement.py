@@ -1,0 +1,196 @@
+"""Which process gets which cores and GPUs, decided before anything starts.
+
+Ray keeps books of CPUs but pins nothing, and an actor that asks for more than is left waits for ever without a word. So a run
+adds up what its roles need, says what does not fit, and gives every process on a CPU machine its own cores and thread count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from rlsys.errors import ResourceError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """What one worker process is given."""
+
+    num_cpus: float = 1.0
+    """CPUs booked with Ray; a fraction where processes share a core."""
+    num_gpus: float = 0.0
+    """GPUs booked with Ray; a fraction where roles share a GPU."""
+    cores: tuple[int, ...] = ()
+    """Cores the process is pinned to; empty leaves it unpinned (a node is chosen by Ray, its cores are not known here)."""
+    num_threads: int = 1
+    env: dict[str, str] = field(default_factory=dict)
+    """Set in the worker before any library is imported."""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """`env` with the thread counts that numeric libraries read when they are first imported."""
+        threads = str(self.num_threads)
+        return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **self.env}
+
+    def apply(self) -> None:
+        """Pin this process, and the threads it will start, to `cores`."""
+        if self.cores:
+            os.sched_setaffinity(0, self.cores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What all actors of one kind need together."""
+
+    name: str
+    num_actors: int
+    cores: float
+    """Cores per actor; 0 lets `place` share out what there is."""
+    gpus: float
+    """GPUs per actor (tensor-parallel size times one, or a fraction of a shared one)."""
+    memory_gib: float
+    """Host memory per actor, an estimate."""
+    gpu_memory_gib: float = 0.0
+    """GPU memory per GPU of an actor, an estimate."""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What there is: one machine, or a Ray cluster as a whole."""
+
+    num_cpus: float
+    num_gpus: float
+    memory_gib: float
+    """Free host memory."""
+    cores: tuple[int, ...] = ()
+    """Core numbers this process may use, if all actors will run on this machine; else empty."""
+    gpu_memory_gib: float = 0.0
+    """Memory of one GPU; 0 if unknown."""
+
+
+def this_machine(*, num_gpus: float = 0.0, gpu_memory_gib: float = 0.0) -> Machine:
+    """The machine this process runs on, within its CPU affinity."""
+    cores = tuple(sorted(os.sched_getaffinity(0)))
+    with open("/proc/meminfo") as lines:
+        kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return Machine(
+        num_cpus=len(cores),
+        num_gpus=num_gpus,
+        memory_gib=kilobytes["MemAvailable"] * 1024 / GIB,
+        cores=cores,
+        gpu_memory_gib=gpu_memory_gib,
+    )
+
+
+def shortages(roles: Sequence[Role], machine: Machine) -> list[str]:
+    """What does not fit, one sentence each; empty if all does."""
+    found = []
+    cores = sum(role.num_actors * role.cores for role in roles)
+    if cores > machine.num_cpus:
+        found.append(f"cores: {_sum(roles, 'cores')} = {cores:g} asked for, {machine.num_cpus:g} there")
+    gpus = sum(role.num_actors * role.gpus for role in roles)
+    if gpus > machine.num_gpus + 1e-9:
+        found.append(f"GPUs: {_sum(roles, 'gpus')} = {gpus:g} asked for, {machine.num_gpus:g} there")
+    memory = sum(role.num_actors * role.memory_gib for role in roles)
+    if memory > machine.memory_gib:
+        found.append(
+            f"host memory: {_sum(roles, 'memory_gib')} = {memory:.1f} GiB needed, {machine.memory_gib:.1f} GiB free"
+        )
+    if machine.gpu_memory_gib:
+        shared = sum(role.gpu_memory_gib * role.num_actors for role in roles if 0 < role.gpus < 1)
+        whole = [role for role in roles if role.gpus >= 1 and role.gpu_memory_gib > machine.gpu_memory_gib]
+        for role in whole:
+            found.append(
+                f"GPU memory: {role.name} needs about {role.gpu_memory_gib:.1f} GiB per GPU, "
+                f"{machine.gpu_memory_gib:.1f} GiB there"
+            )
+        if shared > machine.gpu_memory_gib:
+            found.append(
+                f"GPU memory: roles that share a GPU need about {shared:.1f} GiB, {machine.gpu_memory_gib:.1f} GiB there"
+            )
+    return found
+
+
+def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]:
+    """A placement for every actor of every role.
+
+    On one machine without GPUs the learner takes one half of the cores and the engines the other, because those two run at
+    once while rollouts and critiques alternate; within a half, actors get cores of their own, or share when there are
+    fewer cores than actors. Explicit `Role.cores` are taken in order of the roles.
+
+    Raises:
+        ResourceError: something does not fit; the message says what, for every shortage.
+    """
+    found = shortages(roles, machine)
+    if found:
+        raise ResourceError("this run does not fit: " + "; ".join(found))
+    automatic = [role for role in roles if role.cores == 0]
+    fixed = sum(role.num_actors * role.cores for role in roles)
+    free_cpus = machine.num_cpus - fixed
+    free_cores = list(machine.cores[int(fixed) :])
+    taken = list(machine.cores[: int(fixed)])
+    if automatic and (free_cpus <= 0 or (machine.cores and not free_cores)):
+        raise ResourceError(
+            f"this run does not fit: cores: {_sum(roles, 'cores')} leaves none for {', '.join(r.name for r in automatic)}"
+        )
+    shares = _halves(automatic, free_cores)
+    placements: dict[str, list[Placement]] = {}
+    for role in roles:
+        if role.cores:
+            count = int(role.cores)
+            sets = [tuple(taken.pop(0) for _ in range(min(count, len(taken)))) for _ in range(role.num_actors)]
+            cpus = [role.cores] * role.num_actors
+        else:
+            actors = sum(r.num_actors for r in automatic)
+            sets = shares[role.name] if free_cores else [()] * role.num_actors
+            cpus = [_floor(free_cpus / actors)] * role.num_actors
+        placements[role.name] = [
+            Placement(
+                num_cpus=number,
+                num_gpus=role.gpus,
+                cores=cores if not role.gpus else (),
+                num_threads=max(1, len(cores) or int(number)),
+                env=role.env,
+            )
+            for cores, number in zip(sets, cpus, strict=True)
+        ]
+    return placements
+
+
+def _halves(roles: Sequence[Role], cores: list[int]) -> dict[str, list[tuple[int, ...]]]:
+    learners = [role for role in roles if role.name == "learner"]
+    engines = [role for role in roles if role.name != "learner"]
+    if learners and engines and len(cores) > 1:
+        middle = len(cores) // 2
+        return _share(engines, cores[:middle]) | _share(learners, cores[middle:])
+    return _share(roles, cores)
+
+
+def _share(roles: Sequence[Role], cores: list[int]) -> dict[str, list[tuple[int, ...]]]:
+    names = [role.name for role in roles for _ in range(role.num_actors)]
+    sets: list[tuple[int, ...]]
+    if not cores or not names:
+        sets = [()] * len(names)
+    elif len(cores) < len(names):
+        sets = [(cores[i % len(cores)],) for i in range(len(names))]
+    else:
+        bounds = [round(i * len(cores) / len(names)) for i in range(len(names) + 1)]
+        sets = [tuple(cores[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+    result: dict[str, list[tuple[int, ...]]] = {role.name: [] for role in roles}
+    for name, chosen in zip(names, sets, strict=True):
+        result[name].append(chosen)
+    return result
+
+
+def _floor(number: float) -> float:
+    """Ray books CPUs in steps of 1/10000; rounding up could ask for more than there is."""
+    whole = int(number)
+    return float(whole) if whole >= 1 else int(number * 10_000) / 10_000
+
+
+def _sum(roles: Sequence[Role], field_name: str) -> str:
+    return " + ".join(f"{role.name} {role.num_actors} x {getattr(role, field_name):g}" for role in roles)

@@ -1,0 +1,126 @@
+"""Prompts from preference data sets in the schemas they were released in. Their answers are not used: the policy
+writes its own.
+
+mm_rlhf   arXiv 2502.10391: `prompt`, and `image` (path or list of paths) or `video` (a folder of frames)
+rlhf_v    arXiv 2312.00849: `text` (a JSON string with `question`), `image` (bytes or path)
+rlaif_v   arXiv 2405.17220: `question`, `image` (bytes or path)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rlsys import registry
+from rlsys.errors import ConfigError, PromptsExhausted
+from rlsys.prompts.images import load_images
+from rlsys.records import Image, Prompt, Turn
+
+Row = Mapping[str, Any]
+_NUM_FRAMES = 10
+"""Frames of a video that MM-RLHF trains on, spread evenly."""
+_FRAME_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
+_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
+
+
+def _mm_rlhf(row: Row, root: Path) -> tuple[str, tuple[Image, ...]]:
+    text = row["prompt"].replace("<image>", "").replace("<video>", "").strip()
+    if row.get("video"):
+        return text, load_images(_frames(root / row["video"]), root)
+    return text, load_images(row.get("image"), root)
+
+
+def _frames(folder: Path) -> list[Path]:
+    frames = sorted(file for file in folder.iterdir() if file.suffix.lower() in _FRAME_SUFFIXES)
+    if len(frames) <= _NUM_FRAMES:
+        return frames
+    step = (len(frames) - 1) / (_NUM_FRAMES - 1)
+    return [frames[round(place * step)] for place in range(_NUM_FRAMES)]
+
+
+def _rlhf_v(row: Row, root: Path) -> tuple[str, tuple[Image, ...]]:
+    text = row["text"]
+    return (json.loads(text) if isinstance(text, str) else text)["question"], load_images(row["image"], root)
+
+
+def _rlaif_v(row: Row, root: Path) -> tuple[str, tuple[Image, ...]]:
+    return row["question"], load_images(row["image"], root)
+
+
+SCHEMAS: dict[str, Callable[[Row, Path], tuple[str, tuple[Image, ...]]]] = {
+    "mm_rlhf": _mm_rlhf,
+    "rlhf_v": _rlhf_v,
+    "rlaif_v": _rlaif_v,
+}
+
+
+@registry.prompts("datasets")
+@dataclass(kw_only=True)
+class DatasetPrompts:
+    """One prompt per row, in the order of the data set; ids are `<schema>/<row>`."""
+
+    schema: str
+    """`mm_rlhf`, `rlhf_v` or `rlaif_v`."""
+    path: str
+    """A .jsonl, .json or .parquet file, a folder of parquet files, or a folder written by `Dataset.save_to_disk`."""
+    images: str | None = None
+    """Folder that relative image paths start from; that of the data if not given."""
+
+    def __post_init__(self) -> None:
+        if self.schema not in SCHEMAS:
+            raise ConfigError(f"prompts.schema must be one of {', '.join(SCHEMAS)}, got {self.schema!r}")
+        if not self.path:
+            raise ConfigError(f"prompts.path must name a file or folder, got {self.path!r}")
+
+    def take(self, start: int, count: int) -> Iterator[Prompt]:
+        """
+        Raises:
+            ConfigError: the data is missing, or a row does not have the schema; the message names the row.
+            PromptsExhausted: the data ends before `start + count`.
+        """
+        rows = self._rows
+        if start + count > len(rows):
+            raise PromptsExhausted(f"{self.path} has {len(rows)} rows, {start + count} were asked for")
+        root = Path(self.images) if self.images else _folder(Path(self.path))
+        for place in range(start, start + count):
+            try:
+                text, images = SCHEMAS[self.schema](rows[place], root)
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ConfigError(f"{self.path}, row {place}: not of schema {self.schema}: {error!r}") from error
+            yield Prompt(id=f"{self.schema}/{place}", turns=(Turn(role="user", text=text),), images=images)
+
+    @cached_property
+    def _rows(self) -> Any:
+        return _load_rows(Path(self.path))
+
+
+def _folder(path: Path) -> Path:
+    return path if path.is_dir() else path.parent
+
+
+def _load_rows(path: Path) -> Any:
+    """An indexable table of rows; images stay encoded until they are asked for."""
+    # Imported here: the library is heavy, and only this source needs it.
+    import datasets
+
+    if not path.exists():
+        raise ConfigError(f"prompts.path must name a file or folder, got {str(path)!r}")
+    if path.is_file():
+        if path.suffix not in _LOADERS:
+            raise ConfigError(f"prompts.path must end in one of {', '.join(_LOADERS)}, got {str(path)!r}")
+        table = datasets.load_dataset(_LOADERS[path.suffix], data_files=str(path), split="train")
+    elif (path / "state.json").exists():
+        table = datasets.load_from_disk(str(path))
+    else:
+        files = sorted(str(file) for file in path.rglob("*.parquet"))
+        if not files:
+            raise ConfigError(f"prompts.path is a folder without parquet files: {str(path)!r}")
+        table = datasets.load_dataset("parquet", data_files=files, split="train")
+    for name, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(name, datasets.Image(decode=False))
+    return table

@@ -1,0 +1,83 @@
+"""Plug-ins by name. A plug-in is a dataclass: its fields are its options, its methods the behaviour.
+
+    @objective("ipo")
+    @dataclass(kw_only=True)
+    class IPO:
+        beta: float = 0.1
+
+puts the class into Hydra's group `objective`; `objective=ipo objective.beta=0.3` then composes a live object. A plug-in
+outside this repository is found when its module is named in `RLSYS_PLUGINS` (comma-separated) and can be imported.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from rlsys.errors import ConfigError
+
+T = TypeVar("T", bound=type)
+
+
+class Registry(dict[str, type]):
+    """The plug-ins of one kind: name -> dataclass."""
+
+    def __init__(self, group: str) -> None:
+        super().__init__()
+        self.group = group
+
+    def __call__(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers a dataclass under `name`.
+
+        Raises:
+            ConfigError: the name is taken by another class.
+        """
+
+        def add(cls: T) -> T:
+            known = self.get(name)
+            if known is not None and known.__qualname__ != cls.__qualname__:
+                raise ConfigError(f"{self.group} {name!r} is already {known.__module__}.{known.__qualname__}")
+            self[name] = cls
+            # Hydra is imported here so that a plug-in's file stays as light as its own imports where no config is composed.
+            from hydra.core.config_store import ConfigStore
+
+            ConfigStore.instance().store(group=self.group, name=name, node=cls)
+            return cls
+
+        return add
+
+    def make(self, name: str, **options: Any) -> Any:
+        """A plug-in by name.
+
+        Raises:
+            ConfigError: no such name (the message lists those there are), or an option it does not have.
+        """
+        if name not in self:
+            raise ConfigError(f"no {self.group} named {name!r}; there are: {', '.join(sorted(self))}")
+        try:
+            return self[name](**options)
+        except TypeError as error:
+            raise ConfigError(f"{self.group} {name!r}: {error}") from error
+
+
+prompts = Registry("prompts")
+feedback = Registry("feedback")
+pairs = Registry("pairs")
+objective = Registry("objective")
+transport = Registry("transport")
+evaluation = Registry("evaluation")
+
+BUILT_IN = ("rlsys.prompts", "rlsys.feedback", "rlsys.pairs", "rlsys.objectives", "rlsys.transports", "rlsys.evals")
+
+
+def discover() -> None:
+    """Import every built-in plug-in, and those named in `RLSYS_PLUGINS`."""
+    for package_name in BUILT_IN:
+        package = importlib.import_module(package_name)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{package_name}.{module.name}")
+    for name in filter(None, os.environ.get("RLSYS_PLUGINS", "").split(",")):
+        importlib.import_module(name.strip())

@@ -1,0 +1,83 @@
+"""How held-out metrics are named, written and judged on the page."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rlsys.report.svg import Format, short
+
+
+def percent(value: float) -> str:
+    """A share as per cent."""
+    return f"{100 * value:.1f} %"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measure:
+    """What the page needs to know of one metric."""
+
+    title: str
+    unit: str
+    form: Format = percent
+    better: int = 0
+    """-1: lower is better, +1: higher is better, 0: neither."""
+    relative: bool = False
+    """Its change is told in per cent of the start, else in points or units."""
+    from_zero: bool = False
+
+
+MEASURES = {
+    "chair_i": Measure(
+        title="CHAIR_i", unit="share of mentioned objects that are not in the picture; lower is better",
+        better=-1, relative=True, from_zero=True,
+    ),
+    "chair_s": Measure(
+        title="CHAIR_s", unit="share of answers with at least one object that is not in the picture; lower is better",
+        better=-1, relative=True, from_zero=True,
+    ),
+    "recall": Measure(title="Object recall", unit="share of the picture's objects that are mentioned", better=1),
+    "mean_length": Measure(title="Mean length", unit="words per answer", form=short, relative=True),
+    "chair_s_refined": Measure(
+        title="CHAIR_s, refined", unit="the same, among answers that mention any object; lower is better",
+        better=-1, relative=True, from_zero=True,
+    ),
+    "false_position": Measure(
+        title="False positions", unit="share of stated positions of real objects that are wrong; lower is better",
+        better=-1, relative=True, from_zero=True,
+    ),
+    "unparsable": Measure(
+        title="Unparsable", unit="share of answers with a part that could not be read; lower is better",
+        better=-1, from_zero=True,
+    ),
+    "partner_share": Measure(
+        title="Partners among the false", unit="share of false objects that often appear beside a real one",
+    ),
+    "accuracy": Measure(title="POPE accuracy", unit="share of yes-or-no questions answered rightly", better=1),
+    "f1": Measure(title="POPE F1", unit="of the answer yes", better=1),
+    "yes_ratio": Measure(title="POPE yes ratio", unit="share of questions answered with yes"),
+}  # fmt: skip
+
+
+HEADLINE = ("chair_i", "chair_s", "recall", "mean_length", "accuracy", "f1")
+"""Metrics that come first on the page, where there are any of them."""
+
+
+def measure(name: str) -> Measure:
+    """The named metric; one that is not known is shown under its own name, as it is."""
+    return MEASURES.get(name, Measure(title=name.replace("_", " "), unit="", form=short))
+
+
+def number(value: float | None) -> float:
+    """A number of `summary.json`, where `null` stands for what is not finite."""
+    return math.nan if value is None else float(value)
+
+
+def change(name: str, start: float, end: float) -> str:
+    """The way from start to end, in words."""
+    what = measure(name)
+    if what.relative:
+        return f"{100 * (end / start - 1):+.0f} %" if start else "from zero"
+    if what.form is percent:
+        return f"{100 * (end - start):+.1f} points"
+    return f"{end - start:+.3g}"

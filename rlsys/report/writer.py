@@ -1,0 +1,50 @@
+"""Makes `report.html` of a run's folder, also while the run goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rlsys.errors import ConfigError
+from rlsys.metrics import replace_text
+from rlsys.report.examples import Mark
+from rlsys.report.gather import Records, gather
+from rlsys.report.page import page
+
+
+def write_report(
+    run_directory: str | Path, *, examples: int = 20, truth: Mark | None = None, journal: Records | None = None
+) -> Path:
+    """Write the page and return its path.
+
+    Args:
+        run_directory: folder of a run; read are `summary.json`, `config.yaml` if there is one, and `journal/`.
+        examples: prompts shown with all their answers.
+        truth: (prompt id, answer) -> the answer in segments, each true, false or no claim (`None`); without it the
+            answers are shown unmarked.
+        journal: read this instead of the run's own journal.
+
+    Raises:
+        ConfigError: the folder is no run, or the run has not begun.
+        JournalError: the journal is missing or damaged.
+    """
+    directory = Path(run_directory)
+    summary = directory / "summary.json"
+    if not summary.is_file():
+        raise ConfigError(f"{directory} has no summary.json: it is no run's folder, or the run has not begun")
+    if examples < 0:
+        raise ConfigError(f"examples must be at least 0, got {examples}")
+    if journal is None:
+        from rlsys.journal import Journal
+
+        journal = Journal(directory / "journal", create=False)
+    config = directory / "config.yaml"
+    text = page(
+        directory.resolve().name,
+        json.loads(summary.read_text(encoding="utf-8")),
+        gather(journal, examples=examples),
+        config=config.read_text(encoding="utf-8") if config.is_file() else None,
+        mark=truth,
+    )
+    replace_text(directory / "report.html", text)
+    return directory / "report.html"

@@ -1,0 +1,221 @@
+"""The world: coloured shapes on a 3 x 3 grid, at most one of a kind, one per cell.
+
+A scene is a pure function of (split, index). Its split is decided by a hash of its content (which kind stands in which
+cell), and candidates of another split are rejected, so no content of one split ever appears in another one.
+
+Every kind has a fixed *partner*. Partners stand together more often than chance has it, and the reference captions of
+the `train` split name the partner of an object they see whether or not it is there (`language.caption`): this is how
+the starting policy comes to hallucinate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image as PillowImage
+from PIL import ImageDraw
+
+from rlsys.seeding import generator
+
+Kind = tuple[str, str]
+"""(colour, shape)."""
+
+COLORS: dict[str, tuple[int, int, int]] = {
+    "red": (235, 40, 40),
+    "green": (40, 200, 70),
+    "blue": (40, 70, 235),
+    "yellow": (245, 225, 40),
+    "purple": (175, 50, 210),
+    "black": (12, 12, 12),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+KINDS: tuple[Kind, ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
+CELLS = ("northwest", "north", "northeast", "west", "center", "east", "southwest", "south", "southeast")
+"""Row by row from the top left. One word each, so that a place is one token."""
+NUM_COLUMNS = 3
+MAX_OBJECTS = 4
+CELL_PIXELS = 28
+"""One cell is one image token of a Qwen2.5-VL with patches of 14 pixels merged 2 x 2."""
+IMAGE_PIXELS = CELL_PIXELS * NUM_COLUMNS
+
+SPLITS: dict[str, range] = {
+    "train": range(0, 11),
+    "annotated": range(11, 14),
+    "online": range(14, 17),
+    "heldout": range(17, 20),
+}
+"""Which of the 20 buckets of content hashes belong to a split."""
+_NUM_BUCKETS = 20
+_NUM_OBJECTS_PROBS = (0.15, 0.25, 0.3, 0.3)
+"""Probability of 1, 2, 3 and 4 objects."""
+_TOGETHER = 0.25
+"""Probability that the next object of a scene is the partner of one already there."""
+_GROUND = (122, 117, 104)
+"""The grey that image processors of the CLIP family normalise to zero: an untrained vision tower sees objects, not
+paper."""
+_TINT = 72
+"""The ground is tiled: redder from left to right, bluer from top to bottom, by this much to either side of the grey. It
+shows where a cell is: rotary positions are relative, and a small model is slow to learn places from them alone."""
+_OUTLINE = (255, 255, 255)
+_OUTLINE_PIXELS = 2
+"""Every object has the same outline, so that its shape can be seen before its colour is known."""
+_ZOOM = 3
+"""Shapes are drawn this much larger and averaged down: smooth edges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An object in its cell."""
+
+    kind: Kind
+    cell: int
+    """Index into `CELLS`."""
+    shift: tuple[int, int] = (0, 0)
+    """Pixels right and down from the middle of the cell."""
+    radius: int = 10
+    """Half the object's width, pixels."""
+
+    @property
+    def row(self) -> int:
+        return self.cell // NUM_COLUMNS
+
+    @property
+    def column(self) -> int:
+        return self.cell % NUM_COLUMNS
+
+    @property
+    def position(self) -> str:
+        """The cell as a word, as in `northwest`."""
+        return CELLS[self.cell]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What stands where: the truth behind a picture."""
+
+    objects: tuple[Placed, ...]
+    """In reading order: by cell."""
+
+    def find(self, kind: Kind) -> Placed | None:
+        """The object of a kind, if it is there."""
+        return next((placed for placed in self.objects if placed.kind == kind), None)
+
+    def at(self, cell: int) -> Placed | None:
+        """The object in a cell, if there is one."""
+        return next((placed for placed in self.objects if placed.cell == cell), None)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        return frozenset(placed.kind for placed in self.objects)
+
+    @property
+    def content(self) -> tuple[tuple[int, Kind], ...]:
+        """What decides the split; size and shift inside the cell do not count."""
+        return tuple((placed.cell, placed.kind) for placed in self.objects)
+
+    @property
+    def split(self) -> str:
+        """The split this content belongs to."""
+        digest = hashlib.sha256(repr(self.content).encode()).digest()
+        bucket = int.from_bytes(digest[:8], "little") % _NUM_BUCKETS
+        return next(split for split, buckets in SPLITS.items() if bucket in buckets)
+
+
+def name(kind: Kind) -> str:
+    """The kind in words, as in `circle red`. The shape comes first, for it is the harder to see: a small model that
+    may say the colour first learns that alone, and shapes only after twice as many steps."""
+    return f"{kind[1]} {kind[0]}"
+
+
+def partner(kind: Kind) -> Kind:
+    """The kind that is imagined, and more often than chance found, beside this one: another colour and another
+    shape."""
+    colors = list(COLORS)
+    color, shape = kind
+    return (
+        colors[(colors.index(color) + 2) % len(colors)],
+        SHAPES[(SHAPES.index(shape) + 1) % len(SHAPES)],
+    )
+
+
+def sample(split: str, index: int) -> Scene:
+    """Scene number `index` of a split; always the same.
+
+    Raises:
+        ValueError: unknown split or negative index.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if index < 0:
+        raise ValueError(f"index of a scene must not be negative, got {index}")
+    rng = generator(0, "scenes", split, index)
+    while True:
+        scene = _propose(rng)
+        if scene.split == split:
+            return scene
+
+
+def _propose(rng: np.random.Generator) -> Scene:
+    """One scene without regard to its split."""
+    num_objects = 1 + int(rng.choice(MAX_OBJECTS, p=_NUM_OBJECTS_PROBS))
+    kinds: list[Kind] = []
+    while len(kinds) < num_objects:
+        if kinds and rng.random() < _TOGETHER:
+            kind = partner(kinds[int(rng.integers(len(kinds)))])
+        else:
+            kind = KINDS[int(rng.integers(len(KINDS)))]
+        if kind not in kinds:
+            kinds.append(kind)
+    cells = sorted(int(cell) for cell in rng.choice(len(CELLS), size=num_objects, replace=False))
+    rng.shuffle(kinds)
+    return Scene(
+        tuple(
+            Placed(
+                kind=(str(kind[0]), str(kind[1])),
+                cell=cell,
+                shift=(int(rng.integers(-1, 2)), int(rng.integers(-1, 2))),
+                radius=int(rng.integers(10, 13)),
+            )
+            for kind, cell in zip(kinds, cells, strict=True)
+        )
+    )
+
+
+def ground(side: int) -> np.ndarray:
+    """What the objects stand on, uint8 [side, side, 3]; `side` is a multiple of 3."""
+    steps = np.repeat([-_TINT, 0, _TINT], side // NUM_COLUMNS)
+    pixels = np.empty((side, side, 3), dtype=np.int64)
+    pixels[:] = _GROUND
+    pixels[:, :, 0] += steps[None, :]
+    pixels[:, :, 2] += steps[:, None]
+    return pixels.astype(np.uint8)
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """The scene's picture, uint8 [84, 84, 3]."""
+    side = IMAGE_PIXELS * _ZOOM
+    canvas = PillowImage.fromarray(ground(side))
+    pen = ImageDraw.Draw(canvas)
+    for placed in scene.objects:
+        x = (placed.column * CELL_PIXELS + CELL_PIXELS // 2 + placed.shift[0]) * _ZOOM
+        y = (placed.row * CELL_PIXELS + CELL_PIXELS // 2 + placed.shift[1]) * _ZOOM
+        _draw_shape(pen, placed.kind, (x, y), placed.radius * _ZOOM)
+    return np.asarray(canvas.resize((IMAGE_PIXELS, IMAGE_PIXELS), PillowImage.Resampling.BOX), dtype=np.uint8)
+
+
+def _draw_shape(pen: ImageDraw.ImageDraw, kind: Kind, center: tuple[int, int], radius: int) -> None:
+    (x, y), r, arm = center, radius, radius // 3
+    style = {"fill": COLORS[kind[0]], "outline": _OUTLINE, "width": _OUTLINE_PIXELS * _ZOOM}
+    if kind[1] == "circle":
+        pen.ellipse((x - r, y - r, x + r, y + r), **style)
+    elif kind[1] == "square":
+        pen.rectangle((x - r, y - r, x + r, y + r), **style)
+    elif kind[1] == "triangle":
+        pen.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], **style)
+    else:
+        quarter = [(arm, -r), (arm, -arm), (r, -arm)]
+        turned = [[(-v, u) for u, v in quarter], [(-u, -v) for u, v in quarter], [(v, -u) for u, v in quarter]]
+        corners = sum(turned, quarter)
+        pen.polygon([(x + u, y + v) for u, v in corners], **style)

@@ -1,0 +1,108 @@
+"""When a round's weights are refused, and when a run ends before its schedule does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from rlsys.errors import ConfigError, RoundRefused
+from rlsys.records import RoundReport
+
+LOWER_IS_BETTER = {"chair_i", "chair_s", "chair_s_refined", "unparsable"}
+"""Held-out metrics that get better as they fall; all others get better as they rise."""
+
+
+@dataclass(kw_only=True)
+class GateConfig:
+    """Stop rules and the gate. Everything is off by default."""
+
+    metric: str = "chair_i"
+    """Held-out metric that the rules below look at."""
+    refuse: bool = False
+    """Refuse a round whose metric got worse than the best accepted one by more than `tolerance`, and go back."""
+    tolerance: float = 0.0
+    """Metric units."""
+    max_refusals: int = 3
+    """More refusals in a row than this end the run with an error."""
+    patience: int | None = None
+    """Stop after this many rounds in a row without a better metric."""
+    kl_budget: float | None = None
+    """Stop once the policy's KL from the initial policy reaches this, nats per answer."""
+
+    def __post_init__(self) -> None:
+        if self.tolerance < 0:
+            raise ConfigError(f"gate.tolerance must be >= 0, got {self.tolerance}")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"gate.patience must be at least 1, got {self.patience}")
+        if self.kl_budget is not None and self.kl_budget <= 0:
+            raise ConfigError(f"gate.kl_budget must be > 0, got {self.kl_budget}")
+
+
+@dataclass(kw_only=True)
+class MetricGate:
+    """Remembers the best held-out metric of a run; its state is part of every checkpoint."""
+
+    config: GateConfig
+    best: float | None = None
+    rounds_without_gain: int = 0
+    refusals: int = 0
+
+    def begin(self, metrics: dict) -> None:
+        """Take the starting policy's held-out metrics as the best so far."""
+        if self.config.metric in metrics and self.best is None:
+            self.best = metrics[self.config.metric].value
+
+    def accepts(self, report: RoundReport) -> bool:
+        """Whether the round's weights stay. Call once per round, before `stops`.
+
+        Raises:
+            ConfigError: a rule needs a metric that the evaluation does not give.
+            RoundRefused: more than `max_refusals` rounds in a row were refused.
+        """
+        value = self._value(report)
+        gain = value is not None and (self.best is None or self._better(value, self.best))
+        refused = self.config.refuse and self.best is not None and value is not None and self._worse(value, self.best)
+        self.rounds_without_gain = 0 if gain else self.rounds_without_gain + 1
+        self.best = value if gain else self.best
+        self.refusals = self.refusals + 1 if refused else 0
+        if self.refusals > self.config.max_refusals:
+            raise RoundRefused(
+                f"round {report.round}: {self.config.metric} {value:g} is worse than the best {self.best:g}; "
+                f"{self.refusals} rounds in a row were refused, gate.max_refusals is {self.config.max_refusals}"
+            )
+        return not refused
+
+    def stops(self, report: RoundReport) -> str | None:
+        """Why the run ends after this round, or `None`."""
+        patience, budget = self.config.patience, self.config.kl_budget
+        if patience is not None and self.rounds_without_gain >= patience:
+            return f"{self.config.metric} has not got better for {self.rounds_without_gain} rounds (best {self.best:g})"
+        if budget is not None and report.metrics["kl_initial"] >= budget:
+            return f"KL from the initial policy {report.metrics['kl_initial']:.3f} has reached the budget {budget:g}"
+        return None
+
+    def state(self) -> dict:
+        """What `restore` needs, for the checkpoint."""
+        return {"best": self.best, "rounds_without_gain": self.rounds_without_gain, "refusals": self.refusals}
+
+    def restore(self, state: dict) -> None:
+        self.best, self.rounds_without_gain, self.refusals = (
+            state["best"],
+            state["rounds_without_gain"],
+            state["refusals"],
+        )
+
+    def _value(self, report: RoundReport) -> float | None:
+        if self.config.metric in report.eval:
+            value = report.eval[self.config.metric].value
+            return None if math.isnan(value) else value
+        if self.config.refuse or self.config.patience is not None:
+            raise ConfigError(f"gate.metric {self.config.metric!r} is not measured; there are: {sorted(report.eval)}")
+        return None
+
+    def _better(self, value: float, than: float) -> bool:
+        return value < than if self.config.metric in LOWER_IS_BETTER else value > than
+
+    def _worse(self, value: float, than: float) -> bool:
+        lower = self.config.metric in LOWER_IS_BETTER
+        return value > than + self.config.tolerance if lower else value < than - self.config.tolerance

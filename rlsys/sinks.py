@@ -1,0 +1,72 @@
+"""Where curves go besides the run's own files. Both packages are imported only where they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rlsys.errors import ConfigError
+
+
+class Sink(Protocol):
+    """Takes named numbers, step by step."""
+
+    def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoardSink:
+    """Event files for TensorBoard."""
+
+    def __init__(self, directory: Path, *, first_step: int) -> None:
+        """
+        Args:
+            first_step: events of an earlier attempt at this step and later are hidden.
+
+        Raises:
+            ConfigError: TensorBoard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ConfigError(
+                "tensorboard=true, but TensorBoard is not installed: pip install tensorboard, or set tensorboard=false"
+            ) from error
+        self._writer = SummaryWriter(log_dir=str(directory), purge_step=first_step)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbSink:
+    """A run at Weights & Biases; `mode: offline` in the options keeps it on this machine."""
+
+    def __init__(self, directory: Path, *, options: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """
+        Args:
+            options: arguments of `wandb.init` (`project`, `entity`, `name`, `id`, `resume`, `mode`, ...).
+            config: shown beside the curves.
+
+        Raises:
+            ConfigError: the package is not installed.
+        """
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "wandb is configured, but the package is not installed: pip install wandb, or set wandb=null"
+            ) from error
+        self._run = wandb.init(dir=str(directory), config=dict(config), **options)
+
+    def log(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()

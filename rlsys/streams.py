@@ -1,0 +1,87 @@
+"""A stage that runs ahead of its consumer by a bounded number of items."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+class Stream(Generic[T]):
+    """Iterates `source` in another thread, at most `ahead` items before the consumer.
+
+    An error of the source is raised at the consumer, after the items that came before it. Closing the stream (also by
+    leaving the `for` loop early through `close`) lets the producer end.
+
+        stream = Stream(slow_source(), ahead=4)
+        for item in stream: ...
+    """
+
+    def __init__(self, source: Iterable[T], *, ahead: int, executor: Executor | None = None) -> None:
+        """
+        Args:
+            ahead: bound on finished items that wait for the consumer, at least 1.
+            executor: where the producer runs; streams that share a one-thread executor run one after the other.
+        """
+        if ahead < 1:
+            raise ValueError(f"Stream.ahead must be at least 1, got {ahead}")
+        self._source = source
+        self._ahead = ahead
+        self._items: deque[T] = deque()
+        self._changed = threading.Condition()
+        self._ended = self._closed = False
+        self._error: BaseException | None = None
+        if executor is None:
+            threading.Thread(target=self._produce, daemon=True, name="rlsys-stream").start()
+        else:
+            executor.submit(self._produce)
+
+    def _produce(self) -> None:
+        error: BaseException | None = None
+        try:
+            for item in self._source:
+                if not self._put(item):
+                    break
+        except BaseException as caught:  # handed to the consumer, whatever it is
+            error = caught
+        finally:
+            close = getattr(self._source, "close", None)
+            if close is not None:
+                close()
+        with self._changed:
+            self._error, self._ended = error, True
+            self._changed.notify_all()
+
+    def _put(self, item: T) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._ahead)
+            if not self._closed:
+                self._items.append(item)
+                self._changed.notify_all()
+            return not self._closed
+
+    def __iter__(self) -> Iterator[T]:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._items or self._ended)
+                if not self._items:
+                    if self._error is not None:
+                        raise self._error
+                    return
+                item = self._items.popleft()
+                self._changed.notify_all()
+            yield item
+
+    def wait(self) -> None:
+        """Block until the source has ended (well or not). Needs `ahead` large enough for what nobody consumes meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended)
+
+    def close(self) -> None:
+        """Let the producer end after its current item."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

@@ -1,0 +1,123 @@
+"""Named tensors laid one after the other in flat buffers, so that a whole bucket travels in one operation.
+
+A manifest says what all buckets of an update hold; both ends work out the layout from it:
+
+    {"buckets": [{"names": ["a", "b"], "dtypes": ["float32", "bfloat16"], "shapes": [[2, 3], [4]]}, ...]}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from rlsys.errors import SyncError
+
+ALIGN = 16
+"""Bytes; every tensor begins at a multiple, so that the buffer can be viewed as any dtype there."""
+
+Named = tuple[str, torch.Tensor]
+Described = tuple[str, torch.dtype, Sequence[int]]
+Bucket = dict[str, list[Any]]
+
+
+def make_manifest(
+    tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]], bucket_bytes: int
+) -> dict[str, list[Bucket]]:
+    """Share tensors out into buckets, in their order.
+
+    Args:
+        tensors: name, dtype and shape of every tensor.
+        bucket_bytes: a bucket is closed before it would exceed this; a larger tensor gets a bucket of its own.
+    """
+    buckets: list[Bucket] = []
+    used = bucket_bytes
+    for name, dtype, shape in tensors:
+        size = _aligned(math.prod(shape) * dtype.itemsize)
+        if not buckets or used + size > bucket_bytes:
+            buckets.append({"names": [], "dtypes": [], "shapes": []})
+            used = 0
+        used += size
+        buckets[-1]["names"].append(name)
+        buckets[-1]["dtypes"].append(str(dtype).removeprefix("torch."))
+        buckets[-1]["shapes"].append(list(shape))
+    return {"buckets": buckets}
+
+
+def describe(tensors: Iterable[Named]) -> Bucket:
+    """The manifest's entry of a bucket."""
+    listed = list(tensors)
+    return {
+        "names": [name for name, _ in listed],
+        "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in listed],
+        "shapes": [list(tensor.shape) for _, tensor in listed],
+    }
+
+
+def flat_bytes(bucket: Bucket) -> int:
+    """Size of a bucket's buffer, alignment included."""
+    return sum(_aligned(size) for size in _sizes(bucket))
+
+
+def payload_bytes(bucket: Bucket) -> int:
+    """Bytes of a bucket's tensors, without alignment."""
+    return sum(_sizes(bucket))
+
+
+def pack(tensors: Sequence[Named], device: torch.device | str) -> torch.Tensor:
+    """uint8 [flat_bytes]: copies of the tensors on `device`."""
+    flat = torch.empty(flat_bytes(describe(tensors)), dtype=torch.uint8, device=device)
+    return pack_into(flat, tensors)
+
+
+def pack_into(flat: torch.Tensor, tensors: Sequence[Named]) -> torch.Tensor:
+    """As `pack`, into the front of a buffer that is there already.
+
+    Raises:
+        SyncError: the buffer is too small.
+    """
+    bucket = describe(tensors)
+    needed = flat_bytes(bucket)
+    if needed > flat.numel():
+        raise SyncError(
+            f"a bucket of {needed} bytes does not fit a buffer of {flat.numel()}: {bucket['names'][:3]} ..."
+        )
+    offset = 0
+    for (_, tensor), size in zip(tensors, _sizes(bucket), strict=True):
+        flat[offset : offset + size].copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
+        offset += _aligned(size)
+    return flat[:needed]
+
+
+def unpack(flat: torch.Tensor, bucket: Bucket) -> list[Named]:
+    """Views of the tensors in a received buffer.
+
+    Raises:
+        SyncError: the buffer's size is not the bucket's, or a dtype is unknown.
+    """
+    if flat.numel() != flat_bytes(bucket):
+        raise SyncError(f"a bucket of {flat_bytes(bucket)} bytes arrived as {flat.numel()}: {bucket['names'][:3]} ...")
+    tensors, offset = [], 0
+    entries = zip(bucket["names"], bucket["dtypes"], bucket["shapes"], _sizes(bucket), strict=True)
+    for name, dtype, shape, size in entries:
+        tensors.append((name, flat[offset : offset + size].view(_dtype(dtype)).view(shape)))
+        offset += _aligned(size)
+    return tensors
+
+
+def _sizes(bucket: Bucket) -> list[int]:
+    entries = zip(bucket["dtypes"], bucket["shapes"], strict=True)
+    return [math.prod(shape) * _dtype(dtype).itemsize for dtype, shape in entries]
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise SyncError(f"the manifest names a dtype that torch does not have: {name!r}")
+    return dtype
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGN) * ALIGN

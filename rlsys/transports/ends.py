@@ -1,0 +1,313 @@
+"""What all transports share: the two ends of one, their rendezvous and their deadline.
+
+    transport.sender(num_receivers=2)                       in the learner
+        .offer()          -> dict, given to every receiver as {**offer, "receiver": 0}, {**offer, "receiver": 1}
+        .connect()        wait for all receivers
+        .send_bucket(...) once per bucket of the manifest, in order; returns while the bucket is on its way
+        .finish()         -> what was sent
+        .close()
+    open_receiver(offer, device)                            in every engine process
+        .receive(manifest) -> the same buckets, one after the other
+        .report()          -> what came
+        .close()
+
+A sender outlives an update: `send_bucket` ... `finish` may follow each other many times on one connection.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+from rlsys import registry
+from rlsys.errors import ConfigError, SyncError, SyncTimeout
+from rlsys.transports.buckets import Bucket, Named, describe, flat_bytes, payload_bytes, unpack
+from rlsys.transports.digest import TensorDigest
+
+POLL_S = 0.001
+"""How often an end looks whether the other has come or an asynchronous operation is done."""
+
+
+class Tally:
+    """Counts and fingerprints the tensors of one update."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.num_bytes = 0
+        self._digest = TensorDigest()
+
+    def add(self, tensors: Sequence[Named], bucket: Bucket) -> None:
+        """Add a bucket's tensors."""
+        for name, tensor in tensors:
+            self._digest.update(name, tensor)
+        self.names.extend(bucket["names"])
+        self.num_bytes += payload_bytes(bucket)
+
+    def report(self) -> dict[str, Any]:
+        """`names`, `num_tensors`, `num_bytes` (alignment not counted) and `digest`."""
+        return {
+            "names": self.names,
+            "num_tensors": len(self.names),
+            "num_bytes": self.num_bytes,
+            "digest": self._digest.hexdigest(),
+        }
+
+
+class Sender:
+    """The learner's end. A transport implements `connect`, `_pack`, `_post`, `_settle` and `_leave`."""
+
+    def __init__(self, *, name: str, num_receivers: int, deadline_s: float, host: str | None) -> None:
+        self.num_receivers = num_receivers
+        self.deadline_s = deadline_s
+        self.store = serve_store(deadline_s)
+        self._offer = {
+            "transport": name,
+            "host": host or own_address(),
+            "port": self.store.port,
+            "num_receivers": num_receivers,
+            "deadline_s": deadline_s,
+        }
+        self._tally = Tally()
+        self._started: float | None = None
+        self._failure: SyncError | None = None
+        self._posted = 0
+        """Buckets posted so far, over all updates."""
+
+    def offer(self) -> dict[str, Any]:
+        """Where receivers find this sender; plain values. The caller adds `receiver`, a number from 0, for each."""
+        return dict(self._offer)
+
+    def connect(self) -> None:
+        """Wait until every receiver has joined.
+
+        Raises:
+            SyncTimeout: not all came before the deadline.
+        """
+        raise NotImplementedError
+
+    def send_bucket(self, tensors: Sequence[Named]) -> None:
+        """Hand over one bucket. It is copied first, so the tensors may change as soon as this returns.
+
+        Raises nothing: where a learner's ranks gather every bucket together, one that leaves in the middle would let the
+        others wait for ever. After a failure nothing more is sent, and `finish` raises it.
+        """
+        if self._started is None:
+            self._started = time.monotonic()
+        if self._failure is None:
+            try:
+                self._send(tensors)
+            except SyncError as error:
+                self._failure = error
+
+    def _send(self, tensors: Sequence[Named]) -> None:
+        flat = self._pack(tensors)
+        self._settle()
+        # Announced before it is sent: libraries abort the process, or hang, where the two ends disagree about a size.
+        self.store.set(f"bucket/{self._posted}", str(flat.numel()))
+        self._post(flat)
+        self._posted += 1
+        bucket = describe(tensors)
+        # Hashed while it travels, and from the copy that travels: what is reported is what was sent.
+        self._tally.add(unpack(flat.cpu(), bucket), bucket)
+
+    def finish(self) -> dict[str, Any]:
+        """Wait for the last bucket: `names`, `num_tensors`, `num_bytes`, `digest` and `seconds` of this update.
+
+        Raises:
+            SyncError: a receiver is lost. This sender is then of no more use than to be closed.
+            SyncTimeout: a bucket did not arrive before the deadline.
+        """
+        if self._failure is not None:
+            raise self._failure
+        self._settle()
+        seconds = 0.0 if self._started is None else time.monotonic() - self._started
+        report = {**self._tally.report(), "seconds": seconds}
+        self._tally, self._started = Tally(), None
+        return report
+
+    def close(self) -> None:
+        """Leave; receivers that still wait get an error."""
+        self._leave()
+        self.store = None
+
+    def _leave(self) -> None:
+        raise NotImplementedError
+
+    def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _post(self, flat: torch.Tensor) -> None:
+        raise NotImplementedError
+
+    def _settle(self) -> None:
+        """Wait until what `_post` started has arrived; nothing to do if there is nothing."""
+        raise NotImplementedError
+
+
+class Receiver:
+    """An engine's end. A transport implements `_post`, `_settle` and `_leave`."""
+
+    def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
+        """
+        Raises:
+            SyncTimeout: the sender is not there before the deadline.
+        """
+        self.device = device
+        self.rank = offer["receiver"] + 1
+        self.world_size = offer["num_receivers"] + 1
+        self.deadline_s = offer["deadline_s"]
+        self.store = join_store(offer["host"], offer["port"], self.deadline_s)
+        self._tally = Tally()
+        self._posted = 0
+        """Buckets asked for so far, over all updates."""
+
+    def receive(self, manifest: dict[str, list[Bucket]]) -> Iterator[list[Named]]:
+        """The buckets of an update, in order; while one is used, the next is on its way.
+
+        Every bucket has memory of its own: tensors may be kept.
+
+        Raises:
+            SyncError: the sender is lost.
+            SyncTimeout: a bucket did not come before the deadline.
+        """
+        self._tally = Tally()
+        ahead: list[Any] = []
+        for number, bucket in enumerate(manifest["buckets"]):
+            flat = self._settle(ahead.pop() if ahead else self._ask(bucket))
+            following = manifest["buckets"][number + 1 : number + 2]
+            if following and self.store.check([f"bucket/{self._posted}"]):
+                ahead.append(self._ask(following[0]))
+            tensors = unpack(flat, bucket)
+            self._tally.add(unpack(flat.cpu(), bucket), bucket)
+            yield tensors
+
+    def _ask(self, bucket: Bucket) -> Any:
+        expected = flat_bytes(bucket)
+        try:
+            announced = int(self.store.get(f"bucket/{self._posted}"))
+        except RuntimeError as error:
+            raise failure(error, f"waiting for bucket {self._posted}", self.deadline_s) from error
+        if announced != expected:
+            names = ", ".join(bucket["names"][:3])
+            raise SyncError(
+                f"a bucket of {announced} bytes is sent where the manifest has one of {expected}: {names} ..."
+            )
+        pending = self._post(expected)
+        self._posted += 1
+        return pending
+
+    def report(self) -> dict[str, Any]:
+        """`names`, `num_tensors`, `num_bytes` and `digest` of what came in the last update."""
+        return self._tally.report()
+
+    def close(self) -> None:
+        """Leave."""
+        self._leave()
+        self.store = None
+
+    def _leave(self) -> None:
+        raise NotImplementedError
+
+    def _post(self, num_bytes: int) -> Any:
+        """Begin to receive a buffer; what is returned goes to `_settle`."""
+        raise NotImplementedError
+
+    def _settle(self, pending: Any) -> torch.Tensor:
+        """uint8 [num_bytes], complete."""
+        raise NotImplementedError
+
+
+def open_receiver(offer: dict[str, Any], device: torch.device) -> Receiver:
+    """Join the group of the sender that made `offer`.
+
+    Raises:
+        ConfigError: no such transport here.
+        SyncError, SyncTimeout: the group did not come together.
+    """
+    name = offer["transport"]
+    if name not in registry.transport:
+        registry.discover()
+    if name not in registry.transport:
+        raise ConfigError(f"no transport named {name!r}; there are: {', '.join(sorted(registry.transport))}")
+    return registry.transport[name].receiver(offer, device)
+
+
+def serve_store(deadline_s: float) -> TCPStore:
+    """A rendezvous on a free port of this machine."""
+    return TCPStore("0.0.0.0", 0, None, True, timedelta(seconds=deadline_s), wait_for_workers=False)
+
+
+def join_store(host: str, port: int, deadline_s: float) -> TCPStore:
+    """The rendezvous of a sender.
+
+    Raises:
+        SyncTimeout: nobody answers there.
+    """
+    try:
+        return TCPStore(host, port, None, False, timedelta(seconds=deadline_s), wait_for_workers=False)
+    except torch.distributed.DistError as error:
+        raise SyncTimeout(f"no sender of weights at {host}:{port} within {deadline_s:g} s: {error}") from error
+
+
+def gather(store: TCPStore, world_size: int, deadline_s: float) -> None:
+    """Come together: returns on every end once all have called it.
+
+    Raises:
+        SyncTimeout: some did not come; the message counts them.
+    """
+    store.add("present", 1)
+    wait_until(
+        lambda: store.add("present", 0) >= world_size,
+        deadline_s,
+        lambda: f"{store.add('present', 0)} of {world_size} ends (sender included) came together",
+    )
+
+
+def wait_until(done: Any, deadline_s: float, what: Any) -> None:
+    """Poll `done()`.
+
+    Raises:
+        SyncTimeout: still false after `deadline_s`; the message is `what()`.
+    """
+    end = time.monotonic() + deadline_s
+    while not done():
+        if time.monotonic() > end:
+            raise SyncTimeout(f"{what()} within {deadline_s:g} s")
+        time.sleep(POLL_S)
+
+
+def failure(error: BaseException, what: str, deadline_s: float) -> SyncError:
+    """The error of a communication library in our own terms."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "timed out" in str(error).lower() or "timeout" in str(error).lower():
+        return SyncTimeout(f"{what} did not end within {deadline_s:g} s: {text}")
+    return SyncError(f"{what} failed, the other end is lost: {text}")
+
+
+def own_address(towards: tuple[str, int] = ("192.0.2.1", 9)) -> str:
+    """The address of this machine's interface towards another machine (by default: towards the network).
+
+    Nothing is sent: connecting a datagram socket only asks the routing table. Without a network it is the loopback.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(towards)
+        except OSError:
+            return "127.0.0.1"
+        return probe.getsockname()[0]
+
+
+def check_options(transport: Any) -> None:
+    """
+    Raises:
+        ConfigError: `bucket_bytes` or `deadline_s` is not positive.
+    """
+    for name in ("bucket_bytes", "deadline_s"):
+        if getattr(transport, name) <= 0:
+            raise ConfigError(f"transport.{name} must be > 0, got {getattr(transport, name)}")

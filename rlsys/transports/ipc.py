@@ -1,0 +1,143 @@
+"""Weights between two processes that share a GPU: the engine copies them from the learner's memory on the device.
+
+The learner exports two buffers once, by CUDA IPC. While engines copy from one, the next bucket goes into the other.
+The rendezvous carries the handles and, per bucket, "it is there" (every transport's announcement) and "it is copied".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+import torch
+
+from rlsys import registry
+from rlsys.errors import SyncError
+from rlsys.transports import ends
+from rlsys.transports.buckets import Named, pack_into
+
+NUM_BUFFERS = 2
+
+
+@registry.transport("ipc")
+@dataclass(kw_only=True)
+class Ipc:
+    """Copy on the device, for a learner's rank 0 and engines on one and the same GPU."""
+
+    bucket_bytes: int = 1 << 30
+    """Tensors that travel together, bytes. The learner holds two buffers of this size; no tensor may be larger."""
+    deadline_s: float = 120.0
+    """For the rendezvous, and for each bucket."""
+    host: str | None = None
+    """Address of the learner's machine for the engines; found from the routing table if `null`."""
+
+    def __post_init__(self) -> None:
+        ends.check_options(self)
+
+    def sender(self, num_receivers: int) -> IpcSender:
+        """The learner's end for so many receivers."""
+        return IpcSender(self.bucket_bytes, num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host)
+
+    @staticmethod
+    def receiver(offer: dict[str, Any], device: torch.device) -> IpcReceiver:
+        """An engine's end."""
+        return IpcReceiver(offer, device)
+
+
+class IpcSender(ends.Sender):
+    """Owner of the buffers, on the current CUDA device."""
+
+    def __init__(self, bucket_bytes: int, **options: Any) -> None:
+        super().__init__(name="ipc", **options)
+        self._bucket_bytes = bucket_bytes
+        self._buffers: list[torch.Tensor] = []
+
+    def connect(self) -> None:
+        device = torch.device("cuda", torch.cuda.current_device())
+        shape = (self._bucket_bytes,)
+        self._buffers = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(NUM_BUFFERS)]
+        self.store.set("gpu", _gpu(device))
+        for receiver in range(self.num_receivers):
+            # One export per receiver: torch counts one release per export.
+            self.store.set(f"handles/{receiver}", msgpack.packb([_export(buffer) for buffer in self._buffers]))
+        ends.gather(self.store, self.num_receivers + 1, self.deadline_s)
+
+    def _leave(self) -> None:
+        self._buffers = []
+
+    def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
+        self._await_copies(self._posted - NUM_BUFFERS + 1)  # the buffer's last bucket has left it
+        flat = pack_into(self._buffers[self._posted % NUM_BUFFERS], tensors)
+        torch.cuda.current_stream(flat.device).synchronize()  # another process reads it: no stream orders the two
+        return flat
+
+    def _post(self, flat: torch.Tensor) -> None:
+        pass  # that it is announced is all a receiver needs
+
+    def _settle(self) -> None:
+        self._await_copies(self._posted)
+
+    def _await_copies(self, count: int) -> None:
+        """Wait until every receiver has copied the first `count` buckets."""
+        if count <= 0:
+            return
+        key = f"copied/{count - 1}"
+        ends.wait_until(
+            lambda: self.store.add(key, 0) >= self.num_receivers,
+            self.deadline_s,
+            lambda: f"{self.store.add(key, 0)} of {self.num_receivers} engines copied bucket {count - 1}",
+        )
+
+
+class IpcReceiver(ends.Receiver):
+    """Reader of the buffers."""
+
+    def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
+        super().__init__(offer, device)
+        try:
+            gpu = self.store.get("gpu").decode()
+            handles = msgpack.unpackb(self.store.get(f"handles/{offer['receiver']}"))
+        except RuntimeError as error:
+            raise ends.failure(error, "waiting for the learner's buffers", self.deadline_s) from error
+        if gpu != _gpu(device):
+            raise SyncError(
+                f"transport ipc needs one GPU for learner and engine, but they are on {gpu} and {_gpu(device)}"
+            )
+        self._buffers = [_import(handle, device) for handle in handles]
+        ends.gather(self.store, self.world_size, self.deadline_s)
+
+    def _leave(self) -> None:
+        self._buffers = []
+
+    def _post(self, num_bytes: int) -> tuple[int, int]:
+        return self._posted, num_bytes
+
+    def _settle(self, pending: tuple[int, int]) -> torch.Tensor:
+        number, num_bytes = pending
+        flat = self._buffers[number % NUM_BUFFERS][:num_bytes].clone()
+        torch.cuda.current_stream(self.device).synchronize()  # copied before the learner may write again
+        self.store.add(f"copied/{number}", 1)
+        return flat
+
+
+def _gpu(device: torch.device) -> str:
+    return str(torch.cuda.get_device_properties(device).uuid)
+
+
+def _export(buffer: torch.Tensor) -> list[Any]:
+    """Plain values from which `_import` maps the buffer in another process."""
+    from torch.multiprocessing.reductions import reduce_tensor
+
+    _, arguments = reduce_tensor(buffer)
+    handle, size_bytes, offset_bytes = arguments[7:10]
+    return [buffer.numel(), arguments[3], handle, size_bytes, offset_bytes, *arguments[11:15]]
+
+
+def _import(values: list[Any], device: torch.device) -> torch.Tensor:
+    from torch.multiprocessing.reductions import rebuild_cuda_tensor
+
+    numel, tensor_offset, handle, size_bytes, offset_bytes, *events = values
+    storage = (torch.storage.TypedStorage, torch.uint8, device.index, handle, size_bytes, offset_bytes)
+    return rebuild_cuda_tensor(torch.Tensor, (numel,), (1,), tensor_offset, *storage, False, *events)

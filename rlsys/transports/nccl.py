@@ -1,0 +1,154 @@
+"""Weights from GPU to GPU: one NCCL broadcast per bucket.
+
+The communicator is vLLM's own binding of NCCL, the one its weight transfer uses: it can be told another NCCL library
+(`VLLM_NCCL_SO_PATH`) and leaves torch's process groups alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
+
+from rlsys import registry
+from rlsys.errors import SyncError, SyncTimeout
+from rlsys.transports import ends
+from rlsys.transports.buckets import Named, pack
+
+
+@registry.transport("nccl")
+@dataclass(kw_only=True)
+class Nccl:
+    """Broadcast by NCCL, between GPUs of one or many machines. The learner's end is its rank 0 only."""
+
+    bucket_bytes: int = 512 << 20
+    """Tensors that travel together, bytes; both ends hold two buckets on the GPU."""
+    deadline_s: float = 300.0
+    """For the rendezvous, and for each bucket."""
+    host: str | None = None
+    """Address of the learner's machine for the engines; found from the routing table if `null`."""
+
+    def __post_init__(self) -> None:
+        ends.check_options(self)
+
+    def sender(self, num_receivers: int) -> NcclSender:
+        """The learner's end for so many receivers."""
+        return NcclSender(name="nccl", num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host)
+
+    @staticmethod
+    def receiver(offer: dict[str, Any], device: torch.device) -> NcclReceiver:
+        """An engine's end."""
+        return NcclReceiver(offer, device)
+
+
+class NcclSender(ends.Sender):
+    """Rank 0 of the group, on the current CUDA device."""
+
+    _channel: _Channel | None = None
+    _pending: tuple[torch.cuda.Event, torch.Tensor] | None = None
+
+    def connect(self) -> None:
+        device = torch.device("cuda", torch.cuda.current_device())
+        self._channel = _Channel(self.store, 0, self.num_receivers + 1, self.deadline_s, device)
+
+    def _leave(self) -> None:
+        self._pending = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
+        return pack(tensors, self._channel.device)
+
+    def _post(self, flat: torch.Tensor) -> None:
+        self._pending = (self._channel.broadcast(flat), flat)
+
+    def _settle(self) -> None:
+        if self._pending is not None:
+            self._channel.wait(*self._pending)
+            self._pending = None
+
+
+class NcclReceiver(ends.Receiver):
+    """Rank 1 and above."""
+
+    def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
+        super().__init__(offer, device)
+        self._channel: _Channel | None = _Channel(self.store, self.rank, self.world_size, self.deadline_s, device)
+
+    def _leave(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+
+    def _post(self, num_bytes: int) -> tuple[torch.cuda.Event, torch.Tensor]:
+        flat = torch.empty(num_bytes, dtype=torch.uint8, device=self.device)
+        return self._channel.broadcast(flat), flat
+
+    def _settle(self, pending: tuple[torch.cuda.Event, torch.Tensor]) -> torch.Tensor:
+        self._channel.wait(*pending)
+        return pending[1]
+
+
+class _Channel:
+    """A communicator with a stream of its own and a deadline, which NCCL itself does not have."""
+
+    def __init__(self, store: TCPStore, rank: int, size: int, deadline_s: float, device: torch.device) -> None:
+        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+
+        self.device = device
+        self._deadline_s = deadline_s
+        ends.gather(store, size, deadline_s)
+        self._communicator = PyNcclCommunicator(_rendezvous(store, rank, size), device=device)
+        if self._communicator.disabled:
+            raise SyncError("NCCL is not there: its library could not be loaded, or VLLM_DISABLE_PYNCCL is set")
+        self._stream = torch.cuda.Stream(device)
+
+    def broadcast(self, flat: torch.Tensor) -> torch.cuda.Event:
+        """Begin; the event is reached when `flat` has been sent or received."""
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        flat.record_stream(self._stream)
+        try:
+            self._communicator.broadcast(flat, src=0, stream=self._stream)
+        except RuntimeError as error:
+            raise ends.failure(error, f"NCCL broadcast of {flat.numel()} bytes", self._deadline_s) from error
+        done = torch.cuda.Event()
+        done.record(self._stream)
+        return done
+
+    def wait(self, done: torch.cuda.Event, flat: torch.Tensor) -> None:
+        """
+        Raises:
+            SyncTimeout: not there before the deadline. The communicator is then gone: nothing else stops NCCL.
+        """
+        try:
+            ends.wait_until(done.query, self._deadline_s, lambda: f"NCCL broadcast of {flat.numel()} bytes did not end")
+        except SyncTimeout:
+            self.close()
+            raise
+        torch.cuda.current_stream(self.device).wait_event(done)
+
+    def close(self) -> None:
+        """Abort the communicator, also in the middle of a broadcast whose other end is lost."""
+        self._communicator.destroy()
+
+
+def _rendezvous(store: TCPStore, rank: int, size: int) -> Any:
+    """What vLLM's communicator needs of a process group, on our own store and without pickle."""
+    from vllm.distributed.utils import StatelessProcessGroup
+
+    class Rendezvous(StatelessProcessGroup):
+        def __init__(self) -> None:  # the parent's fields serve operations that are not used here
+            self.rank, self.world_size, self.store = rank, size, store
+
+        def broadcast_obj(self, obj: Any, src: int) -> Any:
+            """NCCL's unique id, a plain C structure, from rank `src` to all."""
+            if rank == src:
+                store.set("nccl_id", bytes(obj))
+                return obj
+            return type(obj).from_buffer_copy(store.get("nccl_id"))
+
+    return Rendezvous()

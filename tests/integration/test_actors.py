@@ -1,0 +1,311 @@
+"""Worker processes under Ray: order, independence from their number, replacement after a kill, nothing left behind."""
+
+import math
+import os
+import signal
+import time
+
+import numpy as np
+import psutil
+import pytest
+import ray
+
+from actors.engines import discover
+from actors.engines import engine as engines
+from actors.stages import FeedbackStage, RolloutStage
+from rlsys.errors import ConfigError, EngineError
+from rlsys.feedback.critique import CritiqueFeedback
+from rlsys.placement import Placement
+from rlsys.records import Prompt, Turn
+from tests.fakes import make_plan
+from tests.integration.small_model import Transformers, make_prompts, make_small
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
+    yield
+    ray.shutdown()
+
+
+def text_prompts(count):
+    return [Prompt(id=f"t{i}", turns=(Turn(role="user", text=f"question {i}"),)) for i in range(count)]
+
+
+def scripted(**options):
+    discover()
+    return engines.make("scripted", **options)
+
+
+def places(count):
+    return [Placement(num_cpus=0.5) for _ in range(count)]
+
+
+def rollouts(count=2, version=0, batch=2, probe_prompts=(), **options):
+    return RolloutStage(
+        engine=scripted(**options),
+        current=lambda: ("nowhere", version),
+        placements=places(count),
+        seed=3,
+        batch=batch,
+        deadline_s=60,
+        probe_prompts=probe_prompts,
+    )
+
+
+def pids(stage):
+    return [slot.pid for slot in stage._pool.slots]
+
+
+PLAN = make_plan(round=2, num_candidates=5, temperatures=(0.5, 1.0), max_tokens=6)
+
+
+def test_groups_come_in_order_and_are_the_same_for_any_number_of_workers():
+    prompts = text_prompts(9)
+    one, three = rollouts(1), rollouts(3)
+    try:
+        alone = list(one.stream(prompts, PLAN))
+        together = list(three.stream(prompts, PLAN))
+    finally:
+        one.close()
+        three.close()
+    assert alone == together
+    assert [group.prompt for group in alone] == prompts
+    assert [group.index for group in alone] == list(range(9))
+    for group in alone:
+        assert (group.round, group.policy_version, group.failed) == (2, 0, 0)
+        assert sum(rollout.count for rollout in group.rollouts) == 5
+        assert {rollout.temperature for rollout in group.rollouts} == {0.5, 1.0}
+        assert len({rollout.token_ids.tobytes() for rollout in group.rollouts}) == len(group.rollouts)
+    assert one.count(2)["failed_workers"] == 0
+
+
+def test_a_killed_worker_is_replaced_and_nothing_is_missing():
+    undisturbed = rollouts(2, batch=1, seconds_per_call=0.3)
+    wounded = rollouts(2, batch=1, seconds_per_call=0.3)
+    try:
+        expected = list(undisturbed.stream(text_prompts(8), PLAN))
+        stream = wounded.stream(text_prompts(8), PLAN)
+        got = [next(stream)]
+        before = wounded.members()
+        os.kill(pids(wounded)[1], signal.SIGKILL)
+        got += stream
+        assert got == expected
+        assert wounded.count(2)["failed_workers"] == 1
+        assert wounded.members() != before and len(wounded.members()) == 2
+        assert list(wounded.stream(text_prompts(3), PLAN)) == expected[:3]
+    finally:
+        undisturbed.close()
+        wounded.close()
+
+
+def test_prompts_that_kill_every_worker_are_delivered_without_rollouts():
+    stage = rollouts(1, batch=2, fatal_prompts=["t2"])
+    try:
+        groups = list(stage.stream(text_prompts(6), PLAN))
+    finally:
+        stage.close()
+    assert [len(group.rollouts) > 0 for group in groups] == [True, True, False, False, True, True]
+    assert [group.failed for group in groups] == [0, 0, 5, 5, 0, 0]
+    assert stage.count(2)["failed_workers"] == 2
+
+
+def test_an_error_of_ours_is_raised_and_not_counted():
+    stage = rollouts(2, batch=1, refused_prompts=["t1"])
+    try:
+        with pytest.raises(EngineError, match="prompt 't1' is refused"):
+            list(stage.stream(text_prompts(4), PLAN))
+        assert stage.count(2)["failed_workers"] == 0
+        assert len(list(stage.stream(text_prompts(1), PLAN))) == 1
+    finally:
+        stage.close()
+
+
+def test_an_engine_that_cannot_open_says_why():
+    discover()
+    with pytest.raises(EngineError, match="no model in /nowhere"):
+        RolloutStage(
+            engine=engines.make("vllm"), current=lambda: ("/nowhere", 0), placements=places(1), seed=0, deadline_s=60
+        )
+
+
+def test_options_are_checked():
+    with pytest.raises(ConfigError, match="batch must be at least 1, got 0"):
+        rollouts(1, batch=0)
+    with pytest.raises(ConfigError, match="num_actors must be at least 1"):
+        rollouts(0)
+
+
+def test_a_source_that_fails_ends_the_stream_with_its_error():
+    def source():
+        yield from text_prompts(3)
+        raise OSError("disk")
+
+    stage = rollouts(1, batch=1)
+    try:
+        stream = stage.stream(source(), PLAN)
+        assert len([next(stream) for _ in range(3)]) == 3
+        with pytest.raises(OSError, match="disk"):
+            next(stream)
+    finally:
+        stage.close()
+
+
+def test_prompts_are_taken_a_bounded_number_ahead():
+    taken = []
+
+    def source():
+        for prompt in text_prompts(100):
+            taken.append(prompt.id)
+            yield prompt
+
+    stage = rollouts(1, batch=1)
+    try:
+        stream = stage.stream(source(), PLAN)
+        next(stream)
+        time.sleep(1)
+        assert len(taken) < 10
+        stream.close()
+        assert len(list(stage.stream(text_prompts(2), PLAN))) == 2
+    finally:
+        stage.close()
+
+
+def test_close_leaves_no_process():
+    stage = rollouts(2)
+    processes = pids(stage)
+    assert all(psutil.pid_exists(pid) for pid in processes)
+    stage.close()
+    assert not any(psutil.pid_exists(pid) for pid in processes)
+
+
+def test_a_worker_is_pinned_and_has_its_thread_counts():
+    from actors.pool import Spec, WorkerPool
+
+    core = min(os.sched_getaffinity(0))
+    placement = Placement(num_cpus=0.5, cores=(core,), num_threads=1, env={"RLSYS_TEST": "yes"})
+    pool = WorkerPool(Spec(name="look", worker=Looking, options={}), [placement], deadline_s=60)
+    try:
+        [(affinity, threads, environment)] = pool.all("look", [()])
+    finally:
+        pool.close()
+    assert (affinity, threads, environment) == ({core}, "1", "yes")
+
+
+class Looking:
+    def look(self):
+        return os.sched_getaffinity(0), os.environ["OMP_NUM_THREADS"], os.environ["RLSYS_TEST"]
+
+    def close(self):
+        pass
+
+
+def critiques(feedback, engine, model=None, count=1, batch=3):
+    return FeedbackStage(
+        feedback=feedback, engine=engine, model=model, placements=places(count), batch=batch, deadline_s=120
+    )
+
+
+def test_feedback_keeps_the_order_and_counts_a_killed_worker():
+    stage = rollouts(1)
+    feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=50)
+    alone = critiques(feedback, scripted(seconds_per_call=0.2))
+    wounded = critiques(feedback, scripted(seconds_per_call=0.2), count=2)
+    try:
+        groups = list(stage.stream(text_prompts(10), PLAN))
+        expected = list(alone.stream(groups))
+        stream = wounded.stream(iter(groups))
+        got = [next(stream)]
+        os.kill(pids(wounded)[0], signal.SIGKILL)
+        got += stream
+    finally:
+        for one in (stage, alone, wounded):
+            one.close()
+    assert got == expected and [scored.group for scored in got] == groups
+    assert all(len(scored.verdicts) == len(scored.group.rollouts) for scored in got)
+    assert any(verdict.score is not None for scored in got for verdict in scored.verdicts)
+    assert wounded.count(2)["failed_workers"] == 1 and wounded.count(2)["seconds"] > 0
+
+
+def test_answers_that_kill_the_judge_have_failed_verdicts():
+    stage = rollouts(1)
+    groups = list(stage.stream(text_prompts(2), PLAN))
+    stage.close()
+    feedback = CritiqueFeedback(num_critiques=2, temperature=1.0)
+    fatal = feedback.requests(groups[0])[0][0].id
+    judge = critiques(feedback, scripted(fatal_prompts=[fatal]), batch=1)
+    try:
+        first, second = judge.stream(groups)
+    finally:
+        judge.close()
+    assert all(verdict.critiques == () and verdict.failed == 2 for verdict in first.verdicts)
+    assert any(verdict.critiques for verdict in second.verdicts)
+
+
+# ---------------------------------------------------------------- the real engine
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_small(tmp_path_factory.mktemp("model") / "policy")
+
+
+def real(folder, count, batch):
+    discover()
+    return RolloutStage(
+        engine=engines.make("vllm", max_model_len=256, max_num_batched_tokens=2048, kv_cache_gib=0.25),
+        current=lambda: (str(folder), 4),
+        placements=places(count),
+        seed=3,
+        batch=batch,
+        deadline_s=240,
+        probe_prompts=make_prompts(2, seed=9),
+    )
+
+
+def test_two_real_engines_give_what_one_gives_and_a_kill_changes_nothing(folder):
+    prompts = make_prompts(12, seed=4)
+    plan = make_plan(round=1, num_candidates=4, max_tokens=24)
+    stage = real(folder, 2, batch=2)
+    try:
+        expected = list(stage.stream(prompts, plan))
+        assert stage.versions() == [4, 4]
+        [first, second] = stage.score(stage.probes())
+        assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+        stream = stage.stream(prompts, plan)
+        got = [next(stream)]
+        os.kill(pids(stage)[1], signal.SIGKILL)
+        got += stream
+        assert got == expected
+        assert stage.count(1)["failed_workers"] == 1
+        left = pids(stage)
+    finally:
+        stage.close()
+    assert not any(psutil.pid_exists(pid) for pid in left if pid)
+    assert all(group.policy_version == 4 and group.prompt.images for group in got)
+
+
+def test_a_real_critic_scores_by_the_raw_logit_of_its_score_token(folder):
+    discover()
+    truth = Transformers(folder)
+    stage = rollouts(1)
+    groups = list(stage.stream(make_prompts(4), make_plan(num_candidates=4, max_tokens=6)))
+    stage.close()
+    engine = engines.make("vllm", max_model_len=512, max_num_batched_tokens=2048, kv_cache_gib=0.25)
+    feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=200, template="{question} {answer}")
+    judge = critiques(feedback, engine, str(folder), batch=4)
+    try:
+        scored = list(judge.stream(groups))
+    finally:
+        judge.close()
+    requests = [prompt for group in groups for prompt, _ in feedback.requests(group)]
+    verdicts = [verdict for one in scored for verdict in one.verdicts]
+    checked = 0
+    score = truth.processor.tokenizer.convert_tokens_to_ids("<score>")
+    for prompt, verdict in zip(requests, verdicts, strict=True):
+        for critique in verdict.critiques:
+            words = truth.processor.tokenizer(critique.text, add_special_tokens=False)["input_ids"]
+            logits = truth.logits(prompt, np.array([*words, score]))
+            assert math.isclose(float(logits[-1, score]), critique.score, abs_tol=1e-4)
+            checked += 1
+    assert checked > 5

@@ -1,0 +1,185 @@
+"""Whole runs as a user starts them: real vLLM, real Ray, real DeepSpeed, the smallest honest preset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from rlsys.journal import Journal
+from rlsys.records import PreferencePair
+
+pytestmark = pytest.mark.integration
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 600
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder for runs, with the cache of models beside it (shared by the module's runs)."""
+    return tmp_path_factory.mktemp("runs")
+
+
+def start(workplace, *words, command="align", **environment):
+    words = [f"output.runs_dir={workplace}", *words]
+    return subprocess.Popen(
+        [sys.executable, "-m", f"rlsys.app.{command}", "preset=scenes_ci", *words],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process):
+    output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, output
+    return output
+
+
+def summary(workplace, name):
+    return json.loads((workplace / name / "summary.json").read_text())
+
+
+def numbers(workplace, name):
+    """What must not depend on interruptions: everything of the rounds but times."""
+    kept = []
+    for entry in summary(workplace, name)["rounds"]:
+        entry = {key: value for key, value in entry.items() if key not in ("seconds", "failed")}
+        entry["sync"] = {key: value for key, value in entry["sync"].items() if key not in ("seconds", "max_logprob_gap")}
+        kept.append(entry)
+    return kept
+
+
+def pairs(workplace, name):
+    journal = Journal(workplace / name / "journal")
+    return [pair for round in journal.rounds() for pair in journal.read(round, PreferencePair)]
+
+
+def processes_of(group):
+    return [p for p in psutil.process_iter(["pid"]) if p.pid != group and _in_session(p.pid, group)]
+
+
+def _in_session(pid, group):
+    try:
+        return os.getsid(pid) == group
+    except ProcessLookupError:
+        return False
+
+
+def wait_until(condition, process, what):
+    end = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert process.poll() is None, f"ended before {what}: {process.stdout.read()}"
+        assert time.monotonic() < end, f"timed out waiting until {what}"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(workplace):
+    """The run that others are compared with."""
+    process = start(workplace, "name=undisturbed")
+    output = finish(process)
+    time.sleep(1.0)
+    assert not processes_of(process.pid), "processes were left behind"
+    return output
+
+
+def test_a_run_leaves_what_it_promises(workplace, undisturbed):
+    run = workplace / "undisturbed"
+    found = summary(workplace, "undisturbed")
+    assert len(found["rounds"]) == 2
+    for entry in found["rounds"]:
+        assert entry["num_prompts"] == 24 and entry["num_rollouts"] == 96 and entry["num_pairs"] > 0
+        assert entry["sync"]["max_logprob_gap"] <= 1e-3
+        assert entry["staleness"] == 0
+        assert {"chair_i", "chair_s", "recall", "mean_length"} <= set(entry["eval"])
+        assert {"rollout", "feedback", "learn", "sync", "checkpoint", "round"} <= set(entry["seconds"])
+    assert {"value", "low", "high"} == set(found["start"]["eval"]["chair_i"])
+    for name in ("config.yaml", "metrics.jsonl", "report.html", "journal", "checkpoints", "tensorboard"):
+        assert (run / name).exists(), name
+    assert "http" not in (run / "report.html").read_text().replace("http://www.w3.org", "")
+    from transformers import AutoModelForImageTextToText
+
+    AutoModelForImageTextToText.from_pretrained(run / "checkpoints" / "round-0001" / "policy")
+
+
+def test_a_run_killed_in_round_two_goes_on_with_the_same_pairs_and_numbers(workplace, undisturbed):
+    process = start(workplace, "name=killed")
+    journal = workplace / "killed" / "journal"
+    wait_until(lambda: list(journal.glob("round-0001*")), process, "round 2 begins")
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    wait_until_gone(process.pid)
+    output = finish(
+        subprocess.Popen(
+            [sys.executable, "-m", "rlsys.app.align", f"resume={workplace / 'killed'}"],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    )
+    assert "report" in output
+    assert pairs(workplace, "killed") == pairs(workplace, "undisturbed")
+    assert numbers(workplace, "killed") == numbers(workplace, "undisturbed")
+
+
+def wait_until_gone(group, seconds=20.0):
+    end = time.monotonic() + seconds
+    while processes_of(group):
+        assert time.monotonic() < end, f"left behind: {processes_of(group)}"
+        time.sleep(0.2)
+
+
+def test_a_rollout_actor_killed_in_a_round_is_replaced_and_nothing_is_missing(workplace, undisturbed):
+    process = start(workplace, "name=wounded", "rollout.batch=4")
+    journal = workplace / "wounded" / "journal"
+    wait_until(lambda: list(journal.glob("round-0000*")), process, "round 1 begins")
+    (victim,) = [p for p in processes_of(process.pid) if "RolloutWorker" in " ".join(p.cmdline())]
+    victim.kill()
+    finish(process)
+    first = summary(workplace, "wounded")["rounds"][0]
+    assert first["failed"]["workers"] == 1 and first["failed"]["rollouts"] == 0
+    assert first["num_prompts"] == 24 and first["num_rollouts"] == 96
+
+
+def test_two_rollout_actors_two_zero3_ranks_and_lag(workplace, undisturbed):
+    words = ("rollout.num_actors=2", "learner.num_ranks=2", "learner.zero_stage=3", "schedule.lag=1")
+    finish(start(workplace, "name=wide", *words))
+    found = summary(workplace, "wide")["rounds"]
+    assert [entry["staleness"] for entry in found] == [0, 1]
+    assert max(entry["sync"]["max_logprob_gap"] for entry in found) <= 1e-3
+
+
+def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, tmp_path):
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    port, dashboard = "26379", "28265"
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    head = subprocess.Popen(
+        [*ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+         f"--temp-dir={tmp_path / 'r'}", "--ray-client-server-port=0"],
+        start_new_session=True, **quiet,
+    )  # fmt: skip
+    try:
+        submit = [*ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", "."]
+        command = [sys.executable, "-m", "rlsys.app.align", "preset=scenes_ci", "schedule.rounds=1", "name=job"]
+        command.append(f"output.runs_dir={workplace}")
+        end = time.monotonic() + 60
+        while True:
+            done = subprocess.run([*submit, "--", *command], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+            if done.returncode == 0 or time.monotonic() > end or "connect" not in (done.stdout + done.stderr).lower():
+                break
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        head.wait(30)
+    assert len(summary(workplace, "job")["rounds"]) == 1

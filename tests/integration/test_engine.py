@@ -1,0 +1,241 @@
+"""The vLLM adapter against transformers: answers, log-probabilities, and weight updates of every part of the model."""
+
+import numpy as np
+import pytest
+import torch
+
+from actors.engines import discover
+from actors.engines import engine as engines
+from rlsys.errors import ConfigError, EngineError, SyncError
+from rlsys.records import Probe, Prompt, Sampling, Turn
+from rlsys.transports.gloo import Gloo
+from tests.integration.small_model import Sending, Transformers, make_prompts, make_small, push, weights_of
+
+TOLERANCE = 1e-4
+PARTS = {
+    "head": "lm_head.weight",
+    "embeddings": "model.embed_tokens.weight",
+    "final norm": "model.norm.weight",
+    "layer norm": "model.layers.0.input_layernorm.weight",
+    "attention": "model.layers.1.self_attn.k_proj.weight",
+    "attention bias": "model.layers.0.self_attn.q_proj.bias",
+    "mlp": "model.layers.0.mlp.up_proj.weight",
+    "merger": "visual.merger.mlp.2.weight",
+    "vision attention": "visual.blocks.0.attn.qkv.weight",
+    "vision mlp": "visual.blocks.1.mlp.down_proj.weight",
+    "vision norm": "visual.blocks.1.norm2.weight",
+    "patch embedding": "visual.patch_embed.proj.weight",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_small(tmp_path_factory.mktemp("model") / "policy")
+
+
+@pytest.fixture(scope="module")
+def engine(folder):
+    discover()
+    opened = engines.make("vllm", max_model_len=256, max_num_batched_tokens=2048).open(str(folder), version=7)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture(scope="module")
+def truth(folder):
+    return Transformers(folder)
+
+
+@pytest.fixture(scope="module")
+def sending(folder):
+    """Connects on first use; weights can be replaced between updates."""
+    made = Sending(Gloo(bucket_bytes=64 << 10, deadline_s=30), weights_of(folder))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def restored(engine, sending, folder):
+    """Afterwards, the engine holds the checkpoint's weights again."""
+    yield
+    sending.weights = weights_of(folder)
+    push(sending, engine, 7)
+
+
+def gap(engine, truth, prompt, answer):
+    probe = Probe(
+        prompt=prompt,
+        prompt_token_ids=tuple(engine.generate([(prompt, Sampling(max_tokens=1))])[0].prompt_token_ids.tolist()),
+        response_token_ids=tuple(int(token) for token in answer),
+    )
+    [scored] = engine.score([probe])
+    return float(np.abs(scored - truth.logprobs(prompt, answer)).max())
+
+
+ANSWER = np.array([20, 31, 42, 25, 60, 33], dtype=np.int32)
+
+
+def test_options_are_checked():
+    discover()
+    with pytest.raises(ConfigError, match=r"engine\.dtype must be one of auto, float32.*got 'float8'"):
+        engines.make("vllm", dtype="float8")
+    with pytest.raises(ConfigError, match=r"max_num_batched_tokens must be at least.*got 100 < 200"):
+        engines.make("vllm", max_model_len=200, max_num_batched_tokens=100)
+
+
+def test_sampled_tokens_come_with_the_models_own_logprobs(engine, truth):
+    prompts = make_prompts(3)
+    generations = engine.generate([(p, Sampling(num_samples=4, max_tokens=12, seed=i)) for i, p in enumerate(prompts)])
+    for prompt, generation in zip(prompts, generations, strict=True):
+        assert len(generation.completions) == 4
+        for one in generation.completions:
+            assert len(one.token_ids) == len(one.logprobs) and one.score_logits is None
+            np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
+
+
+def test_prompt_tokens_are_those_of_the_processor(engine, truth):
+    [prompt] = make_prompts(1)
+    [generation] = engine.generate([(prompt, Sampling(max_tokens=1))])
+    placeholder = truth.model.config.image_token_id
+    assert int((generation.prompt_token_ids == placeholder).sum()) == 9  # 84 x 84 pixels: 3 x 3 merged patches
+    text_only = Prompt(id="text", turns=(Turn(role="user", text="is there a red circle"),))
+    [without] = engine.generate([(text_only, Sampling(max_tokens=1))])
+    assert placeholder not in without.prompt_token_ids
+
+
+def test_top_p_and_temperature_change_what_is_sampled_and_not_the_logprobs(engine, truth):
+    [prompt] = make_prompts(1)
+    [generation] = engine.generate(
+        [(prompt, Sampling(num_samples=4, temperature=0.5, top_p=0.8, max_tokens=8, seed=3))]
+    )
+    for one in generation.completions:
+        np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
+
+
+def test_special_tokens_never_appear_but_the_end_does(engine, truth, restored, sending, folder):
+    weights = weights_of(folder)
+    weights["lm_head.weight"] = weights["lm_head.weight"] * 0.01  # all tokens about equally likely
+    sending.weights = weights
+    push(sending, engine, 8)
+    tokenizer = truth.processor.tokenizer
+    special = set(tokenizer.all_special_ids) | {i for i, t in tokenizer.added_tokens_decoder.items() if t.special}
+    end = tokenizer.eos_token_id
+    requests = [(p, Sampling(num_samples=16, max_tokens=60, seed=i)) for i, p in enumerate(make_prompts(4, seed=2))]
+    completions = [one for generation in engine.generate(requests) for one in generation.completions]
+    tokens = np.concatenate([one.token_ids for one in completions])
+    assert len(tokens) > 1500
+    assert set(tokens.tolist()) & special == {end}
+    for one in completions:
+        assert (one.finish_reason == "stop") == (one.token_ids[-1] == end)
+        assert end not in one.token_ids[:-1]
+        assert one.finish_reason in ("stop", "length") and "<" not in one.text
+
+
+def test_greedy_candidates_are_all_the_same(engine):
+    [generation] = engine.generate([(make_prompts(1)[0], Sampling(num_samples=3, temperature=0.0, max_tokens=5))])
+    first, *others = generation.completions
+    assert len(others) == 2 and all(np.array_equal(first.token_ids, one.token_ids) for one in others)
+
+
+def test_same_seeds_same_tokens_whatever_was_asked_before(engine):
+    requests = [
+        (p, Sampling(num_samples=4, max_tokens=20, seed=100 + i)) for i, p in enumerate(make_prompts(4, seed=5))
+    ]
+    first = engine.generate(requests)
+    engine.generate([(p, Sampling(num_samples=2, max_tokens=9, seed=9)) for p in make_prompts(7, seed=6)])
+    again = engine.generate(requests)
+    for one, two in zip(first, again, strict=True):
+        for a, b in zip(one.completions, two.completions, strict=True):
+            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+    other = engine.generate([(p, Sampling(num_samples=4, max_tokens=20, seed=900)) for p, _ in requests])
+    assert any(not np.array_equal(a.completions[0].token_ids, b.completions[0].token_ids)
+               for a, b in zip(first, other, strict=True))  # fmt: skip
+
+
+def test_probes_are_scored_as_transformers_does_and_foreign_ones_refused(engine, truth):
+    [prompt] = make_prompts(1)
+    assert gap(engine, truth, prompt, ANSWER) < TOLERANCE
+    with pytest.raises(EngineError, match="p0-0"):
+        engine.score([Probe(prompt=prompt, prompt_token_ids=(1, 2, 3), response_token_ids=(20, 31))])
+
+
+def test_raw_scores_need_an_engine_opened_for_them(engine):
+    with pytest.raises(EngineError, match="raw_logits"):
+        engine.generate([(make_prompts(1)[0], Sampling(score_token="<score>"))])
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_update_of_each_part_arrives_also_for_an_image_seen_before(part, engine, truth, sending, restored, tmp_path):
+    [prompt] = make_prompts(1, seed=11)
+    before = truth.logprobs(prompt, ANSWER)
+    assert gap(engine, truth, prompt, ANSWER) < TOLERANCE  # the image is now cached wherever it can be
+    weights = weights_of(truth.folder)
+    noise = torch.randn(weights[PARTS[part]].shape, generator=torch.Generator().manual_seed(0))
+    weights[PARTS[part]] = weights[PARTS[part]] + 0.3 * noise
+    sending.weights = weights
+    outcome = push(sending, engine, 8)
+    assert outcome["received"]["digest"] == outcome["sent"]["digest"]
+    assert outcome["received"]["num_tensors"] == len(weights) and outcome["received"]["version"] == 8
+    changed = Transformers(truth.folder)
+    changed.load(weights, tmp_path / "changed")
+    assert np.abs(changed.logprobs(prompt, ANSWER) - before).max() > 1e-2
+    assert gap(engine, changed, prompt, ANSWER) < TOLERANCE
+
+
+def test_without_emptying_the_caches_a_vision_update_would_be_wrong(
+    engine, truth, sending, restored, monkeypatch, tmp_path
+):
+    [prompt] = make_prompts(1, seed=12)
+    gap(engine, truth, prompt, ANSWER)
+    weights = weights_of(truth.folder)
+    weights[PARTS["patch embedding"]] = weights[PARTS["patch embedding"]] * -1
+    sending.weights = weights
+    changed = Transformers(truth.folder)
+    changed.load(weights, tmp_path / "changed")
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_forget", lambda **_: None)
+        push(sending, engine, 8)
+        assert gap(engine, changed, prompt, ANSWER) > 1e-2
+    push(sending, engine, 9)
+    assert gap(engine, changed, prompt, ANSWER) < TOLERANCE
+
+
+def test_each_of_the_three_caches_is_emptied(engine, sending, restored, monkeypatch):
+    [prompt] = make_prompts(1, seed=13)
+    engine.generate([(prompt, Sampling(max_tokens=2))])
+    emptied = []
+    core = engine._llm.llm_engine.engine_core
+    for owner, name in (
+        (engine._llm, "reset_prefix_cache"),
+        (engine._llm, "reset_mm_cache"),
+        (core, "reset_encoder_cache"),
+    ):
+        original = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda name=name, original=original: (emptied.append(name), original())[1])
+    push(sending, engine, 8)
+    assert sorted(set(emptied)) == ["reset_encoder_cache", "reset_mm_cache", "reset_prefix_cache"]
+
+
+def test_a_tensor_that_is_missing_stops_the_update_and_the_engine_until_a_whole_one(engine, truth, sending, restored):
+    weights = weights_of(truth.folder)
+    del weights["model.layers.1.self_attn.v_proj.weight"]
+    sending.weights = weights
+    with pytest.raises(SyncError, match=r"version 8: 1 tensors .* did not arrive: model\.layers\.1\.self_attn\.v_proj"):
+        push(sending, engine, 8)
+    with pytest.raises(EngineError, match="failed half way"):
+        engine.generate([(make_prompts(1)[0], Sampling())])
+    sending.weights = weights_of(truth.folder)
+    assert push(sending, engine, 9)["received"]["version"] == 9 == engine.version
+    assert gap(engine, truth, make_prompts(1)[0], ANSWER) < TOLERANCE
+
+
+def test_a_sender_lost_in_the_middle_is_an_error_and_the_next_update_is_whole(engine, truth, sending, restored):
+    manifest = sending.manifest(sending.transport.bucket_bytes)
+    first = manifest["buckets"][0]
+    engine.begin_update()
+    sending.sender.send_bucket([(name, sending.weights[name]) for name in first["names"]])
+    sending.close()
+    with pytest.raises(SyncError):
+        engine.receive(manifest)
+    assert push(sending, engine, 9)["received"]["version"] == 9
+    assert gap(engine, truth, make_prompts(1)[0], ANSWER) < TOLERANCE

@@ -1,0 +1,188 @@
+"""Trees, packing and tokens. The processor is the real one of a small checkpoint."""
+
+import numpy as np
+import pytest
+import torch
+
+from learners.collate import Answer, Collator, Tree, Unit, pack
+from learners.plan import FitPlan
+from learners.sample import AnswerSample
+from learners.shares import batches_of, shares
+from learners.tokens import Processor, RefusedRecord
+from rlsys.errors import ConfigError
+from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Prompt, Rollout, Turn
+from rlsys.scenes.policy import Shape, make_policy
+
+SMALL = Shape(hidden=32, layers=1, mlp=32, vision_hidden=32, vision_layers=1, vision_mlp=32)
+
+
+@pytest.fixture(scope="module")
+def processor(tmp_path_factory):
+    return Processor(make_policy(tmp_path_factory.mktemp("policy"), seed=0, shape=SMALL))
+
+
+def picture(seed, size=84):
+    return Image(pixels=np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+def prompt(name, *images, text="describe the picture"):
+    return Prompt(id=name, turns=(Turn(role="user", text=text),), images=images)
+
+
+def rollout(*tokens):
+    ids = np.array(tokens, dtype=np.int32)
+    return Rollout(
+        text="", token_ids=ids, logprobs=-np.ones(len(ids), np.float32), count=1, finish_reason="stop", temperature=1.0,
+        seed=0,
+    )  # fmt: skip
+
+
+def pair(processor, asked, chosen, rejected, version=0):
+    return PreferencePair(
+        prompt=asked, prompt_token_ids=processor.prompt_ids(asked), chosen=rollout(*chosen),
+        rejected=rollout(*rejected), chosen_score=1.0, rejected_score=0.0, margin=1.0, beta_scale=1.0, round=0,
+        policy_version=version,
+    )  # fmt: skip
+
+
+def test_pairs_of_one_prompt_become_one_tree_with_each_answer_once(processor):
+    asked = prompt("p", picture(0))
+    pairs = [pair(processor, asked, [20, 21], [22]), pair(processor, asked, [20, 21], [23, 24, 25])]
+    (batch,) = Collator(processor, micro_batch_tokens=1000)(pairs)
+    (tree,) = batch.trees
+    assert [answer.token_ids.tolist() for answer in tree.answers] == [[20, 21], [22], [23, 24, 25]]
+    assert [answers for _, answers in batch.examples] == [(0, 1), (0, 2)]
+    size = len(tree.prompt_ids)
+    assert batch.token_ids.tolist() == [*tree.prompt_ids.tolist(), 20, 21, 22, 23, 24, 25]
+    assert batch.targets.tolist() == [20, 21, 22, 23, 24, 25]
+    assert batch.predict.tolist() == [size - 1, size, size - 1, size - 1, size + 3, size + 4]
+    assert batch.answer_of_token.tolist() == [0, 0, 1, 2, 2, 2]
+    assert batch.last_token.tolist() == [1, 2, 5]
+    assert len(batch.images) == 1
+
+
+def test_pairs_of_other_versions_and_pictures_do_not_share_a_tree(processor):
+    one, other = prompt("p", picture(0)), prompt("p", picture(1))
+    pairs = [pair(processor, one, [20], [21]), pair(processor, one, [20], [21], version=1),
+             pair(processor, other, [20], [21])]  # fmt: skip
+    (batch,) = Collator(processor, micro_batch_tokens=1000)(pairs)
+    assert len(batch.trees) == 3
+    assert len(batch.images) == 2
+    assert sorted(batch.image_order) == [0, 0, 1]
+
+
+def test_a_prompt_with_more_answers_than_a_micro_batch_holds_is_shown_again(processor):
+    asked = prompt("p")
+    size = len(processor.prompt_ids(asked))
+    pairs = [pair(processor, asked, [20, i], [21, i]) for i in range(22, 28)]
+    batches = Collator(processor, micro_batch_tokens=size + 8)(pairs)
+    assert [len(batch.examples) for batch in batches] == [2, 2, 2]
+    assert all(len(batch.token_ids) == size + 8 for batch in batches)
+
+
+def test_packing_is_by_tokens_longest_first():
+    def unit(size):
+        return Unit(trees=[Tree(prompt_ids=np.zeros(size - 1, np.int32), answers=[Answer(token_ids=np.zeros(1))])])
+
+    bins = pack([unit(size) for size in (3, 9, 4, 5, 20)], budget=10)
+    assert [[one.num_tokens for one in packed] for packed in bins] == [[20], [9], [5, 4], [3]]
+
+
+def test_demonstrations_end_with_end_of_sequence(processor):
+    record = Demonstration(prompt=prompt("p", picture(0)), response="there is a red circle .")
+    (batch,) = Collator(processor, micro_batch_tokens=1000)([record])
+    words = processor.tokenizer.convert_ids_to_tokens(batch.targets.tolist())
+    assert words == ["there", "is", "a", "red", "circle", ".", "<|im_end|>"]
+
+
+def test_critiques_end_with_the_score_token_and_stay_together(processor):
+    record = CritiquePair(
+        chosen_prompt=prompt("p", picture(0)), rejected_prompt=prompt("p", picture(0), text="is there a red circle"),
+        chosen_critique="a red circle", rejected_critique="",
+    )  # fmt: skip
+    (batch,) = Collator(processor, micro_batch_tokens=4, score_token="<score>")([record])
+    words = processor.tokenizer.convert_ids_to_tokens(batch.targets.tolist())
+    assert words == ["a", "red", "circle", "<score>", "<score>"]
+    assert batch.examples[0][1] == (0, 1)
+    assert len(batch.images) == 1
+
+
+def test_a_score_token_the_tokenizer_lacks_is_named(processor):
+    with pytest.raises(ConfigError, match="no token '<worth>'"):
+        Collator(processor, micro_batch_tokens=4, score_token="<worth>")
+
+
+def test_prompts_are_those_of_the_processor_itself(processor):
+    asked = prompt("p", picture(0), picture(1, size=56))
+    whole = processor._processor
+    content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": asked.question}]
+    text = whole.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    expected = whole(text=[text], images=[image.pixels for image in asked.images])
+    assert processor.prompt_ids(asked).tolist() == expected["input_ids"][0]
+    ours = torch.cat([tensors.values["pixel_values"] for tensors in processor.images(asked.images)])
+    torch.testing.assert_close(ours, torch.as_tensor(expected["pixel_values"]))
+
+
+@pytest.mark.parametrize("token", ["<|image_pad|>", "<|vision_start|>", "<|im_start|>", "<score>", "<|im_end|>"])
+def test_special_tokens_inside_an_answer_are_refused_by_name(processor, token):
+    bad = [20, processor.token_id(token), 21]
+    with pytest.raises(RefusedRecord, match=r"special token '.*' \(\d+\) at place 1") as error:
+        Collator(processor, micro_batch_tokens=100)([pair(processor, prompt("p"), [20], bad)])
+    assert token in str(error.value)
+    assert isinstance(error.value, ValueError)
+
+
+def test_end_of_sequence_may_end_an_answer_and_text_may_not_smuggle_in_a_placeholder(processor):
+    ended = [20, processor.tokenizer.eos_token_id]
+    assert Collator(processor, micro_batch_tokens=100)([pair(processor, prompt("p"), ended, [21])])
+    with pytest.raises(RefusedRecord, match="image_pad"):
+        processor.response_ids("a red <|image_pad|> circle")
+
+
+def test_an_empty_answer_is_refused(processor):
+    with pytest.raises(RefusedRecord, match="without tokens"):
+        Collator(processor, micro_batch_tokens=100)([pair(processor, prompt("p"), [20], [])])
+
+
+def test_processed_pictures_are_kept_within_bounds(tmp_path):
+    folder = make_policy(tmp_path, seed=0, shape=SMALL)
+    small = Processor(folder, cache_mib=1)
+    pictures = [picture(seed, size=168) for seed in range(30)]
+    first = small.images(pictures)
+    again = small.images(pictures[-1:])
+    assert again[0] is first[-1]
+    assert sum(kept.num_bytes for kept in small._cache.values()) <= 1 << 20
+    assert small.images(pictures[:1])[0] is not first[0]
+
+
+def test_batches_keep_the_order_and_the_last_one_though_it_is_small():
+    assert list(batches_of(range(5), 2)) == [[0, 1], [2, 3], [4]]
+    assert list(batches_of([], 2)) == []
+
+
+def test_shares_are_even_complete_and_keep_prompts_together(processor):
+    batch = [pair(processor, prompt(f"p{number // 2}"), [20 + number], [30]) for number in range(8)]
+    parts = shares(batch, 2)
+    assert [len(part) for part in parts] == [4, 4]
+    assert sorted(id(record) for part in parts for record in part) == sorted(map(id, batch))
+    assert not {record.prompt.id for record in parts[0]} & {record.prompt.id for record in parts[1]}
+    assert [len(part) for part in shares(batch[:1], 3)] == [1, 0, 0]
+    assert [len(part) for part in shares([pair(processor, prompt("p"), [20 + i], [30]) for i in range(8)], 2)] == [4, 4]
+
+
+def test_the_sample_is_bounded_and_spread_over_everything():
+    sample = AnswerSample(limit=4)
+    trees = [Tree(prompt_ids=np.zeros(1, np.int32), answers=[Answer(token_ids=np.zeros(1))]) for _ in range(16)]
+    sample.add(trees[:7])
+    sample.add(trees[7:])
+    assert [trees.index(tree) for tree in sample.trees] == [0, 4, 8, 12]
+
+
+def test_learning_rates_of_a_one_cycle():
+    plan = FitPlan(lr=1.0, lr_schedule="one_cycle", warmup=0.5, num_steps=4)
+    assert [plan.lr_at(step) for step in range(5)] == pytest.approx([0.52, 1.0, 1.0, 0.5, 0.0])
+    cosine = FitPlan(lr=2.0, lr_schedule="cosine", warmup=0.5, num_steps=4)
+    assert [cosine.lr_at(step) for step in range(4)] == pytest.approx([1.0, 2.0, 2.0, 1.0])
+    assert FitPlan(lr=3.0).lr_at(99) == 3.0
+    with pytest.raises(ConfigError, match=r"'cosine' with warmup 0\.0 needs num_steps"):
+        FitPlan(lr=1.0, lr_schedule="cosine")

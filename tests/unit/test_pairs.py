@@ -1,0 +1,134 @@
+"""Pairs and their scale: literal values from MM-RLHF's formula and hand-made groups."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlsys.pairs.all_pairs import AllPairs
+from rlsys.pairs.best_worst import BestWorst
+from rlsys.pairs.scaling import beta_scale
+from rlsys.records import Critique, Prompt, Rollout, RolloutGroup, RoundPlan, ScoredGroup, Turn, Verdict
+
+PLAN = RoundPlan(
+    round=2, num_prompts=1, num_candidates=8, temperatures=(1.0,), top_p=1.0, max_tokens=32, epochs=1, lr=1e-5,
+    beta=0.1, scale_w=0.5, scale_k=0.5, pairs="all_pairs", min_margin=0.0, max_pairs_per_prompt=0,
+    reference="previous", data="current", lag=0,
+)  # fmt: skip
+
+
+def scored(scores: list[float | None], *, texts: list[str] | None = None, prompt_id: str = "p") -> ScoredGroup:
+    """A group with one answer per score, named a, b, c, ...; `None` is an answer whose critique failed."""
+    rollouts = tuple(
+        Rollout(
+            text=texts[i] if texts else chr(ord("a") + i),
+            token_ids=np.array([i, 99], np.int32),
+            logprobs=np.array([-0.5, -0.25], np.float32),
+            count=1,
+            finish_reason="stop",
+            temperature=1.0,
+            seed=i,
+        )
+        for i in range(len(scores))
+    )
+    group = RolloutGroup(
+        prompt=Prompt(id=prompt_id, turns=(Turn(role="user", text="What is there?"),)),
+        round=2,
+        index=0,
+        policy_version=2,
+        prompt_token_ids=np.array([1, 2, 3], np.int32),
+        rollouts=rollouts,
+    )
+    verdicts = tuple(
+        Verdict(critiques=(), failed=1) if score is None else Verdict(critiques=(Critique(text="", score=score),))
+        for score in scores
+    )
+    return ScoredGroup(group=group, verdicts=verdicts)
+
+
+def names(pairs) -> list[str]:
+    return [pair.chosen.text + pair.rejected.text for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    ("margin", "beta"),
+    [(0, 0.1), (1, 0.119673), (2, 0.131606), (4, 0.143233), (10, 0.149663), (-1, 0.1), (math.inf, 0.15)],
+)
+def test_beta_follows_the_papers_formula(margin, beta):
+    assert 0.1 * beta_scale(margin, 0.5, 0.5) == pytest.approx(beta, abs=5e-7)
+
+
+@pytest.mark.parametrize(("w", "k"), [(0.0, 0.5), (0.5, 0.0)])
+def test_without_w_or_k_the_scale_is_exactly_one(w, k):
+    assert [beta_scale(margin, w, k) for margin in (-3.0, 0.0, 0.1, 50.0)] == [1.0, 1.0, 1.0, 1.0]
+
+
+@given(st.floats(0, 20), st.floats(0.01, 5))
+def test_scale_grows_with_the_margin_and_stays_below_its_limit(margin, step):
+    assert 1.0 <= beta_scale(margin, 0.5, 0.5) < beta_scale(margin + step, 0.5, 0.5) <= 1.5
+
+
+@pytest.mark.parametrize(("w", "k", "message"), [(-0.1, 0.5, "w must .* -0.1"), (0.5, float("nan"), "k must .* nan")])
+def test_scale_refuses_a_negative_or_undefined_option(w, k, message):
+    with pytest.raises(ValueError, match=message):
+        beta_scale(1.0, w, k)
+
+
+@pytest.mark.parametrize(
+    ("scores", "count"), [([1, 2, 2, 4], 5), ([1, 2, 3, 4], 6), ([3, 3, 3, 3], 0), ([1], 0), ([], 0)]
+)
+def test_all_pairs_counts(scores, count):
+    assert len(AllPairs()(scored(scores), PLAN)) == count
+
+
+def test_all_pairs_prefers_the_higher_score_in_the_order_of_the_answers():
+    assert names(AllPairs()(scored([2.0, 1.0, 3.0]), PLAN)) == ["ab", "ca", "cb"]
+
+
+def test_a_pair_carries_margin_and_scale_side_by_side():
+    (pair,) = AllPairs()(scored([1.0, 3.0]), PLAN)
+    assert (pair.chosen_score, pair.rejected_score, pair.margin) == (3.0, 1.0, 2.0)
+    assert pair.beta_scale == pytest.approx(1.316060, abs=1e-6)
+    assert (pair.round, pair.policy_version, pair.prompt.id) == (2, 2, "p")
+    assert pair.prompt_token_ids.tolist() == [1, 2, 3]
+
+
+def test_min_margin_keeps_pairs_at_it_and_drops_those_below():
+    assert names(AllPairs()(scored([0.0, 0.5, 1.5]), replace(PLAN, min_margin=1.0))) == ["ca", "cb"]
+
+
+def test_an_answer_without_a_score_is_in_no_pair():
+    assert names(AllPairs()(scored([1.0, None, 2.0]), PLAN)) == ["ca"]
+    assert names(BestWorst()(scored([None, 1.0, 2.0]), PLAN)) == ["cb"]
+
+
+def test_answers_that_read_the_same_are_no_pair():
+    group = scored([1.0, 2.0, 3.0], texts=["x", "x", "y"])
+    assert names(AllPairs()(group, PLAN)) == ["yx", "yx"]
+    assert BestWorst()(scored([1.0, 2.0], texts=["x", "x"]), PLAN) == []
+
+
+def test_the_limit_keeps_a_repeatable_choice_that_differs_between_prompts():
+    plan = replace(PLAN, max_pairs_per_prompt=3)
+    choices = [names(AllPairs()(scored([1, 2, 3, 4, 5], prompt_id=f"p{i}"), plan)) for i in range(20)]
+    again = [names(AllPairs()(scored([1, 2, 3, 4, 5], prompt_id=f"p{i}"), plan)) for i in range(20)]
+    everything = names(AllPairs()(scored([1, 2, 3, 4, 5]), PLAN))
+    assert choices == again
+    assert all(len(set(choice)) == 3 for choice in choices)
+    assert all(choice == [name for name in everything if name in choice] for choice in choices)
+    assert {name for choice in choices for name in choice} == set(everything)
+
+
+def test_best_worst_takes_the_first_of_equals():
+    (pair,) = BestWorst()(scored([0.1, 0.9, 0.5, 0.9]), PLAN)
+    assert (pair.chosen.text, pair.rejected.text) == ("b", "a")
+    assert pair.margin == pytest.approx(0.8)
+
+
+def test_best_worst_gives_nothing_for_ties_small_margins_and_lone_answers():
+    assert BestWorst()(scored([1.0, 1.0]), PLAN) == []
+    assert BestWorst()(scored([1.0, 1.5]), replace(PLAN, min_margin=1.0)) == []
+    assert BestWorst()(scored([1.0, None]), PLAN) == []

@@ -1,0 +1,79 @@
+import pytest
+
+from rlsys.errors import ResourceError
+from rlsys.placement import Machine, Role, place, shortages
+
+TWO_CORES = Machine(num_cpus=2, num_gpus=0, memory_gib=20.0, cores=(0, 1))
+
+
+def role(name, num_actors=1, *, cores=0.0, gpus=0.0, memory_gib=1.0, gpu_memory_gib=0.0):
+    return Role(
+        name=name,
+        num_actors=num_actors,
+        cores=cores,
+        gpus=gpus,
+        memory_gib=memory_gib,
+        gpu_memory_gib=gpu_memory_gib,
+    )
+
+
+def test_engines_and_learner_get_a_half_each():
+    placed = place([role("rollout"), role("critic"), role("learner")], TWO_CORES)
+    assert [p.cores for p in placed["rollout"]] == [(0,)]
+    assert [p.cores for p in placed["critic"]] == [(0,)]
+    assert [p.cores for p in placed["learner"]] == [(1,)]
+    assert sum(p.num_cpus for ps in placed.values() for p in ps) <= 2
+    assert placed["learner"][0].environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_a_learner_alone_gets_everything():
+    (only,) = place([role("learner")], TWO_CORES)["learner"]
+    assert (only.cores, only.num_threads, only.num_cpus) == ((0, 1), 2, 2.0)
+
+
+def test_more_actors_than_cores_share():
+    placed = place([role("rollout", 2), role("critic"), role("learner", 2)], TWO_CORES)
+    assert [p.cores for p in placed["rollout"]] == [(0,), (0,)]
+    assert [p.cores for p in placed["learner"]] == [(1,), (1,)]
+    assert placed["rollout"][0].num_cpus == 0.4
+
+
+def test_eight_cores_are_dealt_out_once():
+    machine = Machine(num_cpus=8, num_gpus=0, memory_gib=20.0, cores=tuple(range(8)))
+    placed = place([role("rollout", 2), role("critic"), role("learner", 2)], machine)
+    used = [core for ps in placed.values() for p in ps for core in p.cores]
+    assert sorted(used) == list(range(8))
+
+
+def test_fixed_cores_are_taken_in_order_and_not_twice():
+    machine = Machine(num_cpus=4, num_gpus=0, memory_gib=20.0, cores=(0, 1, 2, 3))
+    placed = place([role("rollout", 2, cores=1), role("learner", cores=2)], machine)
+    assert [p.cores for p in placed["rollout"]] == [(0,), (1,)]
+    assert [p.cores for p in placed["learner"]] == [(2, 3)]
+
+
+def test_what_does_not_fit_is_said_with_numbers():
+    with pytest.raises(ResourceError, match=r"cores: rollout 3 x 1 = 3 asked for, 2 there"):
+        place([role("rollout", 3, cores=1)], TWO_CORES)
+    assert shortages([role("learner", 2, gpus=1)], TWO_CORES) == ["GPUs: learner 2 x 1 = 2 asked for, 0 there"]
+    assert shortages([role("learner", 2, memory_gib=15)], TWO_CORES) == [
+        "host memory: learner 2 x 15 = 30.0 GiB needed, 20.0 GiB free"
+    ]
+
+
+def test_fixed_cores_that_leave_none_for_the_rest():
+    with pytest.raises(ResourceError, match="leaves none for learner"):
+        place([role("rollout", 2, cores=1), role("learner")], TWO_CORES)
+
+
+def test_shared_gpu_memory_is_added_up():
+    machine = Machine(num_cpus=8, num_gpus=1, memory_gib=64, gpu_memory_gib=80)
+    sharing = [role("rollout", gpus=0.5, gpu_memory_gib=60), role("learner", gpus=0.5, gpu_memory_gib=60)]
+    assert shortages(sharing, machine) == ["GPU memory: roles that share a GPU need about 120.0 GiB, 80.0 GiB there"]
+
+
+def test_gpu_actors_are_not_pinned():
+    machine = Machine(num_cpus=8, num_gpus=2, memory_gib=64, cores=tuple(range(8)))
+    placed = place([role("rollout", cores=2, gpus=1), role("learner", cores=2, gpus=1)], machine)
+    assert placed["rollout"][0].cores == () and placed["rollout"][0].num_gpus == 1
+    assert placed["rollout"][0].num_cpus == 2

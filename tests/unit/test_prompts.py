@@ -1,0 +1,243 @@
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image as PillowImage
+
+from rlsys import registry
+from rlsys.contracts import PromptSource
+from rlsys.errors import ConfigError, PromptsExhausted
+from rlsys.prompts.datasets import DatasetPrompts
+from rlsys.prompts.images import load_images
+from rlsys.prompts.jsonl import JsonlPrompts
+from rlsys.prompts.scenes import ScenesPrompts
+
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def png(color, size=(4, 2)):
+    buffer = io.BytesIO()
+    PillowImage.new("RGB", size, color).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def colors(prompt):
+    return [tuple(int(value) for value in image.pixels[0, 0]) for image in prompt.images]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "red.png").write_bytes(png(RED))
+    (tmp_path / "pictures" / "blue.png").write_bytes(png(BLUE))
+    return tmp_path
+
+
+def write_lines(path, rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_sources_are_registered():
+    assert {"scenes", "jsonl", "datasets"} <= set(registry.prompts)
+    assert isinstance(registry.prompts.make("scenes"), PromptSource)
+
+
+def test_scenes_can_be_entered_anywhere():
+    source = ScenesPrompts()
+    assert [prompt.id for prompt in source.take(3, 2)] == ["scenes/online/3/describe", "scenes/online/4/describe"]
+    assert list(source.take(3, 2)) == list(source.take(0, 5))[3:]
+    assert next(ScenesPrompts(split="train", offset=7).take(3, 1)).id == "scenes/train/10/describe"
+
+
+def test_scenes_mix_tasks_by_weight():
+    prompts = list(ScenesPrompts(tasks={"describe": 1.0, "polar": 1.0}).take(0, 200))
+    asked = [prompt.id.rsplit("/", 1)[1] for prompt in prompts]
+    assert 70 < asked.count("polar") < 130 and asked.count("polar") + asked.count("describe") == 200
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"split": "test"}, "prompts.split .* 'test'"),
+        ({"offset": -1}, "prompts.offset .* -1"),
+        ({"tasks": {"sing": 1.0}}, "prompts.tasks .* 'sing'"),
+        ({"tasks": {}}, "prompts.tasks"),
+    ],
+)
+def test_scenes_name_a_wrong_option(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ScenesPrompts(**options)
+
+
+def test_jsonl(folder):
+    path = write_lines(
+        folder / "prompts.jsonl",
+        [
+            {"id": "one", "prompt": "what is it ?", "image": "pictures/red.png"},
+            "\n",
+            {"id": "two", "prompt": "compare", "images": ["pictures/red.png", "pictures/blue.png"]},
+            {"id": "three", "turns": [{"role": "system", "text": "be brief"}, {"role": "user", "text": "hello"}]},
+        ],
+    )
+    one, two, three = JsonlPrompts(path=path).take(0, 3)
+    assert (one.id, one.question, colors(one)) == ("one", "what is it ?", [RED])
+    assert one.images[0].pixels.shape == (2, 4, 3)
+    assert colors(two) == [RED, BLUE]
+    assert [(turn.role, turn.text) for turn in three.turns] == [("system", "be brief"), ("user", "hello")]
+    assert three.images == ()
+    assert [prompt.id for prompt in JsonlPrompts(path=path).take(1, 2)] == ["two", "three"]
+    with pytest.raises(PromptsExhausted, match="1 of the 2"):
+        list(JsonlPrompts(path=path).take(2, 2))
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("{oops\n", "bad.jsonl:1: not JSON"),
+        ('{"prompt": "hi"}\n', "bad.jsonl:1: .*`id`"),
+        ('{"id": "a"}\n', "either `prompt` or `turns`"),
+        ('{"id": "a", "turns": [{"role": "assistant", "text": "hi"}]}\n', "the user's last"),
+        ('{"id": "a", "turns": [{"role": "robot", "text": "hi"}]}\n', "system, user, assistant"),
+        ('{"id": "a", "prompt": 3}\n', "a text"),
+    ],
+)
+def test_jsonl_says_which_line_is_wrong(tmp_path, line, message):
+    path = write_lines(tmp_path / "bad.jsonl", [line])
+    with pytest.raises(ConfigError, match=message):
+        list(JsonlPrompts(path=path).take(0, 1))
+
+
+def test_jsonl_without_a_file(tmp_path):
+    with pytest.raises(ConfigError, match=r"nothing\.jsonl"):
+        list(JsonlPrompts(path=str(tmp_path / "nothing.jsonl")).take(0, 1))
+    with pytest.raises(ConfigError, match=r"prompts\.path"):
+        JsonlPrompts(path="")
+
+
+def mm_rlhf_row(**more):
+    return {
+        "prompt": "<image>\nwhat is it ?",
+        "chosen": "red",
+        "rejected": "green",
+        "chosen_reason": "it is red",
+        "rejected_reason": "it is not green",
+        **more,
+    }
+
+
+def test_mm_rlhf_pairs_file(folder):
+    path = write_lines(
+        folder / "dpo_pairs.jsonl",
+        [mm_rlhf_row(image="pictures/red.png"), mm_rlhf_row(image="pictures/blue.png")],
+    )
+    first, second = DatasetPrompts(schema="mm_rlhf", path=path).take(0, 2)
+    assert (first.id, first.question, colors(first)) == ("mm_rlhf/0", "what is it ?", [RED])
+    assert (second.id, colors(second)) == ("mm_rlhf/1", [BLUE])
+    with pytest.raises(PromptsExhausted, match="2 rows, 3"):
+        list(DatasetPrompts(schema="mm_rlhf", path=path).take(1, 2))
+
+
+def test_mm_rlhf_list_of_images(folder):
+    path = write_lines(folder / "pairs.jsonl", [mm_rlhf_row(image=["pictures/red.png", "pictures/blue.png"])])
+    assert colors(next(DatasetPrompts(schema="mm_rlhf", path=path).take(0, 1))) == [RED, BLUE]
+
+
+def test_mm_rlhf_video_gives_ten_frames_spread_evenly(folder):
+    (folder / "clip").mkdir()
+    for number in range(19):
+        (folder / "clip" / f"{number:03}.png").write_bytes(png((number, 0, 0)))
+    path = write_lines(folder / "video.jsonl", [mm_rlhf_row(video="clip")])
+    frames = colors(next(DatasetPrompts(schema="mm_rlhf", path=path).take(0, 1)))
+    assert [red for red, _, _ in frames] == [0, 2, 4, 6, 8, 10, 12, 14, 16, 18]
+
+
+def test_images_may_lie_elsewhere(folder, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    path = write_lines(elsewhere / "pairs.jsonl", [mm_rlhf_row(image="red.png")])
+    source = DatasetPrompts(schema="mm_rlhf", path=path, images=str(folder / "pictures"))
+    assert colors(next(source.take(0, 1))) == [RED]
+
+
+def rlaif_v_row(number, color):
+    return {
+        "ds_name": "RLAIF-V",
+        "image": {"bytes": png(color), "path": f"{number}.png"},
+        "question": f"question {number}",
+        "chosen": "a",
+        "rejected": "b",
+        "origin_dataset": "x",
+        "origin_split": "{}",
+        "idx": number,
+        "image_path": f"{number}.png",
+    }
+
+
+def rlhf_v_row(number, color):
+    text = json.dumps({"question": f"question {number}", "chosen": "a", "rejected": "b"})
+    row = {
+        key: value for key, value in rlaif_v_row(number, color).items() if key not in ("question", "chosen", "rejected")
+    }
+    return {**row, "ds_name": "RLHF-V", "text": text}
+
+
+@pytest.mark.parametrize("schema, make_row", [("rlaif_v", rlaif_v_row), ("rlhf_v", rlhf_v_row)])
+@pytest.mark.parametrize("form", ["parquet", "folder", "saved"])
+def test_image_bytes_in_parquet_and_saved_data_sets(tmp_path, monkeypatch, schema, make_row, form):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    table = datasets.Dataset.from_list([make_row(0, RED), make_row(1, BLUE)])
+    if form == "saved":
+        table = table.cast_column("image", datasets.Image())
+        table.save_to_disk(str(tmp_path / "saved"))
+        path = tmp_path / "saved"
+    else:
+        (tmp_path / "data").mkdir()
+        table.to_parquet(str(tmp_path / "data" / "part-0.parquet"))
+        path = tmp_path / "data" if form == "folder" else tmp_path / "data" / "part-0.parquet"
+    first, second = DatasetPrompts(schema=schema, path=str(path)).take(0, 2)
+    assert (first.id, first.question, colors(first)) == (f"{schema}/0", "question 0", [RED])
+    assert (second.question, colors(second)) == ("question 1", [BLUE])
+
+
+def test_a_row_of_another_schema_is_named(folder):
+    path = write_lines(folder / "pairs.jsonl", [mm_rlhf_row(image="pictures/red.png")])
+    with pytest.raises(ConfigError, match="row 0: not of schema rlhf_v"):
+        list(DatasetPrompts(schema="rlhf_v", path=path).take(0, 1))
+
+
+@pytest.mark.parametrize(
+    "schema, name, message",
+    [
+        ("coco", "x.jsonl", "prompts.schema .* 'coco'"),
+        ("mm_rlhf", "", "prompts.path"),
+        ("mm_rlhf", "missing.jsonl", "missing.jsonl"),
+        ("mm_rlhf", "data.csv", "data.csv"),
+        ("mm_rlhf", "pictures", "without parquet"),
+    ],
+)
+def test_wrong_data_sources_are_named(folder, schema, name, message):
+    (folder / "data.csv").write_text("a,b\n")
+    with pytest.raises(ConfigError, match=message):
+        list(DatasetPrompts(schema=schema, path=str(folder / name) if name else "").take(0, 1))
+
+
+def test_stored_images_of_every_kind(folder):
+    picture = PillowImage.new("L", (2, 2), 255)
+    stored = [
+        "pictures/red.png",
+        {"bytes": png(BLUE), "path": None},
+        {"bytes": None, "path": "pictures/blue.png"},
+        picture,
+    ]
+    loaded = load_images(stored, folder)
+    assert [tuple(image.pixels[0, 0].tolist()) for image in loaded] == [RED, BLUE, BLUE, (255, 255, 255)]
+    assert all(image.pixels.dtype == np.uint8 for image in loaded)
+    assert load_images(None, folder) == () == load_images("", folder)
+    with pytest.raises(FileNotFoundError):
+        load_images("pictures/green.png", folder)
+    with pytest.raises(ValueError, match="int"):
+        load_images(3, folder)
+    with pytest.raises(ValueError, match="bytes or a path"):
+        load_images({"bytes": None, "path": None}, folder)

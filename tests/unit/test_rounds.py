@@ -1,0 +1,209 @@
+"""The loop with hand-written stages: order, overlap, versions, refusals, and going on after a stop."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from rlsys import registry
+from rlsys.errors import LearnerError
+from rlsys.journal import Journal
+from rlsys.records import (
+    Critique,
+    FitReport,
+    Interval,
+    PreferencePair,
+    RolloutGroup,
+    ScoredGroup,
+    SyncReport,
+    Verdict,
+)
+from rlsys.rounds import Parts, run_rounds
+from rlsys.savepoints import Savepoints
+from rlsys.schedules.gate import GateConfig, MetricGate
+from rlsys.schedules.phases import Phase, Schedule
+from tests.fakes import make_prompt, make_rollout
+
+registry.discover()
+
+
+class World:
+    """Stages without models: answers are numbered by the version that gave them, longer answers score higher."""
+
+    def __init__(self, *, chair=None, hold=None):
+        self.version = 0
+        self.events = []
+        self.chair = chair or {}
+        self.hold = hold  # generation of later prompts waits for this
+        self.trained = []
+
+    def take(self, start, count):
+        return (make_prompt(f"p{start + i}") for i in range(count))
+
+    def stream(self, source, plan=None):
+        return self._rollouts(source, plan) if plan is not None else self._feedback(source)
+
+    def _rollouts(self, prompts, plan):
+        for index, prompt in enumerate(prompts):
+            if self.hold is not None and index == plan.num_prompts - 1:
+                assert self.hold.wait(5.0), "training never began while generation was going on"
+            self.events.append(("rollout", plan.round, index, self.version))
+            rollouts = tuple(make_rollout(f"{'x' * (n + 1)}{self.version}") for n in range(plan.num_candidates))
+            yield RolloutGroup(
+                prompt=prompt,
+                round=plan.round,
+                index=index,
+                policy_version=self.version,
+                prompt_token_ids=rollouts[0].token_ids,
+                rollouts=rollouts,
+            )
+
+    def _feedback(self, groups):
+        for group in groups:
+            scores = [float(len(rollout.text)) for rollout in group.rollouts]
+            verdicts = tuple(Verdict(critiques=(Critique(text="ok", score=score),)) for score in scores)
+            yield ScoredGroup(group=group, verdicts=verdicts)
+
+    def count(self, round):
+        return {"seconds": 0.0, "failed_workers": 0.0}
+
+    def fit(self, pairs, plan):
+        taken = []
+        for pair in pairs:
+            taken.append(pair)
+            if self.hold is not None:
+                self.hold.set()
+        self.trained.append(taken)
+        self.events.append(("fit", plan.round))
+        metrics = {"implicit_accuracy": 1.0, "kl": 0.0}
+        return FitReport(num_pairs=len(taken), num_steps=1, loss=0.5, metrics=metrics, seconds=0.0)
+
+    def save(self, directory):
+        policy = Path(directory) / "policy"
+        policy.mkdir()
+        (policy / "weights").write_text(str(len(self.trained)))
+
+    def load(self, directory):
+        self.events.append(("load", Path(directory).name))
+
+    def publish(self, version):
+        self.events.append(("publish", version))
+        self.version = version
+        return SyncReport(
+            version=version, num_tensors=1, num_bytes=4, digest="d", seconds=0.0, max_logprob_gap=0.0, num_probe_tokens=1
+        )
+
+    def evaluate(self, round):
+        if round not in self.chair:
+            return {}
+        return {"chair_i": Interval(value=self.chair[round], low=0.0, high=1.0)}
+
+    def track(self, stage, items, total):
+        yield from items
+
+
+def parts(world, root, phases, gate=None):
+    initial = root / "initial"
+    initial.mkdir(exist_ok=True)
+    return Parts(
+        schedule=Schedule(phases),
+        prompts=world,
+        rollouts=world,
+        feedback=world,
+        learner=world,
+        weights=world,
+        evaluate=world.evaluate,
+        gate=MetricGate(config=gate or GateConfig()),
+        journal=Journal(root / "journal"),
+        savepoints=Savepoints(root / "checkpoints", initial_policy=initial),
+        tracker=world,
+    )
+
+
+def phase(rounds, **changes):
+    return Phase(**{"rounds": rounds, "num_prompts": 3, "num_candidates": 2, **changes})
+
+
+def test_a_round_reports_what_it_did_and_engines_change_version_last(tmp_path):
+    world = World()
+    first, second = run_rounds(parts(world, tmp_path, [phase(2)]))
+    assert (first.num_prompts, first.num_rollouts, first.num_pairs, first.staleness) == (3, 6, 3, 0)
+    assert (first.policy_version, second.policy_version) == (1, 2)
+    kinds = [event[:2] for event in world.events]
+    assert kinds == [("rollout", 0)] * 3 + [("fit", 0), ("publish", 1)] + [("rollout", 1)] * 3 + [("fit", 1), ("publish", 2)]
+    assert {pair.policy_version for pair in world.trained[1]} == {1}
+
+
+def test_training_begins_while_prompts_are_still_being_answered(tmp_path):
+    world = World(hold=threading.Event())
+    (report,) = run_rounds(parts(world, tmp_path, [phase(1)]))
+    assert report.num_pairs == 3
+
+
+def test_lag_one_generates_a_round_ahead_and_no_further(tmp_path):
+    world = World()
+    reports = list(run_rounds(parts(world, tmp_path, [phase(4, lag=1)])))
+    assert [report.staleness for report in reports] == [0, 1, 1, 1]
+    versions = {event[1]: event[3] for event in world.events if event[0] == "rollout"}
+    assert versions == {0: 0, 1: 0, 2: 1, 3: 2}
+
+
+def test_a_refused_round_goes_back_to_the_last_good_weights(tmp_path):
+    world = World(chair={0: 0.2, 1: 0.4, 2: 0.1})
+    made = parts(world, tmp_path, [phase(3)], GateConfig(refuse=True))
+    reports = list(run_rounds(made))
+    assert [report.accepted for report in reports] == [True, False, True]
+    assert ("load", "round-0000") in world.events
+    assert [report.policy_version for report in reports] == [1, 3, 4]
+    weights = [(tmp_path / "checkpoints" / f"round-000{r}" / "policy" / "weights").read_text() for r in range(3)]
+    assert weights == ["1", "1", "3"]
+
+
+def test_patience_ends_a_run(tmp_path):
+    world = World(chair={0: 0.2, 1: 0.3, 2: 0.3, 3: 0.1})
+    made = parts(world, tmp_path, [phase(5)], GateConfig(patience=2))
+    assert len(list(run_rounds(made))) == 3
+
+
+def test_accumulated_data_brings_the_earlier_pairs_again(tmp_path):
+    world = World()
+    list(run_rounds(parts(world, tmp_path, [phase(3, data="accumulated")])))
+    assert [len(pairs) for pairs in world.trained] == [3, 6, 9]
+    assert [pair.round for pair in world.trained[2]] == [2] * 3 + [0] * 3 + [1] * 3
+
+
+def test_a_run_that_goes_on_takes_the_pairs_that_were_sampled_ahead(tmp_path):
+    undisturbed = World()
+    (tmp_path / "a").mkdir()
+    list(run_rounds(parts(undisturbed, tmp_path / "a", [phase(4, lag=1)])))
+
+    stopped = World()
+    (tmp_path / "b").mkdir()
+    going = run_rounds(parts(stopped, tmp_path / "b", [phase(4, lag=1)]))
+    next(going), next(going)
+    going.close()
+
+    again = World()
+    again.version = 2
+    list(run_rounds(parts(again, tmp_path / "b", [phase(4, lag=1)]), first=2, version=2))
+    assert again.trained == undisturbed.trained[2:]
+
+
+def test_everything_that_passed_is_in_the_journal(tmp_path):
+    world = World()
+    list(run_rounds(parts(world, tmp_path, [phase(1)])))
+    journal = Journal(tmp_path / "journal")
+    assert [group.index for group in journal.read(0, RolloutGroup)] == [0, 1, 2]
+    assert list(journal.read(0, PreferencePair)) == world.trained[0]
+    assert len(list(journal.read(0, ScoredGroup))) == 3
+
+
+def test_an_error_of_the_learner_ends_the_run_and_its_threads(tmp_path):
+    class Broken(World):
+        def fit(self, pairs, plan):
+            next(iter(pairs))
+            raise LearnerError("rank 1 died")
+
+    with pytest.raises(LearnerError, match="rank 1 died"):
+        list(run_rounds(parts(Broken(), tmp_path, [phase(2, num_prompts=500)])))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("sampling")]

@@ -1,0 +1,98 @@
+import pytest
+
+from rlsys.errors import ConfigError, RoundRefused
+from rlsys.records import Interval, RoundReport, SyncReport
+from rlsys.schedules.gate import GateConfig, MetricGate
+from rlsys.schedules.phases import Phase, Schedule, ramp
+
+
+def test_ramps_hit_both_ends():
+    linear = {"start": 1.0, "end": 3.0}
+    assert [ramp(linear, i, 3, key="lr") for i in range(3)] == [1.0, 2.0, 3.0]
+    cosine = {"start": 0.0, "end": 1.0, "shape": "cosine"}
+    assert [round(ramp(cosine, i, 5, key="lr"), 6) for i in range(5)] == [0.0, 0.146447, 0.5, 0.853553, 1.0]
+    assert ramp(linear, 0, 1, key="lr") == 1.0
+
+
+@pytest.mark.parametrize("value", ["hot", True, None, {"start": 1}, {"start": 1, "end": 2, "shap": "x"}])
+def test_wrong_ramps_name_the_key(value):
+    with pytest.raises(ConfigError, match="lr"):
+        ramp(value, 0, 2, key="lr")
+
+
+def test_phases_follow_each_other_and_take_prompts_in_turn():
+    schedule = Schedule([Phase(rounds=2, num_prompts=10, lr=1e-5), Phase(rounds=1, num_prompts=4, lr=5e-6, lag=1)])
+    assert schedule.num_rounds == 3
+    assert [schedule.plan(r).lr for r in range(3)] == [1e-5, 1e-5, 5e-6]
+    assert [schedule.first_prompt(r) for r in range(3)] == [0, 10, 20]
+    assert schedule.plan(2).round == 2 and schedule.plan(2).lag == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference": "other"}, "reference must be one of initial, previous, ema, got 'other'"),
+        ({"beta": 0.0}, "beta must be > 0, got 0"),
+        ({"lag": -1}, "lag must be at least 0, got -1"),
+        ({"num_candidates": 3, "temperatures": [0.7, 1.0]}, "multiple of the 2 temperatures, got 3"),
+        ({"lr": {"start": 1e-5, "end": -1e-5}}, "lr must be >= 0, got -1e-05"),
+    ],
+)
+def test_a_wrong_phase_is_refused_when_it_is_made(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Phase(**options)
+
+
+def report(chair, *, round=0, kl=0.0):
+    sync = SyncReport(
+        version=1, num_tensors=1, num_bytes=1, digest="", seconds=0.0, max_logprob_gap=0.0, num_probe_tokens=1
+    )
+    return RoundReport(
+        round=round,
+        policy_version=1,
+        num_prompts=1,
+        num_rollouts=1,
+        num_pairs=1,
+        failed={},
+        staleness=0,
+        loss=0.0,
+        implicit_accuracy=0.5,
+        kl=0.0,
+        metrics={"kl_initial": kl},
+        sync=sync,
+        eval={"chair_i": Interval(value=chair, low=chair, high=chair)},
+        seconds={},
+    )
+
+
+def test_gate_refuses_what_got_worse_and_remembers_the_best():
+    gate = MetricGate(config=GateConfig(refuse=True, tolerance=0.01))
+    gate.begin({"chair_i": Interval(value=0.3, low=0.2, high=0.4)})
+    assert gate.accepts(report(0.2))
+    assert gate.accepts(report(0.205))
+    assert not gate.accepts(report(0.22))
+    assert gate.best == 0.2
+
+
+def test_gate_gives_up_after_too_many_refusals():
+    gate = MetricGate(config=GateConfig(refuse=True, max_refusals=1), best=0.1)
+    assert not gate.accepts(report(0.2))
+    with pytest.raises(RoundRefused, match="chair_i 0.3 is worse than the best 0.1; 2 rounds"):
+        gate.accepts(report(0.3))
+
+
+def test_patience_and_budget_stop_a_run():
+    gate = MetricGate(config=GateConfig(patience=2, kl_budget=5.0), best=0.1)
+    for value, stops in ((0.2, False), (0.3, True)):
+        gate.accepts(report(value))
+        assert bool(gate.stops(report(value))) is stops
+    gate.accepts(report(0.05, kl=5.5))
+    assert gate.stops(report(0.05, kl=5.5)) == "KL from the initial policy 5.500 has reached the budget 5"
+
+
+def test_gate_state_survives_a_restart():
+    gate = MetricGate(config=GateConfig(patience=3), best=0.1)
+    gate.accepts(report(0.2))
+    other = MetricGate(config=GateConfig(patience=3))
+    other.restore(gate.state())
+    assert other.state() == {"best": 0.1, "rounds_without_gain": 1, "refusals": 0}

@@ -11,7 +11,7 @@ from learners.config import LearnerConfig
 from rlsys.errors import ConfigError
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
-from rlsys.training import TrainingConfig
+from rlsys import training
 
 
 @dataclass(kw_only=True)
@@ -119,9 +119,9 @@ class RunConfig:
     ray_address: str | None = None
     """`null`: the cluster of `RAY_ADDRESS` if that is set, else a cluster of this run's own; `auto`: the running one."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    sft: TrainingConfig = field(default_factory=TrainingConfig)
+    sft: training.SftConfig = field(default_factory=training.SftConfig)
     """How `policy.model=scenes` is made."""
-    critic_training: TrainingConfig = field(default_factory=TrainingConfig)
+    critic_training: training.CriticConfig = field(default_factory=training.CriticConfig)
     """How `critic.model=scenes` is made."""
     prompts: Any = MISSING
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
@@ -136,3 +136,21 @@ class RunConfig:
     evaluation: Any = MISSING
     eval: EvalConfig = field(default_factory=EvalConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+    def __post_init__(self) -> None:
+        """What no part can check alone.
+
+        Raises:
+            ConfigError: a rule needs weights that the learner would not keep, or there is nothing to prove updates with.
+        """
+        schedule = self.schedule.build()
+        references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
+        keeps_initial = self.learner.initial_copy or self.learner.lora is not None
+        if "initial" in references and not keeps_initial:
+            raise ConfigError("schedule.reference=initial needs learner.initial_copy=true, or LoRA")
+        if "ema" in references and not self.learner.ema_decay:
+            raise ConfigError("schedule.reference=ema needs learner.ema_decay > 0")
+        if self.gate.kl_budget is not None and not keeps_initial:
+            raise ConfigError("gate.kl_budget needs learner.initial_copy=true, or LoRA")
+        if self.sync.num_probes < 1:
+            raise ConfigError(f"sync.num_probes must be at least 1, got {self.sync.num_probes}")

@@ -67,7 +67,7 @@ class LearnerGroup:
 
     group = LearnerGroup(config, objective, policy_folder, placements=[Placement(), Placement()])
     report = group.fit(pairs, plan)
-    group.shutdown()
+    group.close()
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class LearnerGroup:
                 ]
             )
         except BaseException:
-            self.shutdown()
+            self.close()
             raise
 
     def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan) -> FitReport:
@@ -179,7 +179,7 @@ class LearnerGroup:
         """
         return self._all("sending.send", manifest)[0]
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         """End the ranks' processes."""
         for actor in self._ranks:
             ray.kill(actor)
@@ -233,7 +233,7 @@ class LearnerGroup:
                 results[rank] = self._get(reference, rank)
             if pending and time.monotonic() > deadline:
                 late = [references.index(reference) for reference in pending]
-                self.shutdown()
+                self.close()
                 raise LearnerError(f"learner ranks {late} did not answer within {self._config.deadline_s:g} s")
         for result in results.values():
             if isinstance(result, SyncError):
@@ -244,16 +244,16 @@ class LearnerGroup:
         try:
             return ray.get(reference, timeout=self._config.deadline_s)
         except RayActorError as error:
-            self.shutdown()
+            self.close()
             raise LearnerError(f"learner rank {rank} died: {error}") from error
         except GetTimeoutError as error:
-            self.shutdown()
+            self.close()
             raise LearnerError(f"the answer of learner rank {rank} could not be fetched") from error
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, SyncError):
                 return cause
-            self.shutdown()
+            self.close()
             if isinstance(cause, RlsysError):
                 raise cause from error
             raise LearnerError(f"learner rank {rank} failed: {cause!r}") from error

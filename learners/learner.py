@@ -123,14 +123,17 @@ class LearnerRank:
         """Close a stretch of training.
 
         Returns:
-            This rank's `kl_sum` and `kl_answers` on a sample of the answers it was trained on, `reference_checked`
-            answers, and `seconds`.
+            This rank's `kl_sum` and `kl_answers` on a sample of the answers it was trained on, `kl_initial_sum` (from
+            their sampler to version 0) if version 0 is at hand, `reference_checked` answers, and `seconds`.
         """
         started = time.monotonic()
         batches = self._collator.of_trees(self._sample.trees)
-        logps = self._logprobs_in_step(batches)
+        found = {"kl_sum": self._kl_sum(batches)}
+        if self._reference.knows_initial:
+            with self._reference.initial_weights():
+                found["kl_initial_sum"] = self._kl_sum(batches)
         return {
-            "kl_sum": sum(k3_sum(batch, values) for batch, values in zip(batches, logps, strict=True)),
+            **found,
             "kl_answers": float(sum(batch.num_answers for batch in batches)),
             "reference_checked": float(self._num_checked),
             "seconds": time.monotonic() - started,
@@ -222,6 +225,10 @@ class LearnerRank:
     def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
         self._engine.module.eval()
         return self._engine.module(batch, self._touch)[0].float().cpu()
+
+    def _kl_sum(self, batches: list[MicroBatch]) -> float:
+        logps = self._logprobs_in_step(batches)
+        return sum(k3_sum(batch, values) for batch, values in zip(batches, logps, strict=True))
 
     def _logprobs_in_step(self, batches: list[MicroBatch]) -> list[torch.Tensor]:
         """Log-probabilities of this rank's micro-batches, with as many passes as the rank with most of them makes."""

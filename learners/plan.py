@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from learners.config import one_of
 from rlsys.errors import ConfigError
 from rlsys.records import RoundPlan
-from rlsys.training import TrainingConfig
+from rlsys.training import LR_SCHEDULES, TrainingConfig
 
-LR_SCHEDULES = ("constant", "cosine", "one_cycle")
 REFERENCES = ("initial", "previous", "ema")
-ONE_CYCLE_START = 1 / 25
-"""Share of the highest rate at which `one_cycle` begins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +20,9 @@ class FitPlan:
     lr: float
     """Highest learning rate."""
     lr_schedule: str = "constant"
-    """`constant`; `cosine` and `one_cycle` fall to 0, `one_cycle` also rises on a cosine. Others rise linearly."""
+    """After the warmup: `constant`, or falling to 0 `linear` or `cosine`."""
     warmup: float = 0.0
-    """Share of the steps over which the rate rises."""
+    """Share of the steps over which the rate rises linearly."""
     num_steps: int | None = None
     """Optimizer steps to come; needed by every schedule but `constant` without warmup."""
     epochs: int = 1
@@ -69,18 +66,13 @@ class FitPlan:
         )
 
     @classmethod
-    def of_recipe(cls, recipe: TrainingConfig, *, seed: int, num_examples: int | None = None) -> FitPlan:
-        """The plan of a supervised run.
-
-        Args:
-            num_examples: as many as will really come, if not the recipe's number.
-        """
-        count = recipe.num_examples if num_examples is None else num_examples
+    def of_recipe(cls, recipe: TrainingConfig, *, seed: int, num_examples: int) -> FitPlan:
+        """The plan of a supervised run over `num_examples` examples."""
         return cls(
             lr=recipe.lr,
             lr_schedule=recipe.lr_schedule,
             warmup=recipe.warmup,
-            num_steps=math.ceil(count / recipe.batch_size) * recipe.epochs,
+            num_steps=math.ceil(num_examples / recipe.batch_size) * recipe.epochs,
             epochs=recipe.epochs,
             seed=seed,
         )
@@ -91,11 +83,8 @@ class FitPlan:
             return self.lr
         rising = round(self.warmup * self.num_steps)
         if step < rising:
-            share = (step + 1) / rising
-            if self.lr_schedule == "one_cycle":
-                return self.lr * (ONE_CYCLE_START + (1 - ONE_CYCLE_START) * (1 - math.cos(math.pi * share)) / 2)
-            return self.lr * share
+            return self.lr * (step + 1) / rising
         if self.lr_schedule == "constant":
             return self.lr
-        share = min(1.0, (step - rising) / max(1, self.num_steps - rising))
-        return self.lr * (1 + math.cos(math.pi * share)) / 2
+        passed = min(1.0, (step - rising) / max(1, self.num_steps - rising))
+        return self.lr * (1 - passed if self.lr_schedule == "linear" else (1 + math.cos(math.pi * passed)) / 2)

@@ -62,7 +62,7 @@ class Reference:
         Raises:
             ConfigError: the rule needs weights that are not kept.
         """
-        if plan.reference == "initial" and self.initial is None and not self._has_adapter:
+        if plan.reference == "initial" and not self.knows_initial:
             raise ConfigError("reference=initial needs learner.initial_copy=true, or LoRA")
         if plan.reference == "ema" and self.average is None:
             raise ConfigError("reference=ema needs learner.ema_decay > 0")
@@ -160,14 +160,29 @@ class Reference:
             return tree.policy_version >= plan.policy_version - plan.lag
         return plan.reference == "initial" and tree.policy_version == 0
 
+    @property
+    def knows_initial(self) -> bool:
+        """Whether the weights of version 0 are at hand."""
+        return self._has_adapter or self.initial is not None
+
+    @contextmanager
+    def initial_weights(self) -> Iterator[None]:
+        """The module computes with the weights of version 0 inside. All ranks enter together."""
+        if self._has_adapter:
+            with self._engine.module.model.disable_adapter():
+                yield
+        else:
+            with snapshots.using(self._engine, self.initial):
+                yield
+
     @contextmanager
     def _weights(self) -> Iterator[None]:
         plan = self._plan
-        if plan.reference == "initial" and self._has_adapter:
-            with self._engine.module.model.disable_adapter():
+        if plan.reference == "initial":
+            with self.initial_weights():
                 yield
             return
-        kept = {"initial": self.initial, "ema": self.average, "previous": self._starts.get(plan.policy_version)}
+        kept = {"ema": self.average, "previous": self._starts.get(plan.policy_version)}
         if kept[plan.reference] is None:
             raise LearnerError(
                 f"reference={plan.reference}: answers older than version {plan.policy_version - plan.lag}, and no "

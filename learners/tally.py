@@ -49,8 +49,9 @@ class Tally:
         metrics["grad_norm"] = self._grad_norm / self._num_steps
         metrics["tokens"] = self._sums["tokens"]
         answers = sum(end["kl_answers"] for end in ends)
-        if answers:
-            metrics["kl"] = sum(end["kl_sum"] for end in ends) / answers
+        for name in ("kl", "kl_initial"):
+            if answers and f"{name}_sum" in ends[0]:
+                metrics[name] = sum(end[f"{name}_sum"] for end in ends) / answers
         checked = sum(end["reference_checked"] for end in ends)
         metrics["reference_checked"] = checked
         seconds = self._seconds + max(end["seconds"] for end in ends)

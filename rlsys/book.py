@@ -21,6 +21,10 @@ if TYPE_CHECKING:  # the loop imports this module
     from rlsys.rounds import Parts
 
 
+NOT_MEASURED = float("nan")
+"""What a round without pairs says of its loss."""
+
+
 class RoundBook:
     """Passes one round's records through, writes them down before it hands them on, and counts them."""
 
@@ -90,9 +94,9 @@ class RoundBook:
                 "workers": int(rollout["failed_workers"] + feedback["failed_workers"]),
             },
             staleness=trained_version - (trained_version if self.oldest_version is None else self.oldest_version),
-            loss=fit.loss,
-            implicit_accuracy=fit.metrics["implicit_accuracy"],
-            kl=fit.metrics["kl"],
+            loss=fit.loss if fit.num_steps else NOT_MEASURED,
+            implicit_accuracy=fit.metrics.get("implicit_accuracy", NOT_MEASURED),
+            kl=fit.metrics.get("kl", NOT_MEASURED),
             metrics=fit.metrics,
             sync=sync,
             eval=dict(evaluation),

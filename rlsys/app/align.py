@@ -18,7 +18,7 @@ from rlsys.app import plan as planning
 from rlsys.app.cluster import cluster, look
 from rlsys.app.evaluate import evaluator
 from rlsys.app.models import critic_folder, policy_folder
-from rlsys.app.parts import Host, start_feedback, start_learner, start_rollouts
+from rlsys.app.parts import Host, start_feedback, start_learner, start_rollouts, start_together
 from rlsys.app.report import write
 from rlsys.errors import ConfigError
 from rlsys.journal import Journal
@@ -170,12 +170,13 @@ def _parts(run: Run, host: Host, policy: Path, critic: Path | None, first: int) 
     )
     gate = MetricGate(config=config.gate)
     with ExitStack() as stack:
-        rollouts = start_rollouts(config, host, policy, placements=placements["rollout"], savepoints=savepoints)
-        stack.callback(rollouts.close)
-        feedback = start_feedback(config, critic, placements=placements.get("critic", []))
-        stack.callback(feedback.close)
-        learner = start_learner(config, host, policy, objective=config.objective, placements=placements["learner"])
-        stack.callback(learner.shutdown)
+        rollouts, feedback, learner = start_together(
+            lambda: start_rollouts(config, host, policy, placements=placements["rollout"], savepoints=savepoints),
+            lambda: start_feedback(config, critic, placements=placements.get("critic", [])),
+            lambda: start_learner(config, host, policy, objective=config.objective, placements=placements["learner"]),
+        )
+        for part in (rollouts, feedback, learner):
+            stack.callback(part.close)
         if first:
             good = run.directory / "checkpoints" / f"round-{first - 1:04d}"
             learner.load(str(good))

@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 
@@ -19,11 +19,13 @@ def cache_directory() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsys" / "models"
 
 
-def source_hash(packages: Iterable[ModuleType]) -> str:
-    """sha256 over the Python files of packages (or single modules)."""
+def source_hash(modules: Iterable[str]) -> str:
+    """sha256 over the Python files of modules and whole packages, given by name; only their parents are imported."""
     hasher = hashlib.sha256()
-    for package in packages:
-        paths = sorted(Path(package.__path__[0]).rglob("*.py")) if hasattr(package, "__path__") else [Path(package.__file__)]
+    for module in modules:
+        spec = find_spec(module)
+        folders = spec.submodule_search_locations
+        paths = sorted(Path(folders[0]).rglob("*.py")) if folders else [Path(spec.origin)]
         for path in paths:
             hasher.update(path.name.encode() + b"\0" + path.read_bytes())
     return hasher.hexdigest()

@@ -116,40 +116,6 @@ def guarded(command: Callable[[], int]) -> int:
         return 130
 
 
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if isinstance(tree, DictConfig):
-        return {k: v for key in tree for k, v in _flat(tree[key], f"{prefix}{key}.").items()}
-    plain = OmegaConf.to_container(tree) if OmegaConf.is_config(tree) else tree
-    return {prefix[:-1]: plain}
-
-
-def run_command(words: list[str], body: Callable[[Any, DictConfig], int]) -> int:
-    """What every command does with its words: `--help`, `--cfg job`, a mistake in one line, else the command itself.
-
-    Returns:
-        The exit status: 2 for a mistake in the configuration, 1 for an error that rlsys raised on purpose, else `body`'s.
-    """
-    if "-h" in words or "--help" in words:
-        print(_help())
-        return 0
-    show = "--cfg" in words
-    if show:
-        at = words.index("--cfg")
-        words = words[:at] + words[at + 2 :]
-    try:
-        config, tree = load(words)
-        if show:
-            print(OmegaConf.to_yaml(tree, resolve=True), end="")
-            return 0
-        return body(config, tree)
-    except ConfigError as error:
-        print(f"rlsys: {error}", file=sys.stderr)
-        return 2
-    except RlsysError as error:
-        print(f"rlsys: {type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-
-
 def _register() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     registry.discover()

@@ -33,32 +33,37 @@ def make(config: Any, host: Host, target: Path, policy: Path) -> None:
         host,
         policy,
         objective=registry.objective.make("critique_reward"),
-        learner=training_learner(config, recipe),
+        options=training_learner(config, recipe),
     )
     try:
         plan = FitPlan.of_recipe(recipe, seed=config.seed, num_examples=len(pairs))
         learner.train(host.progress.track("critic", pairs, len(pairs)), plan)
         learner.save(str(target))
     finally:
-        learner.shutdown()
+        learner.close()
 
 
 def annotated_pairs(config: Any, host: Host, policy: Path) -> Iterator[CritiquePair]:
     """Pairs of the policy's own answers to annotated prompts, criticised by the annotator."""
     recipe = config.critic_training
-    source = registry.prompts.make("scenes", split="annotated", tasks=dict(recipe.tasks))
+    source = registry.prompts.make("scenes", split="annotated")
     prompts: list[Prompt] = list(source.take(0, recipe.num_prompts))
     phase = Phase(
         num_prompts=len(prompts), num_candidates=recipe.num_candidates, max_tokens=config.schedule.max_tokens
     )
-    stage = start_rollouts(config, host, policy, alone=True)
+    stage = start_rollouts(config, host, policy)
     try:
         groups = stage.stream(prompts, phase.plan(0, ANSWERING_ROUND))
         groups = host.progress.track("answers", groups, len(prompts))
         answered = [(group.prompt, [rollout.text for rollout in group.rollouts]) for group in groups]
     finally:
         stage.close()
-    return critique_pairs(answered, max_pairs_per_prompt=recipe.max_pairs_per_prompt, seed=config.seed)
+    return critique_pairs(
+        answered,
+        max_pairs_per_prompt=recipe.max_pairs_per_prompt,
+        num_shortened=recipe.num_shortened,
+        seed=config.seed,
+    )
 
 
 def main(words: list[str]) -> int:

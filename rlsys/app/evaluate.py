@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
     from rlsys.app.models import policy_folder
 
     def body(config: Any, host: Host) -> None:
-        stage = start_rollouts(config, host, policy_folder(config, host), alone=True)
+        stage = start_rollouts(config, host, policy_folder(config, host))
         try:
             found = evaluator(config, stage, host.progress)()
         finally:

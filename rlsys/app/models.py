@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import learners
-import rlsys.objectives
-import rlsys.scenes
+from learners.config import LearnerConfig
 from rlsys.app import cache, critic, sft
 from rlsys.app.parts import Host
 from rlsys.errors import ConfigError
+from rlsys.training import TrainingConfig
 
 WORLD = "scenes"
 
@@ -24,7 +23,11 @@ def policy_folder(config: Any, host: Host) -> Path:
     """
     if config.policy.model != WORLD:
         return _given(config.policy.model, "policy.model")
-    made_of = {"recipe": asdict(config.sft), "learner": _training(config), "seed": config.seed, "code": _code()}
+    made_of = {
+        "recipe": asdict(config.sft),
+        "seed": config.seed,
+        "code": cache.source_hash(["rlsys.scenes", "learners", "rlsys.objectives.sft", "rlsys.app.sft"]),
+    }
     return cache.cached("policy", made_of, lambda target: sft.make(config, host, target)) / "policy"
 
 
@@ -41,26 +44,17 @@ def critic_folder(config: Any, host: Host, policy: Path) -> Path | None:
     made_of = {
         "policy": policy.parent.name if config.policy.model == WORLD else str(policy),
         "recipe": asdict(config.critic_training),
-        "learner": _training(config),
+        "max_tokens": config.schedule.max_tokens,
         "seed": config.seed,
-        "code": _code(),
+        "code": cache.source_hash(["rlsys.scenes", "learners", "rlsys.objectives.critique_reward", "rlsys.app.critic"]),
     }
     return cache.cached("critic", made_of, lambda target: critic.make(config, host, target, policy)) / "policy"
 
 
-def training_learner(config: Any, recipe: Any) -> Any:
-    """The learner's options for a supervised run: the run's own, with the recipe's batch and nothing frozen or adapted."""
-    return replace(
-        config.learner, batch_size=recipe.batch_size, freeze=[], lora=None, initial_copy=False, ema_decay=0.0
-    )
-
-
-def _training(config: Any) -> dict[str, Any]:
-    return asdict(training_learner(config, config.sft))
-
-
-def _code() -> str:
-    return cache.source_hash([rlsys.scenes, rlsys.objectives, learners, sft, critic])
+def training_learner(config: Any, recipe: TrainingConfig) -> LearnerConfig:
+    """The learner of a supervised run: one rank that trains everything, so that a model is the same whatever run it is
+    made for. The run decides the device only."""
+    return LearnerConfig(batch_size=recipe.batch_size, betas=recipe.betas, gpus=config.learner.gpus)
 
 
 def _given(model: str, key: str) -> Path:

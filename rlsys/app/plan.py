@@ -51,9 +51,9 @@ def _count(path: Path) -> int:
 
 def roles(config: Any, *, policy: ModelSize, critic: ModelSize) -> list[Role]:
     """The roles of an `align` run: rollout, critic (if the feedback has an engine) and learner."""
-    found = [_engine_role("rollout", config.rollout, policy)]
+    found = [engine_role("rollout", config.rollout, policy)]
     if config.feedback.needs_engine:
-        found.append(_engine_role("critic", config.critic, critic))
+        found.append(engine_role("critic", config.critic, critic))
     return [*found, learner_role(config.learner, policy)]
 
 
@@ -76,7 +76,8 @@ def learner_role(learner: Any, policy: ModelSize) -> Role:
     )
 
 
-def _engine_role(name: str, role: Any, model: ModelSize) -> Role:
+def engine_role(name: str, role: Any, model: ModelSize) -> Role:
+    """All engines of one kind."""
     engine = role.engine
     on_gpu = role.gpus > 0
     weights = model.gib(4 if engine.dtype == "float32" else 2) / max(1, role.gpus)

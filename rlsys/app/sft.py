@@ -20,14 +20,15 @@ def make(config: Any, host: Host, target: Path) -> None:
     recipe = config.sft
     random_weights = make_policy(target / "random", seed=config.seed)
     learner = start_learner(
-        config, host, random_weights, objective=registry.objective.make("sft"), learner=training_learner(config, recipe)
+        config, host, random_weights, objective=registry.objective.make("sft"), options=training_learner(config, recipe)
     )
     try:
-        examples = host.progress.track("sft", demonstrations(recipe.num_examples), recipe.num_examples)
-        learner.train(examples, FitPlan.of_recipe(recipe, seed=config.seed))
+        examples = demonstrations(recipe.num_examples, tasks=recipe.tasks, partner_rate=recipe.partner_rate)
+        plan = FitPlan.of_recipe(recipe, seed=config.seed, num_examples=recipe.num_examples)
+        learner.train(host.progress.track("sft", examples, recipe.num_examples), plan)
         learner.save(str(target))
     finally:
-        learner.shutdown()
+        learner.close()
 
 
 def main(words: list[str]) -> int:

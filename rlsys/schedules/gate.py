@@ -27,7 +27,8 @@ class GateConfig:
     patience: int | None = None
     """Stop after this many rounds in a row without a better metric."""
     kl_budget: float | None = None
-    """Stop once the policy's KL from the initial policy reaches this, nats per answer."""
+    """Stop once KL(the policy that answered the round || the initial policy) reaches this, nats per answer. Needs the
+    initial policy at hand: `learner.initial_copy=true`, or LoRA."""
 
     def __post_init__(self) -> None:
         if self.tolerance < 0:
@@ -77,8 +78,9 @@ class MetricGate:
         patience, budget = self.config.patience, self.config.kl_budget
         if patience is not None and self.rounds_without_gain >= patience:
             return f"{self.config.metric} has not got better for {self.rounds_without_gain} rounds (best {self.best:g})"
-        if budget is not None and report.metrics["kl_initial"] >= budget:
-            return f"KL from the initial policy {report.metrics['kl_initial']:.3f} has reached the budget {budget:g}"
+        divergence = report.metrics.get("kl_initial", 0.0)  # absent in a round without pairs
+        if budget is not None and divergence >= budget:
+            return f"KL from the initial policy {divergence:.3f} has reached the budget {budget:g}"
         return None
 
     def state(self) -> dict:

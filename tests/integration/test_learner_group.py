@@ -105,7 +105,7 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
             group.load(str(tmp_path / str(num_ranks)))
             np.testing.assert_array_equal(np.concatenate(group.score(probes_of(pairs))), scores[num_ranks])
         finally:
-            group.shutdown()
+            group.close()
         assert gone(pids)
     np.testing.assert_allclose(scores[1], scores[2], atol=2e-3)
 
@@ -153,7 +153,7 @@ def test_steps_start_before_the_last_pair_has_come_and_nothing_is_dropped(cluste
         assert np.abs(steps_before[0] - start_scores).max() > 1e-5
         assert group.train([], FitPlan(lr=1e-3, beta=0.1)).num_steps == 0
     finally:
-        group.shutdown()
+        group.close()
 
 
 def test_a_rank_that_dies_ends_the_learner_and_is_named(cluster, folder):

@@ -178,9 +178,9 @@ def test_the_sample_is_bounded_and_spread_over_everything():
     assert [trees.index(tree) for tree in sample.trees] == [0, 4, 8, 12]
 
 
-def test_learning_rates_of_a_one_cycle():
-    plan = FitPlan(lr=1.0, lr_schedule="one_cycle", warmup=0.5, num_steps=4)
-    assert [plan.lr_at(step) for step in range(5)] == pytest.approx([0.52, 1.0, 1.0, 0.5, 0.0])
+def test_learning_rates():
+    plan = FitPlan(lr=1.0, lr_schedule="linear", warmup=0.4, num_steps=5)
+    assert [plan.lr_at(step) for step in range(6)] == pytest.approx([0.5, 1.0, 1.0, 2 / 3, 1 / 3, 0.0])
     cosine = FitPlan(lr=2.0, lr_schedule="cosine", warmup=0.5, num_steps=4)
     assert [cosine.lr_at(step) for step in range(4)] == pytest.approx([1.0, 2.0, 2.0, 1.0])
     assert FitPlan(lr=3.0).lr_at(99) == 3.0

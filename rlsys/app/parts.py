@@ -1,0 +1,116 @@
+"""The actors of a command, built from its configuration: engines that answer, engines that judge, and the learner."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlsys.app import plan as planning
+from rlsys.placement import Machine, Placement
+from rlsys.progress import Progress
+from rlsys.savepoints import Savepoints
+
+if TYPE_CHECKING:  # Ray is imported when something is started
+    from actors.stages import FeedbackStage, RolloutStage
+    from learners.group import LearnerGroup
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """Where a command runs, and what it shows there."""
+
+    machine: Machine
+    progress: Progress
+
+
+def start_rollouts(
+    config: Any,
+    host: Host,
+    model: Path,
+    *,
+    placements: Sequence[Placement] | None = None,
+    savepoints: Savepoints | None = None,
+) -> RolloutStage:
+    """Start the engines that answer.
+
+    Args:
+        model: Hugging Face folder of the policy.
+        placements: one per worker; if `None`, the workers share all there is.
+        savepoints: where the current weights are, if they will change; a worker that is replaced loads those.
+
+    Raises:
+        ResourceError: the workers do not fit.
+        WorkerDied, EngineError: one did not start.
+    """
+    from actors.stages import RolloutStage
+
+    if placements is None:
+        role = planning.engine_role("rollout", config.rollout, _size(model))
+        placements = planning.placements([role], host.machine)["rollout"]
+    return RolloutStage(
+        engine=config.rollout.engine,
+        current=(lambda: (str(savepoints.policy), savepoints.version)) if savepoints else (lambda: (str(model), 0)),
+        placements=placements,
+        seed=config.seed,
+        batch=config.rollout.batch,
+        deadline_s=config.rollout.deadline_s,
+        probe_prompts=list(config.prompts.take(0, config.sync.num_probes)) if savepoints else (),
+    )
+
+
+def start_feedback(config: Any, model: Path | None, *, placements: Sequence[Placement]) -> FeedbackStage:
+    """Start what judges; `model` and `placements` are of the judge's engine, if the feedback asks one."""
+    from actors.stages import FeedbackStage
+
+    return FeedbackStage(
+        feedback=config.feedback,
+        engine=config.critic.engine,
+        model=None if model is None else str(model),
+        placements=placements,
+        batch=config.critic.batch,
+        deadline_s=config.critic.deadline_s,
+    )
+
+
+def start_learner(
+    config: Any,
+    host: Host,
+    model: Path,
+    *,
+    objective: Any,
+    options: Any = None,
+    placements: Sequence[Placement] | None = None,
+) -> LearnerGroup:
+    """Start the learner's ranks.
+
+    Args:
+        options: a `LearnerConfig`; the run's own if `None`.
+        placements: one per rank; if `None`, the ranks share all there is.
+    """
+    from learners.group import LearnerGroup
+
+    options = options or config.learner
+    if placements is None:
+        role = planning.learner_role(options, _size(model))
+        placements = planning.placements([role], host.machine)["learner"]
+    return LearnerGroup(options, objective, str(model), placements=placements, seed=config.seed)
+
+
+def start_together(*starts: Callable[[], Any]) -> list[Any]:
+    """Start several parts at once; if one fails, the others are ended before its error is raised."""
+    with ThreadPoolExecutor(len(starts), thread_name_prefix="start") as pool:
+        futures = [pool.submit(start) for start in starts]
+    errors = [future.exception() for future in futures if future.exception()]
+    if errors:
+        for future in futures:
+            if not future.exception():
+                future.result().close()
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
+def _size(model: Path) -> planning.ModelSize:
+    return planning.model_size(str(model), None)

@@ -71,6 +71,8 @@ class CriticConfig(TrainingConfig):
     max_pairs_per_prompt: int = 4
     num_shortened: int = 2
     """Answers per prompt that are also shown with a statement left out, so that the critic sees omissions."""
+    off_topic_rate: float = 0.25
+    """Share of the prompts for which it also sees an answer to another question."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,8 +15,8 @@ import numpy as np
 
 from rlsys.feedback.asking import judge_prompt
 from rlsys.records import CritiquePair, Prompt
-from rlsys.scenes.language import JUDGE_TEMPLATE, read_question
-from rlsys.scenes.source import read_id, scene_of
+from rlsys.scenes.language import JUDGE_TEMPLATE, read_question, true_answer
+from rlsys.scenes.source import make_prompt, read_id, scene_of
 from rlsys.scenes.truth import Answer, Sentence, check, parse
 from rlsys.scenes.world import MAX_OBJECTS, Kind, Scene, name
 from rlsys.seeding import generator
@@ -32,7 +32,8 @@ class Annotation:
 
     critique: str
     worth: float
-    """0 is best. Minus 1 for every statement that is not true, minus 0.2 for every object left out."""
+    """0 is best. Minus 1 for every statement that is not true, minus 0.2 for every object left out; minus 1.2 for that if
+    the answer has no readable statement at all, so that changing the subject never pays."""
 
 
 def annotate(prompt: Prompt, answer: str) -> Annotation:
@@ -51,6 +52,8 @@ def annotate(prompt: Prompt, answer: str) -> Annotation:
     sentences = [f"{subject} {verdict} ." for subject, verdict in verdicts]
     sentences += [f"missing {name(kind)} ." for kind in missing]
     faults = sum(verdict != "true" for _, verdict in verdicts)
+    if not any(sentence.readable for sentence in parsed.sentences):
+        faults += len(missing)
     return Annotation(" ".join(sentences), -faults - _OMISSION_WORTH * len(missing))
 
 
@@ -102,11 +105,21 @@ def shorten(answer: str, rng: np.random.Generator) -> str:
     return " ".join(f"{statement} ." for statement in statements)
 
 
+def off_topic(prompt: Prompt, rng: np.random.Generator) -> str:
+    """A short true answer to another question about the same scene, such as `yes` or `two`."""
+    split, index, _ = read_id(prompt.id)
+    other = make_prompt(split, index, str(rng.choice(["polar", "open"])))
+    question = read_question(other.question)
+    assert question is not None
+    return true_answer(scene_of(prompt), question).split(" , ")[-1]
+
+
 def critique_pairs(
     answered: Iterable[tuple[Prompt, Sequence[str]]],
     *,
     max_pairs_per_prompt: int = 4,
     num_shortened: int = 2,
+    off_topic_rate: float = 0.25,
     seed: int = 0,
 ) -> Iterator[CritiquePair]:
     """Annotated pairs for objective `critique_reward`: answers of one prompt that differ in worth, the better one
@@ -117,17 +130,23 @@ def critique_pairs(
         max_pairs_per_prompt: a random choice is kept of more; 0 keeps all.
         num_shortened: so many of the answers are also shown with a statement left out. A policy that leaves nothing out
             yet gives a critic no other chance to learn what an omission is, and the rounds would then teach silence.
+        off_topic_rate: probability that a description's place is also taken by an answer to another question, for the
+            same reason.
 
     Raises:
-        ValueError: a prompt of a split that the annotator may not see, or a negative number.
+        ValueError: a prompt of a split that the annotator may not see, a negative number, or a rate outside 0..1.
     """
+    if not 0 <= off_topic_rate <= 1:
+        raise ValueError(f"off_topic_rate must be within 0..1, got {off_topic_rate}")
     for option, value in (("max_pairs_per_prompt", max_pairs_per_prompt), ("num_shortened", num_shortened)):
         if value < 0:
             raise ValueError(f"{option} must be >= 0, got {value}")
     for prompt, answers in answered:
         rng = generator(seed, "critique_pairs", prompt.id)
         shortened = [shorten(answer, rng) for answer in list(answers)[:num_shortened]]
-        notes = {answer: annotate(prompt, answer) for answer in [*answers, *shortened]}
+        described = read_id(prompt.id)[2] == "describe"
+        strange = [off_topic(prompt, rng)] if described and rng.random() < off_topic_rate else []
+        notes = {answer: annotate(prompt, answer) for answer in [*answers, *shortened, *strange]}
         for better, worse in _ranked_pairs(notes, max_pairs_per_prompt, rng):
             yield CritiquePair(
                 chosen_prompt=judge_prompt(JUDGE_TEMPLATE, prompt, better),

@@ -6,22 +6,19 @@ S tokens of a prompt (image placeholders expanded), T tokens of an answer.
 from __future__ import annotations
 
 import functools
-import json
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from rlsys.errors import ConfigError, RlsysError
+from rlsys.chat import Chat
+from rlsys.errors import RlsysError
 from rlsys.records import Image, Prompt
 
 _MIB = 1 << 20
-_RENDERED_PROMPTS = 8192
-"""Rendered chat templates kept; prompts of one kind share a few questions."""
 _EXPANSIONS = 256
 """Placeholder texts kept as tokens; pictures of one size share one."""
 
@@ -52,18 +49,13 @@ class Processor:
             directory: Hugging Face folder; without an image processor it is a text model.
             cache_mib: bound on the processed pictures kept.
         """
-        from transformers import AutoProcessor, AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(directory)
-        loaded = AutoProcessor.from_pretrained(directory)
-        self._processor = loaded if getattr(loaded, "image_processor", None) is not None else None
+        self._chat = Chat(directory)
+        self.tokenizer = self._chat.tokenizer
+        self._processor = self._chat.processor
         self._cache: OrderedDict[str, ImageTensors] = OrderedDict()
         self._cache_bytes = 0
         self._cache_limit = cache_mib * _MIB
-        self._ends = _end_tokens(directory) | {self.tokenizer.eos_token_id}
-        self._special = _special_tokens(self.tokenizer, directory)
-        self._render = functools.lru_cache(_RENDERED_PROMPTS)(self._render_uncached)
-        self._tokens_of = functools.lru_cache(_EXPANSIONS)(self._tokens_of_uncached)
+        self._tokens_of = functools.lru_cache(_EXPANSIONS)(self._chat.text_ids)
 
     @property
     def has_images(self) -> bool:
@@ -76,10 +68,7 @@ class Processor:
         Raises:
             ConfigError: the tokenizer does not have it.
         """
-        found = self.tokenizer.convert_tokens_to_ids(token)
-        if found is None or found == self.tokenizer.unk_token_id:
-            raise ConfigError(f"the tokenizer has no token {token!r}")
-        return found
+        return self._chat.token_id(token)
 
     def images(self, images: Sequence[Image]) -> list[ImageTensors]:
         """Processed pictures, in order; those not in the cache go through the image processor in one call.
@@ -105,14 +94,17 @@ class Processor:
 
     def prompt_ids(self, prompt: Prompt) -> np.ndarray:
         """int32 [S]: chat template applied up to where the answer begins, image placeholders expanded."""
-        turns = tuple((turn.role, turn.text) for turn in prompt.turns)
-        pieces = self._render(turns, len(prompt.images))
+        found = self._chat.prompt_ids(prompt)
+        if not prompt.images:
+            return np.array(found, dtype=np.int32)
+        placeholder = self.token_id(self._processor.image_token)
+        shown = found.count(placeholder)
+        if shown != len(prompt.images):
+            raise RefusedRecord(f"prompt {prompt.id!r} has {len(prompt.images)} images, the template shows {shown}")
+        expansions = iter([self._expansion(tensors) for tensors in self.images(prompt.images)])
         ids: list[int] = []
-        expansions = [self._expansion(tensors) for tensors in self.images(prompt.images)]
-        for number, piece in enumerate(pieces):
-            ids += piece
-            if number < len(expansions):
-                ids += expansions[number]
+        for token in found:
+            ids += next(expansions) if token == placeholder else [token]
         return np.array(ids, dtype=np.int32)
 
     def response_ids(self, text: str, end: int | None = None) -> np.ndarray:
@@ -121,7 +113,7 @@ class Processor:
         Raises:
             RefusedRecord: the text holds a special token.
         """
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self._chat.text_ids(text)
         self.check_answer(ids, text)
         return np.array([*ids, self.tokenizer.eos_token_id if end is None else end], dtype=np.int32)
 
@@ -135,7 +127,7 @@ class Processor:
         last = len(token_ids) - 1
         for place, token in enumerate(token_ids):
             token = int(token)
-            if token in self._special and not (place == last and token in self._ends):
+            if token in self._chat.special and not (place == last and token in self._chat.ends):
                 name = self.tokenizer.convert_ids_to_tokens(token)
                 raise RefusedRecord(f"special token {name!r} ({token}) at place {place} of the answer {source!r}")
 
@@ -163,51 +155,3 @@ class Processor:
 
     def _expansion(self, tensors: ImageTensors) -> list[int]:
         return self._tokens_of(self._processor.replace_image_token(tensors.values, 0))
-
-    def _tokens_of_uncached(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-    def _render_uncached(self, turns: tuple[tuple[str, str], ...], num_images: int) -> list[list[int]]:
-        """Token ids of the rendered prompt, cut where its image placeholders stand."""
-        if self._processor is not None:
-            renderer, conversation = self._processor, messages(turns, num_images)
-        else:
-            renderer, conversation = self.tokenizer, [{"role": role, "content": text} for role, text in turns]
-        text = renderer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        pieces: list[list[int]] = [[]]
-        placeholder = self.token_id(self._processor.image_token) if num_images else None
-        for token in ids:
-            if token == placeholder:
-                pieces.append([])
-            else:
-                pieces[-1].append(token)
-        if len(pieces) != num_images + 1:
-            raise RefusedRecord(f"{num_images} images, but the chat template shows {len(pieces) - 1}: {text!r}")
-        return pieces
-
-
-def messages(turns: Sequence[tuple[str, str]], num_images: int) -> list[dict[str, Any]]:
-    """A conversation as the templates of vision-language models take it: pictures before the first user turn's text."""
-    result: list[dict[str, Any]] = []
-    waiting = num_images
-    for role, text in turns:
-        parts: list[dict[str, str]] = []
-        if role == "user":
-            parts = [{"type": "image"}] * waiting
-            waiting = 0
-        result.append({"role": role, "content": [*parts, {"type": "text", "text": text}]})
-    return result
-
-
-def _end_tokens(directory: Path) -> set[int]:
-    path = Path(directory) / "generation_config.json"
-    ends = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
-    return set(ends) if isinstance(ends, list) else {ends} - {None}
-
-
-def _special_tokens(tokenizer: Any, directory: Path) -> set[int]:
-    config = json.loads((Path(directory) / "config.json").read_text())
-    named = {value for key, value in config.items() if key.endswith("_token_id") and isinstance(value, int)}
-    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return set(tokenizer.all_special_ids) | added | named

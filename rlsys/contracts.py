@@ -83,8 +83,8 @@ class Engine(Protocol):
     def begin_update(self) -> None:
         """Get ready for new weights."""
 
-    def receive(self, bucket: dict[str, Any]) -> None:
-        """Take one packed bucket of weights, described by names, dtypes and shapes."""
+    def receive(self, manifest: dict[str, Any]) -> None:
+        """Take all packed buckets of an update, described by a manifest (`rlsys.transports.buckets`)."""
 
     def end_update(self, version: int) -> dict[str, Any]:
         """Load what came, reset the prefix, multimodal and encoder caches, and report `names`, `num_tensors`, `num_bytes`,

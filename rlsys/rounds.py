@@ -63,8 +63,9 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
                 ahead.popleft()
                 for later in ahead:
                     later.groups.wait()  # the engines change version only between two rounds' answers
-                sync = parts.weights.publish(version + 1)
+                # On disk first: an engine that is replaced from here on must come back with the weights of the others.
                 parts.savepoints.stage(parts.learner, version + 1)
+                sync = parts.weights.publish(version + 1)
                 report = launched.book.report(fit, sync, trained_version=version, evaluation=parts.evaluate(round))
                 version += 1
                 if not parts.gate.accepts(report):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors.engines import checkpoints, engine
-from actors.engines.chat import Chat, end_tokens, special_tokens
+from rlsys.chat import Chat
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError, SyncError
 from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
@@ -92,8 +92,7 @@ class VllmEngine:
         self._raw_logits = raw_logits
         self._expected = checkpoints.tensor_shapes(folder)
         self._chat = Chat(folder)
-        self._ends = end_tokens(self._chat, folder)
-        forbidden = special_tokens(self._chat, folder) - self._ends
+        forbidden = self._chat.special - self._chat.ends
         self._bias = dict.fromkeys(sorted(forbidden), FORBIDDEN_BIAS)
         self._torn = False
         self._llm = _start(options, folder, raw_logits)

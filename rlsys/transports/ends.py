@@ -44,10 +44,14 @@ class Tally:
 
     def add(self, tensors: Sequence[Named], bucket: Bucket) -> None:
         """Add a bucket's tensors."""
-        for name, tensor in tensors:
-            self._digest.update(name, tensor)
+        self.add_values(tensors)
         self.names.extend(bucket["names"])
         self.num_bytes += payload_bytes(bucket)
+
+    def add_values(self, tensors: Sequence[Named]) -> None:
+        """Add names and values to the fingerprint."""
+        for name, tensor in tensors:
+            self._digest.update(name, tensor)
 
     def report(self) -> dict[str, Any]:
         """`names`, `num_tensors`, `num_bytes` (alignment not counted) and `digest`."""
@@ -62,6 +66,8 @@ class Tally:
 class Sender:
     """The learner's end. A transport implements `connect`, `_pack`, `_post`, `_settle` and `_leave`."""
 
+    tally: type[Tally] = Tally
+
     def __init__(self, *, name: str, num_receivers: int, deadline_s: float, host: str | None) -> None:
         self.num_receivers = num_receivers
         self.deadline_s = deadline_s
@@ -73,7 +79,7 @@ class Sender:
             "num_receivers": num_receivers,
             "deadline_s": deadline_s,
         }
-        self._tally = Tally()
+        self._tally = self.tally()
         self._started: float | None = None
         self._failure: SyncError | None = None
         self._posted = 0
@@ -128,7 +134,7 @@ class Sender:
         self._settle()
         seconds = 0.0 if self._started is None else time.monotonic() - self._started
         report = {**self._tally.report(), "seconds": seconds}
-        self._tally, self._started = Tally(), None
+        self._tally, self._started = self.tally(), None
         return report
 
     def close(self) -> None:
@@ -153,6 +159,8 @@ class Sender:
 class Receiver:
     """An engine's end. A transport implements `_post`, `_settle` and `_leave`."""
 
+    tally: type[Tally] = Tally
+
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         """
         Raises:
@@ -163,7 +171,7 @@ class Receiver:
         self.world_size = offer["num_receivers"] + 1
         self.deadline_s = offer["deadline_s"]
         self.store = join_store(offer["host"], offer["port"], self.deadline_s)
-        self._tally = Tally()
+        self._tally = self.tally()
         self._posted = 0
         """Buckets asked for so far, over all updates."""
 
@@ -176,7 +184,7 @@ class Receiver:
             SyncError: the sender is lost.
             SyncTimeout: a bucket did not come before the deadline.
         """
-        self._tally = Tally()
+        self._tally = self.tally()
         ahead: list[Any] = []
         for number, bucket in enumerate(manifest["buckets"]):
             flat = self._settle(ahead.pop() if ahead else self._ask(bucket))

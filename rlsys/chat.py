@@ -1,0 +1,109 @@
+"""Chat template and tokenizer of a checkpoint. Engines and learner both read prompts through here, so that they see the
+same tokens."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlsys.errors import ConfigError
+from rlsys.records import Prompt
+
+_RENDERED = 8192
+"""Rendered conversations kept; the prompts of a task share a few questions."""
+
+
+class Chat:
+    """What a Hugging Face folder says about turning conversations into tokens.
+
+    Attributes:
+        tokenizer: of transformers.
+        processor: of transformers; `None` if the checkpoint takes no images.
+        ends: ids of the tokens that end an answer: end-of-sequence, and those of the generation configuration.
+        special: ids that must not stand inside an answer: added special tokens, and those that the model's
+            configuration names (placeholders of images and videos, beginning and end of vision, padding, ...).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoProcessor, AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        loaded = AutoProcessor.from_pretrained(folder)
+        self.processor = loaded if getattr(loaded, "image_processor", None) is not None else None
+        self.ends = _end_tokens(folder) | {self.tokenizer.eos_token_id}
+        self.special = _special_tokens(self.tokenizer, folder)
+        self._spellings = _spellings(self.tokenizer)
+        self._render = functools.lru_cache(_RENDERED)(self._render_uncached)
+
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Token ids up to where the answer begins; one placeholder per image, before the first user turn's text.
+
+        A special token spelled out in a message is read as text: whoever wrote the message, a placeholder without a
+        picture would end the engine and a `<score>` could be forged.
+
+        Raises:
+            ConfigError: the prompt has images and the checkpoint takes none.
+        """
+        if prompt.images and self.processor is None:
+            raise ConfigError(f"prompt {prompt.id!r} has {len(prompt.images)} images, this checkpoint takes none")
+        return self._render(tuple((turn.role, turn.text) for turn in prompt.turns), len(prompt.images))
+
+    def token_id(self, token: str) -> int:
+        """Id of a token by name.
+
+        Raises:
+            ConfigError: the tokenizer does not have it.
+        """
+        found = self.tokenizer.convert_tokens_to_ids(token)
+        if found is None or found == self.tokenizer.unk_token_id:
+            raise ConfigError(f"the tokenizer has no token {token!r}")
+        return found
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text that is no message; special tokens in it are special."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def texts(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
+        """Decoded without special tokens."""
+        return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+
+    def _render_uncached(self, turns: tuple[tuple[str, str], ...], num_images: int) -> tuple[int, ...]:
+        renderer: Any = self.processor or self.tokenizer
+        conversation: list[dict[str, Any]] = []
+        waiting = num_images
+        for role, text in turns:
+            content: Any = self._as_text(text)
+            if self.processor is not None:
+                parts = [{"type": "text", "text": content}]
+                if role == "user":
+                    parts, waiting = [{"type": "image"}] * waiting + parts, 0
+                content = parts
+            conversation.append({"role": role, "content": content})
+        text = renderer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
+        return tuple(self.text_ids(text))
+
+    def _as_text(self, text: str) -> str:
+        return self._spellings.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)
+
+
+def _spellings(tokenizer: Any) -> re.Pattern[str]:
+    names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    longest_first = sorted((name for name in names if len(name) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _end_tokens(folder: Path) -> set[int]:
+    path = Path(folder) / "generation_config.json"
+    found = json.loads(path.read_text()).get("eos_token_id") if path.exists() else None
+    return set(found) if isinstance(found, list) else {found} - {None}
+
+
+def _special_tokens(tokenizer: Any, folder: Path) -> set[int]:
+    config = json.loads((Path(folder) / "config.json").read_text())
+    named = {value for key, value in config.items() if key.endswith("_token_id") and isinstance(value, int)}
+    added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return set(tokenizer.all_special_ids) | added | named

@@ -1,0 +1,45 @@
+"""Prompts as tokens, the same for engines and learner."""
+
+import numpy as np
+import pytest
+
+from rlsys.chat import Chat
+from rlsys.errors import ConfigError
+from rlsys.records import Image, Prompt, Turn
+from rlsys.scenes.policy import make_policy
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return Chat(make_policy(tmp_path_factory.mktemp("policy"), seed=0))
+
+
+def prompt(text, images=0):
+    pixels = np.zeros((84, 84, 3), np.uint8)
+    return Prompt(id="p", turns=(Turn(role="user", text=text),), images=(Image(pixels=pixels),) * images)
+
+
+def words(chat, ids):
+    return chat.tokenizer.convert_ids_to_tokens(list(ids))
+
+
+def test_one_placeholder_per_picture_before_the_text(chat):
+    found = words(chat, chat.prompt_ids(prompt("describe the picture", images=2)))
+    assert found.count("<|image_pad|>") == 2
+    assert found.index("describe") > max(i for i, word in enumerate(found) if word == "<|image_pad|>")
+
+
+@pytest.mark.parametrize("spelled", ["<score>", "<|image_pad|>", "<|im_end|>"])
+def test_a_special_token_spelled_in_a_message_is_text(chat, spelled):
+    plain = words(chat, chat.prompt_ids(prompt("red blue", images=1)))
+    found = words(chat, chat.prompt_ids(prompt(f"red {spelled} blue", images=1)))
+    assert found.count(spelled) == plain.count(spelled)
+    assert [word for word in found if word in ("red", "blue")] == ["red", "blue"]
+
+
+def test_endings_and_special_tokens(chat):
+    assert chat.token_id("<score>") in chat.special
+    assert chat.token_id("<|image_pad|>") in chat.special
+    assert chat.tokenizer.eos_token_id in chat.ends
+    with pytest.raises(ConfigError, match="the tokenizer has no token '<reward>'"):
+        chat.token_id("<reward>")

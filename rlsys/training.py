@@ -71,8 +71,8 @@ class CriticConfig(TrainingConfig):
     max_pairs_per_prompt: int = 4
     num_shortened: int = 2
     """Answers per prompt that are also shown with a statement left out, so that the critic sees omissions."""
-    off_topic_rate: float = 0.25
-    """Share of the prompts for which it also sees an answer to another question."""
+    disturbed_rate: float = 0.5
+    """Share of the prompts for which it also sees an answer that is empty, off the subject, or goes off it at the end."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

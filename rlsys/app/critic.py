@@ -62,7 +62,7 @@ def annotated_pairs(config: Any, host: Host, policy: Path) -> Iterator[CritiqueP
         answered,
         max_pairs_per_prompt=recipe.max_pairs_per_prompt,
         num_shortened=recipe.num_shortened,
-        off_topic_rate=recipe.off_topic_rate,
+        disturbed_rate=recipe.disturbed_rate,
         seed=config.seed,
     )
 

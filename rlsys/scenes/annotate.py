@@ -105,13 +105,15 @@ def shorten(answer: str, rng: np.random.Generator) -> str:
     return " ".join(f"{statement} ." for statement in statements)
 
 
-def off_topic(prompt: Prompt, rng: np.random.Generator) -> str:
-    """A short true answer to another question about the same scene, such as `yes` or `two`."""
+def disturbed(prompt: Prompt, answer: str, rng: np.random.Generator) -> str:
+    """What a policy comes up with once good answers alone are not rewarded enough: nothing at all, a short answer to
+    another question about the scene (`yes`, `two`), or such a word behind the answer."""
     split, index, _ = read_id(prompt.id)
     other = make_prompt(split, index, str(rng.choice(["polar", "open"])))
     question = read_question(other.question)
     assert question is not None
-    return true_answer(scene_of(prompt), question).split(" , ")[-1]
+    word = true_answer(scene_of(prompt), question).split(" , ")[-1]
+    return ["", word, f"{answer} {word}"][int(rng.integers(3))]
 
 
 def critique_pairs(
@@ -119,7 +121,7 @@ def critique_pairs(
     *,
     max_pairs_per_prompt: int = 4,
     num_shortened: int = 2,
-    off_topic_rate: float = 0.25,
+    disturbed_rate: float = 0.5,
     seed: int = 0,
 ) -> Iterator[CritiquePair]:
     """Annotated pairs for objective `critique_reward`: answers of one prompt that differ in worth, the better one
@@ -130,14 +132,13 @@ def critique_pairs(
         max_pairs_per_prompt: a random choice is kept of more; 0 keeps all.
         num_shortened: so many of the answers are also shown with a statement left out. A policy that leaves nothing out
             yet gives a critic no other chance to learn what an omission is, and the rounds would then teach silence.
-        off_topic_rate: probability that a description's place is also taken by an answer to another question, for the
-            same reason.
+        disturbed_rate: probability that a description's first answer is also shown disturbed, for the same reason.
 
     Raises:
         ValueError: a prompt of a split that the annotator may not see, a negative number, or a rate outside 0..1.
     """
-    if not 0 <= off_topic_rate <= 1:
-        raise ValueError(f"off_topic_rate must be within 0..1, got {off_topic_rate}")
+    if not 0 <= disturbed_rate <= 1:
+        raise ValueError(f"disturbed_rate must be within 0..1, got {disturbed_rate}")
     for option, value in (("max_pairs_per_prompt", max_pairs_per_prompt), ("num_shortened", num_shortened)):
         if value < 0:
             raise ValueError(f"{option} must be >= 0, got {value}")
@@ -145,7 +146,7 @@ def critique_pairs(
         rng = generator(seed, "critique_pairs", prompt.id)
         shortened = [shorten(answer, rng) for answer in list(answers)[:num_shortened]]
         described = read_id(prompt.id)[2] == "describe"
-        strange = [off_topic(prompt, rng)] if described and rng.random() < off_topic_rate else []
+        strange = [disturbed(prompt, answers[0], rng)] if described and answers and rng.random() < disturbed_rate else []
         notes = {answer: annotate(prompt, answer) for answer in [*answers, *shortened, *strange]}
         for better, worse in _ranked_pairs(notes, max_pairs_per_prompt, rng):
             yield CritiquePair(

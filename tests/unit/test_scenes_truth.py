@@ -201,16 +201,26 @@ def test_answers_to_questions_are_annotated(task):
     assert annotate(prompt, "describe").worth == -1.0
 
 
-def test_changing_the_subject_is_worth_less_than_any_description_and_is_shown_to_the_critic():
+def test_changing_the_subject_is_worth_less_than_any_description():
     prompt = make_prompt("annotated", 0, "describe")
-    full = true_answer(scene_of(prompt), read_question(prompt.question))
-    (pair,) = critique_pairs([(prompt, [full])], num_shortened=0, off_topic_rate=1.0)
-    assert pair.rejected_prompt.question == f"question : {prompt.question} answer : yellow evaluation :"
-    assert pair.rejected_critique == "answer unclear . missing cross blue . missing circle yellow ."
     everything_wrong = "circle black at center . " * len(scene_of(prompt).objects)
     assert annotate(prompt, "no").worth < annotate(prompt, everything_wrong).worth
-    with pytest.raises(ValueError, match=r"off_topic_rate must be within 0\.\.1, got 2"):
-        list(critique_pairs([], off_topic_rate=2))
+    assert annotate(prompt, "").worth < annotate(prompt, everything_wrong).worth
+
+
+def test_the_critic_is_shown_disturbed_answers():
+    shown = set()
+    for index in range(40):
+        prompt = make_prompt("annotated", index, "describe")
+        full = true_answer(scene_of(prompt), read_question(prompt.question))
+        for pair in critique_pairs([(prompt, [full])], num_shortened=0, disturbed_rate=1.0):
+            rejected = pair.rejected_prompt.question.split(" answer : ")[1].removesuffix(" evaluation :")
+            assert pair.chosen_prompt.question.endswith(f"answer : {full} evaluation :")
+            shown.add("empty" if not rejected.strip() else "behind" if rejected.startswith(full) else "alone")
+            assert ("missing" in pair.rejected_critique) == (not rejected.startswith(full))
+    assert shown == {"empty", "alone", "behind"}
+    with pytest.raises(ValueError, match=r"disturbed_rate must be within 0\.\.1, got 2"):
+        list(critique_pairs([], disturbed_rate=2))
 
 
 def test_critiques_are_made_of_the_vocabulary():
@@ -223,7 +233,7 @@ def test_critiques_are_made_of_the_vocabulary():
 def test_critique_pairs_show_the_judge_both_answers_the_better_one_chosen():
     prompt = make_prompt("annotated", 0, "describe")
     full = true_answer(scene_of(prompt), read_question(prompt.question))
-    pairs = list(critique_pairs([(prompt, ["", full, full])], num_shortened=0, off_topic_rate=0))
+    pairs = list(critique_pairs([(prompt, ["", full, full])], num_shortened=0, disturbed_rate=0))
     assert len(pairs) == 1
     pair = pairs[0]
     assert isinstance(pair, CritiquePair)
@@ -238,23 +248,23 @@ def test_pairs_of_a_prompt_are_limited_and_repeatable():
     prompt = make_prompt("annotated", 0, "describe")
     full = true_answer(scene_of(prompt), read_question(prompt.question))
     answers = [full, full + " what .", full + " what . what ."]
-    everything = list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=0, num_shortened=0, off_topic_rate=0))
-    some = list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=2, num_shortened=0, off_topic_rate=0, seed=1))
+    everything = list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=0, num_shortened=0, disturbed_rate=0))
+    some = list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=2, num_shortened=0, disturbed_rate=0, seed=1))
     assert len(some) == 2 and len(everything) > 2
     assert all(pair in everything for pair in some)
-    assert some == list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=2, num_shortened=0, off_topic_rate=0, seed=1))
+    assert some == list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=2, num_shortened=0, disturbed_rate=0, seed=1))
 
 
 def test_shortened_answers_teach_what_an_omission_is():
     prompt = make_prompt("annotated", 0, "describe")
     full = true_answer(scene_of(prompt), read_question(prompt.question))
-    (pair,) = critique_pairs([(prompt, [full])], num_shortened=1, off_topic_rate=0)
+    (pair,) = critique_pairs([(prompt, [full])], num_shortened=1, disturbed_rate=0)
     assert pair.chosen_critique == "cross blue true . circle yellow true ."
     assert pair.rejected_critique in (
         "cross blue true . missing circle yellow .",
         "circle yellow true . missing cross blue .",
     )
-    assert list(critique_pairs([(prompt, [full])], num_shortened=0, off_topic_rate=0)) == []
+    assert list(critique_pairs([(prompt, [full])], num_shortened=0, disturbed_rate=0)) == []
     assert shorten("north circle red .", np.random.default_rng(0)) == "north circle red ."
 
 

@@ -236,7 +236,6 @@ class _Slot:
             .options(
                 num_cpus=self.placement.num_cpus,
                 num_gpus=self.placement.num_gpus,
-                runtime_env={"env_vars": self.placement.environment},
             )
             .remote(self.placement)
         )
@@ -275,12 +274,14 @@ def _hosted(worker: type) -> type:
             import torch
 
             torch.set_num_threads(placement.num_threads)
+            self._placement = placement
             self._worker: Any = None
 
         def start(self, options: dict[str, Any]) -> tuple[int, str]:
             import os
 
             self._worker = worker(**options)
+            self._placement.settle()
             return os.getpid(), ray.get_runtime_context().get_node_id()
 
         def call(self, method: str, *arguments: Any) -> Any:

@@ -41,6 +41,7 @@ class _Actor:
         import torch
 
         torch.set_num_threads(placement.num_threads)
+        self._placement = placement
         self._rank: Any = None
 
     def address(self) -> tuple[str, int]:
@@ -57,6 +58,7 @@ class _Actor:
         from learners.learner import LearnerRank
 
         self._rank = LearnerRank(*arguments)
+        self._placement.settle()
 
     def call(self, method: str, *arguments: Any, **options: Any) -> Any:
         return operator.attrgetter(method)(self._rank)(*arguments, **options)
@@ -269,7 +271,6 @@ def _start(placement: Placement) -> Any:
     options = {
         "num_cpus": placement.num_cpus,
         "num_gpus": placement.num_gpus,
-        "runtime_env": {"env_vars": placement.environment},
         "max_restarts": 0,
     }
     return ray.remote(_Actor).options(**options).remote(placement)

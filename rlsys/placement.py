@@ -1,14 +1,18 @@
 """Which process gets which cores and GPUs, decided before anything starts.
 
-Ray keeps books of CPUs but pins nothing, and an actor that asks for more than is left waits for ever without a word. So a run
-adds up what its roles need, says what does not fit, and gives every process on a CPU machine its own cores and thread count.
+Ray keeps books of CPUs but pins nothing, and an actor that asks for more than is left waits for ever without a word. So
+a run adds up what its roles need, says what does not fit, and gives every process on a CPU machine its own cores and
+thread count.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
 
 from rlsys.errors import ResourceError
 
@@ -24,10 +28,12 @@ class Placement:
     num_gpus: float = 0.0
     """GPUs booked with Ray; a fraction where roles share a GPU."""
     cores: tuple[int, ...] = ()
-    """Cores the process is pinned to; empty leaves it unpinned (a node is chosen by Ray, its cores are not known here)."""
+    """Cores the process is pinned to; empty leaves it unpinned (Ray chooses a node, whose cores are not known here)."""
     num_threads: int = 1
+    start_cores: tuple[int, ...] = ()
+    """Cores the process is pinned to until it has started; empty stands for `cores`."""
     env: dict[str, str] = field(default_factory=dict)
-    """Set in the worker before any library is imported."""
+    """Set in the worker before torch and the engine are imported."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -36,9 +42,17 @@ class Placement:
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **self.env}
 
     def apply(self) -> None:
-        """Pin this process, and the threads it will start, to `cores`."""
+        """Set the environment of this process; pin it, and the threads it will start, to the cores it starts on."""
+        # Not as Ray's `runtime_env`: that would start another process instead of taking one that waits.
+        os.environ.update(self.environment)
         if self.cores:
-            os.sched_setaffinity(0, self.cores)
+            os.sched_setaffinity(0, self.start_cores or self.cores)
+
+    def settle(self) -> None:
+        """Pin every thread of this process, which has started, to `cores`."""
+        for thread in os.listdir("/proc/self/task") if self.start_cores else []:
+            with suppress(ProcessLookupError):  # it has ended meanwhile
+                os.sched_setaffinity(int(thread), self.cores)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +84,12 @@ class Machine:
     """Core numbers this process may use, if all actors will run on this machine; else empty."""
     gpu_memory_gib: float = 0.0
     """Memory of one GPU; 0 if unknown."""
+
+
+def may_have_gpus() -> bool:
+    """Whether asking torch for GPUs can find any: there is a device of a driver that it knows."""
+    devices = Path("/dev")
+    return any((devices / name).exists() for name in ("nvidiactl", "kfd", "dxg"))
 
 
 def this_machine(*, num_gpus: float = 0.0, gpu_memory_gib: float = 0.0) -> Machine:
@@ -110,7 +130,8 @@ def shortages(roles: Sequence[Role], machine: Machine) -> list[str]:
             )
         if shared > machine.gpu_memory_gib:
             found.append(
-                f"GPU memory: roles that share a GPU need about {shared:.1f} GiB, {machine.gpu_memory_gib:.1f} GiB there"
+                f"GPU memory: roles that share a GPU need about {shared:.1f} GiB, "
+                f"{machine.gpu_memory_gib:.1f} GiB there"
             )
     return found
 
@@ -118,9 +139,9 @@ def shortages(roles: Sequence[Role], machine: Machine) -> list[str]:
 def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]:
     """A placement for every actor of every role.
 
-    On one machine without GPUs the learner takes one half of the cores and the engines the other, because those two run at
-    once while rollouts and critiques alternate; within a half, actors get cores of their own, or share when there are
-    fewer cores than actors. Explicit `Role.cores` are taken in order of the roles.
+    On one machine without GPUs the learner takes one half of the cores and the engines the other, because those two run
+    at once while rollouts and critiques alternate; within a half, actors get cores of their own, or share when there
+    are fewer cores than actors. Explicit `Role.cores` are taken in order of the roles.
 
     Raises:
         ResourceError: something does not fit; the message says what, for every shortage.
@@ -135,7 +156,8 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
     taken = list(machine.cores[: int(fixed)])
     if automatic and (free_cpus <= 0 or (machine.cores and not free_cores)):
         raise ResourceError(
-            f"this run does not fit: cores: {_sum(roles, 'cores')} leaves none for {', '.join(r.name for r in automatic)}"
+            f"this run does not fit: cores: {_sum(roles, 'cores')} leaves none for "
+            + ", ".join(role.name for role in automatic)
         )
     shares = _halves(automatic, free_cores)
     placements: dict[str, list[Placement]] = {}
@@ -158,7 +180,23 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
             )
             for cores, number in zip(sets, cpus, strict=True)
         ]
-    return placements
+    return _spread_starts(placements, machine)
+
+
+def _spread_starts(placements: dict[str, list[Placement]], machine: Machine) -> dict[str, list[Placement]]:
+    """Let the first actor have its cores for itself while it starts: the others wait for its first answers anyway, and
+    who shares its cores later starts on what it leaves free.
+    """
+    first = next((actor.cores for actors in placements.values() for actor in actors), ())
+    elsewhere = tuple(core for core in machine.cores if core not in first)
+    taken: set[int] = set()
+    spread: dict[str, list[Placement]] = {name: [] for name in placements}
+    for name, actors in placements.items():
+        for actor in actors:
+            shared = taken & set(actor.cores)
+            spread[name].append(replace(actor, start_cores=elsewhere) if shared else actor)
+            taken |= set(actor.cores)
+    return spread
 
 
 def _halves(roles: Sequence[Role], cores: list[int]) -> dict[str, list[tuple[int, ...]]]:
@@ -179,7 +217,7 @@ def _share(roles: Sequence[Role], cores: list[int]) -> dict[str, list[tuple[int,
         sets = [(cores[i % len(cores)],) for i in range(len(names))]
     else:
         bounds = [round(i * len(cores) / len(names)) for i in range(len(names) + 1)]
-        sets = [tuple(cores[low:high]) for low, high in zip(bounds, bounds[1:], strict=False)]
+        sets = [tuple(cores[low:high]) for low, high in pairwise(bounds)]
     result: dict[str, list[tuple[int, ...]]] = {role.name: [] for role in roles}
     for name, chosen in zip(names, sets, strict=True):
         result[name].append(chosen)

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, TypeVar
 
+from rlsys.placement import may_have_gpus
 from rlsys.records import Interval, RoundReport
 
 T = TypeVar("T")
@@ -22,7 +23,6 @@ QUIET_ENV = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_DISABLE_LOG_LOGO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TRANSFORMERS_VERBOSITY": "error",
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -53,6 +53,8 @@ def quiet_libraries() -> None:
     """Keep the libraries' own words to errors, in this process and in those it starts; what the user has set stays."""
     for name, value in QUIET_ENV.items():
         os.environ.setdefault(name, value)
+    if not may_have_gpus():  # else DeepSpeed looks for one, and warns that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, level in _LOGGERS.items():
         logging.getLogger(name).setLevel(level)
     for category in (FutureWarning, DeprecationWarning):

@@ -18,7 +18,7 @@ from rlsys.app import plan as planning
 from rlsys.app.cluster import cluster, look
 from rlsys.app.evaluate import evaluator
 from rlsys.app.models import critic_folder, policy_folder
-from rlsys.app.parts import Host, start_feedback, start_learner, start_rollouts, start_together
+from rlsys.app.parts import Host, Later, start_feedback, start_learner, start_rollouts
 from rlsys.app.report import write
 from rlsys.errors import ConfigError
 from rlsys.journal import Journal
@@ -59,7 +59,9 @@ def _begin(config: Any, tree: Any, words: list[str]) -> int:
     try:
         directory.mkdir(parents=True)
     except FileExistsError as error:
-        raise ConfigError(f"name: {directory} exists already; go on with resume={name}, or choose another name") from error
+        raise ConfigError(
+            f"name: {directory} exists already; go on with resume={name}, or choose another name"
+        ) from error
     configuration.save(tree, words, directory)
     return align(Run(directory=directory, config=config, tree=tree, resumed=False))
 
@@ -76,12 +78,15 @@ def dry_run(config: Any) -> str:
     critic = planning.model_size(config.critic.model, config.critic.num_parameters_b)
     roles = planning.roles(config, policy=policy, critic=critic)
     schedule = config.schedule.build()
-    lines = [f"policy {config.policy.model}, critic {config.critic.model}", planning.table(roles, look(config.ray_address))]
+    lines = [
+        f"policy {config.policy.model}, critic {config.critic.model}",
+        planning.table(roles, look(config.ray_address)),
+    ]
     for plan in map(schedule.plan, range(schedule.num_rounds)):
         lines.append(
             f"round {plan.round}: {plan.num_prompts} prompts x {plan.num_candidates}, {plan.pairs}, lr {plan.lr:g}, "
-            f"beta {plan.beta:g}, w {plan.scale_w:g}, k {plan.scale_k:g}, reference {plan.reference}, data {plan.data}, "
-            f"lag {plan.lag}"
+            f"beta {plan.beta:g}, w {plan.scale_w:g}, k {plan.scale_k:g}, reference {plan.reference}, "
+            f"data {plan.data}, lag {plan.lag}"
         )
     return "\n".join(lines)
 
@@ -125,7 +130,8 @@ def align(run: Run) -> int:
 def _progress_so_far(run: Run) -> tuple[int, int, list[RoundReport]]:
     """The round to begin with, the policy's version there, and the reports of the rounds before it.
 
-    A round counts as done when its checkpoint is whole and its report is in the journal; a kill between the two repeats it.
+    A round counts as done when its checkpoint is whole and its report is in the journal; a kill between the two repeats
+    it.
     """
     checkpoints = run.directory / "checkpoints"
     journal = Journal(run.directory / "journal")
@@ -170,11 +176,13 @@ def _parts(run: Run, host: Host, policy: Path, critic: Path | None, first: int) 
     )
     gate = MetricGate(config=config.gate)
     with ExitStack() as stack:
-        rollouts, feedback, learner = start_together(
+        # All at once; the first answers need the policy's engines only, and are sampled while the others still start.
+        starts = (
             lambda: start_rollouts(config, host, policy, placements=placements["rollout"], savepoints=savepoints),
             lambda: start_feedback(config, critic, placements=placements.get("critic", [])),
             lambda: start_learner(config, host, policy, objective=config.objective, placements=placements["learner"]),
         )
+        rollouts, feedback, learner = map(Later, starts)
         for part in (rollouts, feedback, learner):
             stack.callback(part.close)
         if first:

@@ -7,14 +7,16 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from rlsys.placement import GIB, Machine, this_machine
+from rlsys.placement import GIB, Machine, may_have_gpus, this_machine
 from rlsys.progress import QUIET_ENV
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Of a cluster of our own: frames of a few batches are in flight at a time."""
+UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
+"""Methods of Ray's node that start what a cluster of our own does not need."""
 
 
 @contextmanager
@@ -40,8 +42,10 @@ def cluster(address: str | None) -> Iterator[Machine]:
             "object_store_memory": OBJECT_STORE_BYTES,
             "_temp_dir": tempfile.mkdtemp(prefix="rlsys-"),  # short: socket paths below it have a length limit
         }
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    ray.init(**options)
+    before = signal.getsignal(signal.SIGTERM)
+    with _lean() if own else nullcontext():
+        ray.init(**options)
+    signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
     try:
         yield machine if own else _whole_cluster(ray)
     finally:
@@ -58,11 +62,31 @@ def look(address: str | None) -> Machine | None:
     return this_machine(**_gpus_here())
 
 
+@contextmanager
+def _lean() -> Iterator[None]:
+    """Let a cluster of one machine and one run start without the processes that nothing here asks: dashboard server,
+    autoscaler and the reader of the workers' logs. Ray has no option for that, starts them even with
+    `include_dashboard=False`, and waits for the first.
+    """
+    from ray._private.node import Node
+
+    found = {name: vars(Node)[name] for name in UNUSED_PROCESSES if name in vars(Node)}
+    for name in found:
+        setattr(Node, name, lambda self, *arguments, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in found.items():
+            setattr(Node, name, method)
+
+
 def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt
 
 
 def _gpus_here() -> dict[str, float]:
+    if not may_have_gpus():  # importing torch takes two seconds
+        return {}
     import torch
 
     if not torch.cuda.is_available():

@@ -112,5 +112,23 @@ def start_together(*starts: Callable[[], Any]) -> list[Any]:
     return [future.result() for future in futures]
 
 
+class Later:
+    """A part that starts while others are already at work. Who first uses it waits for it, and is told if it failed."""
+
+    def __init__(self, start: Callable[[], Any]) -> None:
+        """Begin to start."""
+        pool = ThreadPoolExecutor(1, thread_name_prefix="start")
+        self._started = pool.submit(start)
+        pool.shutdown(wait=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._started.result(), name)
+
+    def close(self) -> None:
+        """End the part, when it has started."""
+        if not self._started.exception():
+            self._started.result().close()
+
+
 def _size(model: Path) -> planning.ModelSize:
     return planning.model_size(str(model), None)

@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
 from rlsys.errors import ResourceError
@@ -77,3 +81,29 @@ def test_gpu_actors_are_not_pinned():
     placed = place([role("rollout", cores=2, gpus=1), role("learner", cores=2, gpus=1)], machine)
     assert placed["rollout"][0].cores == () and placed["rollout"][0].num_gpus == 1
     assert placed["rollout"][0].num_cpus == 2
+
+
+def test_who_shares_cores_starts_on_those_that_the_first_leaves_free():
+    placed = place([role("rollout"), role("critic"), role("learner")], TWO_CORES)
+    assert [placed[name][0].start_cores for name in ("rollout", "critic", "learner")] == [(), (1,), ()]
+    alone = Machine(num_cpus=1, num_gpus=0, memory_gib=20.0, cores=(3,))
+    placed = place([role("rollout"), role("critic"), role("learner")], alone)
+    assert [placed[name][0].start_cores for name in ("rollout", "critic", "learner")] == [(), (), ()]
+
+
+def test_a_process_settles_on_its_cores_with_all_its_threads():
+    cores = sorted(os.sched_getaffinity(0))
+    program = (
+        "import os, threading\n"
+        "from rlsys.placement import Placement\n"
+        f"first, last = {cores[0]}, {cores[-1]}\n"
+        "placement = Placement(cores=(first,), start_cores=(last,), env={'RLSYS_TEST': 'yes'})\n"
+        "placement.apply()\n"
+        "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "where = lambda: {tuple(os.sched_getaffinity(int(thread))) for thread in os.listdir('/proc/self/task')}\n"
+        "before = where()\n"
+        "placement.settle()\n"
+        "print(before == {(last,)}, where() == {(first,)}, os.environ['OMP_NUM_THREADS'], os.environ['RLSYS_TEST'])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "1", "yes"]

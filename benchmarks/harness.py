@@ -146,7 +146,13 @@ def write(name: str, title: str, rows: Sequence[Row], *, repeats: int, directory
         return None
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
-    content = {"name": name, "title": title, "repeats": repeats, "measured": environment(), "rows": [_plain(r) for r in rows]}
+    content = {
+        "name": name,
+        "title": title,
+        "repeats": repeats,
+        "measured": environment(),
+        "rows": [_plain(r) for r in rows],
+    }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
@@ -186,7 +192,9 @@ def _commit() -> str:
 
 def _processor() -> str:
     with open("/proc/cpuinfo") as lines:
-        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+        )
 
 
 def _gpus() -> list[str]:

@@ -8,10 +8,10 @@ from typing import Any
 from omegaconf import MISSING
 
 from learners.config import LearnerConfig
+from rlsys import training
 from rlsys.errors import ConfigError
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
-from rlsys import training
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,7 @@ class ScheduleConfig(Phase):
         Raises:
             ConfigError: a phase has a key that a phase does not have, or a wrong value.
         """
-        names = [name for name in Phase.__dataclass_fields__]
+        names = list(Phase.__dataclass_fields__)
         base = {name: getattr(self, name) for name in names}
         for number, phase in enumerate(self.phases):
             for key in phase:

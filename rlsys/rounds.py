@@ -71,7 +71,9 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
                 if not parts.gate.accepts(report):
                     version += 1
                     parts.savepoints.go_back(parts.learner, version)
-                    report = replace(report, accepted=False, policy_version=version, sync=parts.weights.publish(version))
+                    report = replace(
+                        report, accepted=False, policy_version=version, sync=parts.weights.publish(version)
+                    )
                 report = parts.savepoints.commit(report, gate=parts.gate, started=started)
                 parts.journal.append(round, report)
                 parts.journal.finish(round)

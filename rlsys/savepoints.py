@@ -16,12 +16,14 @@ from rlsys.records import RoundReport
 class Savepoints:
     """Keeps the weights that the engines hold on disk at all times, so that a worker can be replaced at any time.
 
-        savepoints.stage(learner, version)      # the new weights, not yet judged
-        savepoints.go_back(learner, version)    # ... refused: the last good ones again, under a new version
-        savepoints.commit(report, gate, ...)    # the round's checkpoint, atomic and hashed
+    savepoints.stage(learner, version)      # the new weights, not yet judged
+    savepoints.go_back(learner, version)    # ... refused: the last good ones again, under a new version
+    savepoints.commit(report, gate, ...)    # the round's checkpoint, atomic and hashed
     """
 
-    def __init__(self, directory: Path, *, initial_policy: Path, keep: int = 0, fixed_state: dict | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, initial_policy: Path, keep: int = 0, fixed_state: dict | None = None
+    ) -> None:
         """
         Args:
             directory: `checkpoints/` of the run.

@@ -10,6 +10,7 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+
 class Stream(Generic[T]):
     """Iterates `source` in another thread, at most `ahead` items before the consumer.
 

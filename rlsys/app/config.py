@@ -119,7 +119,7 @@ def guarded(command: Callable[[], int]) -> int:
 def _register() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     registry.discover()
-    import actors.engines  # noqa: F401  registers the engines
+    import actors.engines
     from configs.schema import RunConfig
 
     actors.engines.discover()

@@ -14,8 +14,8 @@ from typing import Any
 from rlsys import registry
 from rlsys.app.parts import Host, start_learner, start_rollouts
 from rlsys.records import CritiquePair, Prompt
-from rlsys.schedules.phases import Phase
 from rlsys.scenes.annotate import critique_pairs
+from rlsys.schedules.phases import Phase
 
 ANSWERING_ROUND = -2
 """Round number of the policy's answers to annotated prompts; rounds of a run count from 0, evaluation is -1."""
@@ -48,9 +48,7 @@ def annotated_pairs(config: Any, host: Host, policy: Path) -> Iterator[CritiqueP
     recipe = config.critic_training
     source = registry.prompts.make("scenes", split="annotated")
     prompts: list[Prompt] = list(source.take(0, recipe.num_prompts))
-    phase = Phase(
-        num_prompts=len(prompts), num_candidates=recipe.num_candidates, max_tokens=config.schedule.max_tokens
-    )
+    phase = Phase(num_prompts=len(prompts), num_candidates=recipe.num_candidates, max_tokens=config.schedule.max_tokens)
     stage = start_rollouts(config, host, policy)
     try:
         groups = stage.stream(prompts, phase.plan(0, ANSWERING_ROUND))

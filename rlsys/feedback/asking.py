@@ -25,10 +25,8 @@ def judge_prompt(template: str, prompt: Prompt, answer: str) -> Prompt:
         template: text with the places `{question}` and `{answer}`; other braces stay as they are. The question of a
             conversation of several turns is the whole conversation, a line per turn.
     """
-    if len(prompt.turns) == 1:
-        question = prompt.question
-    else:
-        question = "\n".join(f"{turn.role}: {turn.text}" for turn in prompt.turns)
+    conversation = "\n".join(f"{turn.role}: {turn.text}" for turn in prompt.turns)
+    question = prompt.question if len(prompt.turns) == 1 else conversation
     values = {"question": question, "answer": answer}
     # One pass, so that an answer which itself spells "{question}" is shown as it is.
     text = _SLOT.sub(lambda slot: values[slot.group(1)], template)

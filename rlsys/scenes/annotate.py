@@ -146,7 +146,9 @@ def critique_pairs(
         rng = generator(seed, "critique_pairs", prompt.id)
         shortened = [shorten(answer, rng) for answer in list(answers)[:num_shortened]]
         described = read_id(prompt.id)[2] == "describe"
-        strange = [disturbed(prompt, answers[0], rng)] if described and answers and rng.random() < disturbed_rate else []
+        strange = (
+            [disturbed(prompt, answers[0], rng)] if described and answers and rng.random() < disturbed_rate else []
+        )
         notes = {answer: annotate(prompt, answer) for answer in [*answers, *shortened, *strange]}
         for better, worse in _ranked_pairs(notes, max_pairs_per_prompt, rng):
             yield CritiquePair(

@@ -79,11 +79,15 @@ class Phase:
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"schedule phase: top_p must be in (0, 1], got {self.top_p}")
         if self.reference not in REFERENCES:
-            raise ConfigError(f"schedule phase: reference must be one of {', '.join(REFERENCES)}, got {self.reference!r}")
+            raise ConfigError(
+                f"schedule phase: reference must be one of {', '.join(REFERENCES)}, got {self.reference!r}"
+            )
         if self.data not in DATA:
             raise ConfigError(f"schedule phase: data must be one of {', '.join(DATA)}, got {self.data!r}")
         if registry.pairs and self.pairs not in registry.pairs:
-            raise ConfigError(f"schedule phase: no pairs {self.pairs!r}; there are: {', '.join(sorted(registry.pairs))}")
+            raise ConfigError(
+                f"schedule phase: no pairs {self.pairs!r}; there are: {', '.join(sorted(registry.pairs))}"
+            )
         self.plan(0, 0)
         self.plan(self.rounds - 1, self.rounds - 1)
 
@@ -135,7 +139,7 @@ def round_half_up(value: float) -> int:
 class Schedule:
     """All rounds of a run.
 
-        Schedule([Phase(rounds=2, lr=1e-5), Phase(rounds=3, lr=5e-6)]).plan(2).lr  # 5e-6
+    Schedule([Phase(rounds=2, lr=1e-5), Phase(rounds=3, lr=5e-6)]).plan(2).lr  # 5e-6
     """
 
     def __init__(self, phases: list[Phase]) -> None:

@@ -53,7 +53,9 @@ def numbers(workplace, name):
     kept = []
     for entry in summary(workplace, name)["rounds"]:
         entry = {key: value for key, value in entry.items() if key not in ("seconds", "failed")}
-        entry["sync"] = {key: value for key, value in entry["sync"].items() if key not in ("seconds", "max_logprob_gap")}
+        entry["sync"] = {
+            key: value for key, value in entry["sync"].items() if key not in ("seconds", "max_logprob_gap")
+        }
         kept.append(entry)
     return kept
 
@@ -175,7 +177,9 @@ def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, tmp_path):
         command.append(f"output.runs_dir={workplace}")
         end = time.monotonic() + 60
         while True:
-            done = subprocess.run([*submit, "--", *command], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+            done = subprocess.run(
+                [*submit, "--", *command], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S
+            )
             if done.returncode == 0 or time.monotonic() > end or "connect" not in (done.stdout + done.stderr).lower():
                 break
         assert done.returncode == 0, done.stdout + done.stderr

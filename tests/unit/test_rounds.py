@@ -90,7 +90,13 @@ class World:
         self.events.append(("publish", version))
         self.version = version
         return SyncReport(
-            version=version, num_tensors=1, num_bytes=4, digest="d", seconds=0.0, max_logprob_gap=0.0, num_probe_tokens=1
+            version=version,
+            num_tensors=1,
+            num_bytes=4,
+            digest="d",
+            seconds=0.0,
+            max_logprob_gap=0.0,
+            num_probe_tokens=1,
         )
 
     def evaluate(self, round):
@@ -130,7 +136,10 @@ def test_a_round_reports_what_it_did_and_engines_change_version_last(tmp_path):
     assert (first.num_prompts, first.num_rollouts, first.num_pairs, first.staleness) == (3, 6, 3, 0)
     assert (first.policy_version, second.policy_version) == (1, 2)
     kinds = [event[:2] for event in world.events]
-    assert kinds == [("rollout", 0)] * 3 + [("fit", 0), ("publish", 1)] + [("rollout", 1)] * 3 + [("fit", 1), ("publish", 2)]
+    assert kinds == [("rollout", 0)] * 3 + [("fit", 0), ("publish", 1)] + [("rollout", 1)] * 3 + [
+        ("fit", 1),
+        ("publish", 2),
+    ]
     assert {pair.policy_version for pair in world.trained[1]} == {1}
 
 

@@ -252,7 +252,9 @@ def test_pairs_of_a_prompt_are_limited_and_repeatable():
     some = list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=2, num_shortened=0, disturbed_rate=0, seed=1))
     assert len(some) == 2 and len(everything) > 2
     assert all(pair in everything for pair in some)
-    assert some == list(critique_pairs([(prompt, answers)], max_pairs_per_prompt=2, num_shortened=0, disturbed_rate=0, seed=1))
+    assert some == list(
+        critique_pairs([(prompt, answers)], max_pairs_per_prompt=2, num_shortened=0, disturbed_rate=0, seed=1)
+    )
 
 
 def test_shortened_answers_teach_what_an_omission_is():

@@ -77,7 +77,7 @@ def test_gate_refuses_what_got_worse_and_remembers_the_best():
 def test_gate_gives_up_after_too_many_refusals():
     gate = MetricGate(config=GateConfig(refuse=True, max_refusals=1), best=0.1)
     assert not gate.accepts(report(0.2))
-    with pytest.raises(RoundRefused, match="chair_i 0.3 is worse than the best 0.1; 2 rounds"):
+    with pytest.raises(RoundRefused, match=r"chair_i 0\.3 is worse than the best 0\.1; 2 rounds"):
         gate.accepts(report(0.3))
 
 

@@ -1,0 +1,147 @@
+"""The benchmarks' page is made of their files and of nothing else, and one failure does not stop the others."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as runner
+from benchmarks import tables
+from benchmarks.harness import Row, Spread, Target
+
+MEASURED = {
+    "when": "2025-03-04T05:06:07+00:00",
+    "commit": "abc1234",
+    "cores": 2,
+    "processor": "A Processor",
+    "memory_gib": 23.5,
+    "gpus": [],
+    "python": "3.11.9",
+    "versions": {"torch": "2.13.0", "ray": "2.60.0"},
+}
+SPREAD = {"median": 1.5, "low": 1.25, "high": 2000.0}
+ROW = {
+    "case": "a case",
+    "ours": SPREAD,
+    "other": None,
+    "other_name": "",
+    "ratio": None,
+    "unit": "s",
+    "target": None,
+    "checked": "",
+    "note": "",
+    "extra": {},
+    "met": None,
+}
+MET = {
+    **ROW,
+    "case": "fast",
+    "other": {"median": 3.0, "low": 3.0, "high": 3.0},
+    "other_name": "theirs",
+    "ratio": {"median": 0.5, "low": 0.4, "high": 0.6},
+    "target": {"at_least": None, "at_most": 2.0},
+    "checked": "same bytes",
+    "met": True,
+}
+MISSED = {
+    **ROW,
+    "case": "slow",
+    "target": {"at_least": 10.0, "at_most": None},
+    "note": "because of physics",
+    "extra": {"gb": 0.25},
+    "met": False,
+}
+
+
+def write(folder: Path, name: str, rows: list) -> None:
+    content = {"name": name, "title": f"The {name}", "repeats": 5, "measured": MEASURED, "rows": rows}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_the_page_has_a_table_per_benchmark_with_targets_notes_and_environment(tmp_path):
+    write(tmp_path, "wire", [MET, MISSED, ROW])
+    lines = tables.page(tmp_path).splitlines()
+    at = lines.index("## wire")
+    assert lines[at + 2] == "The wire. `python -m benchmarks.wire`, 5 turns."
+    assert lines[at + 4 :] == [
+        "| case | ours | other side | ours / other | target | |",
+        "|---|---|---|---|---|---|",
+        "| fast | 1.5 (1.25 to 2,000) s | theirs: 3 (3 to 3) | 0.5 (0.4 to 0.6) | ≤ 2 | met |",
+        "| slow | 1.5 (1.25 to 2,000) s |  |  | ≥ 10 | **missed** |",
+        "| a case | 1.5 (1.25 to 2,000) s |  |  |  |  |",
+        "",
+        "- fast: Checked: same bytes.",
+        "- slow: because of physics. gb 0.25.",
+        "",
+        "Measured 2025-03-04 at abc1234 on 2 cores of A Processor, 23.5 GiB, no GPU; Python 3.11.9, torch 2.13.0, "
+        "ray 2.60.0.",
+        "",
+        "Not measured yet: learner, rollout, critic, weight_sync, round, overlap, scaling, startup.",
+        "",
+        "## On a GPU",
+        "",
+        "| case | ours |",
+        "|---|---|",
+        "| weight updates over nccl and ipc, a round on a GPU | not measured |",
+    ]
+
+
+def test_the_summary_counts_targets_and_says_why_one_was_missed(tmp_path):
+    write(tmp_path, "wire", [MET, MISSED, ROW])
+    lines = tables.page(tmp_path).splitlines()
+    at = lines.index("## Targets")
+    assert lines[at + 2] == "1 of 2 met. Missed:"
+    assert lines[at + 4] == "- wire: slow: 1.5, target ≥ 10. because of physics"
+
+
+def test_what_was_measured_on_a_gpu_stands_in_its_own_section(tmp_path):
+    write(tmp_path, "gpu_sync", [ROW])
+    lines = tables.page(tmp_path).splitlines()
+    assert lines[lines.index("## On a GPU") + 2] == "### gpu_sync"
+    assert not any("not measured |" in line for line in lines)
+
+
+def test_benchmarks_stand_in_the_order_in_which_they_run(tmp_path):
+    for name in ("startup", "learner", "wire"):
+        write(tmp_path, name, [ROW])
+    heads = [line for line in tables.page(tmp_path).splitlines() if line.startswith("## ")]
+    assert heads == ["## Targets", "## learner", "## wire", "## startup", "## On a GPU"]
+
+
+def test_the_page_in_the_tree_is_what_its_files_give():
+    assert tables.PAGE.read_text() == tables.page()
+
+
+def test_rows_are_written_as_the_page_reads_them(tmp_path):
+    from dataclasses import asdict
+
+    row = Row(case="c", ours=Spread.of([1.0, 2.0, 3.0]), unit="s", target=Target(at_most=1.0))
+    assert asdict(row).keys() | {"met"} == ROW.keys()
+
+
+@pytest.fixture
+def no_page(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "PAGE", tmp_path / "README.md")
+    return tmp_path / "README.md"
+
+
+def test_a_benchmark_that_fails_does_not_stop_the_others_and_is_named(no_page, capsys):
+    ran = []
+
+    def run(name, options):
+        ran.append((name, tuple(options)))
+        return 3 if name == "wire" else 0
+
+    assert runner.main(["wire", "overlap", "--repeats", "1"], run=run) == 1
+    assert ran == [("wire", ("--repeats", "1")), ("overlap", ("--repeats", "1"))]
+    assert capsys.readouterr().err == "failed: wire\n"
+    assert no_page.exists()
+
+
+def test_an_unknown_name_is_refused(no_page, capsys):
+    assert runner.main(["wires"], run=lambda name, options: 0) == 2
+    assert capsys.readouterr().err.startswith("no benchmark wires; there are: learner, rollout, critic,")
+
+
+def test_every_benchmark_that_is_there_is_run():
+    assert {"weight_sync", "wire", "overlap", "scaling"} <= set(runner.available())

@@ -33,7 +33,7 @@ demo: env
 	@$(RUN) rlsys align preset=scenes $(ARGS)
 
 bench: env
-	@$(RUN) rlsys bench $(ARGS)
+	@$(RUN) python -m benchmarks $(ARGS)
 
 doctor: env
 	@$(RUN) rlsys doctor $(ARGS)

@@ -105,7 +105,7 @@ def test_benchmarks_stand_in_the_order_in_which_they_run(tmp_path):
     for name in ("startup", "learner", "wire"):
         write(tmp_path, name, [ROW])
     heads = [line for line in tables.page(tmp_path).splitlines() if line.startswith("## ")]
-    assert heads == ["## Targets", "## learner", "## wire", "## startup", "## On a GPU"]
+    assert heads == ["## How to run", "## Targets", "## learner", "## wire", "## startup", "## On a GPU"]
 
 
 def test_the_page_in_the_tree_is_what_its_files_give():

@@ -1,0 +1,189 @@
+"""A round against its slowest stage alone: what the overlap of the stages leaves uncovered, at staleness 0.
+
+    python -m benchmarks.overlap
+
+Real rounds of preset `scenes` (`rlsys.rounds.run_rounds`, journal, checkpoint, proof of the weights; no evaluation): the
+engines that answer and judge on one half of the cores, the learner on the other. The other side is the same work one
+stage after the other, with nothing else running: all answers and critiques, then all steps on their pairs; of the two
+the longer one counts. The learning rate is so small that all rounds are alike.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import parse
+from benchmarks.harness import Row, Target, in_turn, write
+from benchmarks.models import scenes_models
+from rlsys import registry
+from rlsys.records import RoundReport
+from rlsys.rounds import AHEAD, Parts, run_rounds
+from rlsys.streams import Stream
+
+TITLE = "A round at staleness 0 over its slowest stage alone: engines on one half of the cores, learner on the other"
+MOST_ROUNDS = 1000
+NUM_PROMPTS = (256, 64)
+"""The preset's rounds, and short ones, which have the same uncovered ends but less between them."""
+
+
+@dataclass
+class Rounds:
+    """Both ways through the same rounds."""
+
+    parts: Parts
+    version: int = 0
+    overlapped_round: int = 0
+    alone_round: int = 0
+    reports: list[RoundReport] = field(default_factory=list)
+    generation_s: list[float] = field(default_factory=list)
+    training_s: list[float] = field(default_factory=list)
+    num_pairs: list[int] = field(default_factory=list)
+
+    def overlapped(self) -> float:
+        """Seconds of a whole round."""
+        rounds = run_rounds(self.parts, first=self.overlapped_round, version=self.version)
+        report = next(rounds)
+        rounds.close()
+        self.overlapped_round += 1
+        self.version = report.policy_version
+        self.reports.append(report)
+        return report.seconds["round"]
+
+    def alone(self) -> float:
+        """Seconds of the slowest stage of a round whose stages wait for each other."""
+        parts, plan = self.parts, self.parts.schedule.plan(self.alone_round)
+        prompts = parts.prompts.take(parts.schedule.first_prompt(plan.round), plan.num_prompts)
+        build = registry.pairs.make(plan.pairs)
+        started = time.perf_counter()
+        groups = Stream(parts.rollouts.stream(prompts, plan), ahead=AHEAD)
+        scored = list(parts.feedback.stream(groups))
+        generated = time.perf_counter()
+        pairs = [pair for group in scored for pair in build(group, plan)]
+        before = time.perf_counter()
+        parts.learner.fit(iter(pairs), plan)
+        trained = time.perf_counter()
+        self.version += 1
+        parts.weights.publish(self.version)
+        self.alone_round += 1
+        self.generation_s.append(generated - started)
+        self.training_s.append(trained - before)
+        self.num_pairs.append(len(pairs))
+        return max(generated - started, trained - before)
+
+
+class Quiet:
+    """A tracker that shows nothing."""
+
+    def track(self, name: str, items: Any, total: int) -> Any:
+        """The items as they are."""
+        return items
+
+
+@contextmanager
+def rounds_of(num_prompts: int, policy: Path, critic: Path) -> Iterator[Rounds]:
+    """The parts of a run of preset `scenes`, started."""
+    from rlsys.app import config as configuration
+    from rlsys.app import plan as planning
+    from rlsys.app.cluster import cluster
+    from rlsys.app.parts import Host, start_feedback, start_learner, start_rollouts, start_together
+    from rlsys.journal import Journal
+    from rlsys.progress import Progress
+    from rlsys.savepoints import Savepoints
+    from rlsys.schedules.gate import GateConfig, MetricGate
+    from rlsys.sync import WeightSync
+
+    config, _ = configuration.load(
+        ["preset=scenes", f"schedule.num_prompts={num_prompts}", f"schedule.rounds={MOST_ROUNDS}", "schedule.lr=1e-7"]
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="rlsys-overlap-") as scratch,
+        cluster(None) as machine,
+        Progress() as progress,
+    ):
+        host = Host(machine=machine, progress=progress)
+        savepoints = Savepoints(Path(scratch) / "checkpoints", initial_policy=policy, keep=2)
+        policy_size, critic_size = (planning.model_size(str(model), None) for model in (policy, critic))
+        places = planning.placements(planning.roles(config, policy=policy_size, critic=critic_size), machine)
+        rollouts, feedback, learner = started = start_together(
+            lambda: start_rollouts(config, host, policy, placements=places["rollout"], savepoints=savepoints),
+            lambda: start_feedback(config, critic, placements=places["critic"]),
+            lambda: start_learner(config, host, policy, objective=config.objective, placements=places["learner"]),
+        )
+        try:
+            yield Rounds(
+                Parts(
+                    schedule=config.schedule.build(),
+                    prompts=config.prompts,
+                    rollouts=rollouts,
+                    feedback=feedback,
+                    learner=learner,
+                    weights=WeightSync(learner=learner, rollouts=rollouts, transport=config.transport),
+                    evaluate=lambda round: {},
+                    gate=MetricGate(config=GateConfig()),
+                    journal=Journal(Path(scratch) / "journal"),
+                    savepoints=savepoints,
+                    tracker=Quiet(),
+                )
+            )
+        finally:
+            for part in started:
+                part.close()
+
+
+def measure(num_prompts: int, models: tuple[Path, Path], repeats: int) -> Row:
+    """The row of one size of round."""
+    with rounds_of(num_prompts, *models) as rounds:
+        rounds.parts.weights.publish(1)  # connects, and proves that engine and learner begin with the same weights
+        rounds.version = 1
+        ours, other, ratio = in_turn(rounds.overlapped, rounds.alone, repeats=repeats)
+    reports = rounds.reports[1:]
+    stale = {report.staleness for report in rounds.reports}
+    if stale != {0}:
+        raise ValueError(f"rounds trained on answers of older versions: staleness {stale}")
+
+    def middle(values: Any) -> float:
+        return statistics.median(values)
+
+    stages = {
+        f"{name}_s": middle(report.seconds[name] for report in reports)
+        for name in ("rollout", "feedback", "learn", "sync", "checkpoint")
+    }
+    generation, training = middle(rounds.generation_s[1:]), middle(rounds.training_s[1:])
+    return Row(
+        case=f"{num_prompts} prompts x 8",
+        ours=ours,
+        other=other,
+        other_name="slowest stage",
+        ratio=ratio,
+        unit="s",
+        target=Target(at_most=1.15),
+        checked=(
+            f"staleness 0 in every round; {middle(report.num_pairs for report in reports):.0f} pairs a round, "
+            f"{middle(rounds.num_pairs[1:]):.0f} one stage after the other"
+        ),
+        extra={
+            "generation_alone_s": generation,
+            "training_alone_s": training,
+            "sum_s": generation + training,
+            **stages,
+        },
+    )
+
+
+def main() -> None:
+    options = parse(__doc__.splitlines()[0])
+    registry.discover()
+    models = scenes_models()
+    rows = [measure(count, models, options.repeats) for count in NUM_PROMPTS if options.only in str(count)]
+    write("overlap", TITLE, rows, repeats=options.repeats if not options.only else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Does a round of ten times the prompts take ten times as long, and the driver no more memory?
+
+    python -m benchmarks.scaling
+
+The real loop (`rlsys.rounds.run_rounds`), the real rollout and feedback stages in Ray actors, the real journal and
+checkpoints; the scripted engine instead of vLLM, so that what is measured is everything around a model, and a learner
+that only counts the pairs it takes: a real one needs minutes for the pairs of 10 000 prompts. Every round runs in a
+process of its own, after a small one that is not counted.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import parse
+from benchmarks.harness import Row, Spread, Target, write
+from rlsys.records import FitReport, PreferencePair, RoundPlan, SyncReport
+
+TITLE = "Rounds of 100, 1 000 and 10 000 prompts: the loop and its actors around scripted engines"
+PROMPTS = (100, 1000, 10_000)
+WARM_UP = 50
+CANDIDATES = 4
+MAX_TOKENS = 16
+ATTEMPT_BYTES = "round-0001.*.log"
+
+
+class CountingLearner:
+    """Takes pairs and counts them."""
+
+    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan) -> FitReport:
+        """Nothing is learned."""
+        count = sum(1 for _ in pairs)
+        return FitReport(num_pairs=count, num_steps=1, loss=0.0, metrics={}, seconds=0.0)
+
+    def save(self, directory: str) -> None:
+        """A checkpoint of one small file."""
+        folder = Path(directory) / "policy"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+
+
+class NoSync:
+    """The scripted engines keep their answers whatever they are sent."""
+
+    def publish(self, version: int) -> SyncReport:
+        """Nothing is sent."""
+        return SyncReport(
+            version=version, num_tensors=0, num_bytes=0, digest="", seconds=0.0, max_logprob_gap=0.0, num_probe_tokens=0
+        )
+
+
+class Quiet:
+    """A tracker that shows nothing."""
+
+    def track(self, name: str, items: Iterable[Any], total: int) -> Iterable[Any]:
+        """The items as they are."""
+        return items
+
+
+def one_round(num_prompts: int) -> dict[str, float]:
+    """Run a small round and one of `num_prompts`; what the second took."""
+    from actors.engines import discover, engine
+    from actors.stages import FeedbackStage, RolloutStage
+    from rlsys import registry
+    from rlsys.app.cluster import cluster
+    from rlsys.feedback.critique import CritiqueFeedback
+    from rlsys.journal import Journal
+    from rlsys.placement import Placement
+    from rlsys.prompts.scenes import ScenesPrompts
+    from rlsys.rounds import Parts, run_rounds
+    from rlsys.savepoints import Savepoints
+    from rlsys.schedules.gate import GateConfig, MetricGate
+    from rlsys.schedules.phases import Phase, Schedule
+
+    registry.discover()
+    discover()
+    rules = {"rounds": 1, "num_candidates": CANDIDATES, "max_tokens": MAX_TOKENS, "max_pairs_per_prompt": 6}
+    schedule = Schedule([Phase(num_prompts=count, **rules) for count in (WARM_UP, num_prompts)])
+    with tempfile.TemporaryDirectory(prefix="rlsys-scaling-") as scratch, cluster(None) as machine:
+        root = Path(scratch)
+        place = Placement(num_cpus=0.5, cores=machine.cores[:1])
+        rollouts = RolloutStage(
+            engine=engine.make("scripted"), current=lambda: ("scripted", 0), placements=[place], seed=0
+        )
+        feedback = FeedbackStage(
+            feedback=CritiqueFeedback(max_tokens=MAX_TOKENS),
+            engine=engine.make("scripted"),
+            model="scripted",
+            placements=[place],
+        )
+        parts = Parts(
+            schedule=schedule,
+            prompts=ScenesPrompts(),
+            rollouts=rollouts,
+            feedback=feedback,
+            learner=CountingLearner(),
+            weights=NoSync(),
+            evaluate=lambda round: {},
+            gate=MetricGate(config=GateConfig()),
+            journal=Journal(root / "journal"),
+            savepoints=Savepoints(root / "checkpoints", initial_policy=root),
+            tracker=Quiet(),
+        )
+        processes = {"rollout": rollouts._pool.slots[0].pid, "critic": feedback._pool.slots[0].pid}
+        *_, report = run_rounds(parts)
+        found = {
+            "seconds": report.seconds["round"],
+            "driver_mib": peak_mib("self"),
+            **{f"{name}_mib": peak_mib(str(pid)) for name, pid in processes.items()},
+            "journal_mib": sum(path.stat().st_size for path in (root / "journal").glob(ATTEMPT_BYTES)) / (1 << 20),
+            "prompts": report.num_prompts,
+            "rollouts": report.num_rollouts,
+            "pairs": report.num_pairs,
+            "failed": report.failed["rollouts"] + report.failed["workers"],
+            "unread_critiques": report.failed["critiques"],
+        }
+        rollouts.close()
+        feedback.close()
+    return found
+
+
+def peak_mib(process: str) -> float:
+    """Largest resident memory of a process so far."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def measure(num_prompts: int) -> dict[str, float]:
+    """`one_round` in a process of its own.
+
+    Raises:
+        ValueError: the round did not answer every prompt.
+    """
+    words = [sys.executable, "-m", "benchmarks.scaling", "--round", str(num_prompts)]
+    output = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    found = json.loads(output.splitlines()[-1])
+    if (found["prompts"], found["rollouts"], found["failed"]) != (num_prompts, num_prompts * CANDIDATES, 0):
+        raise ValueError(f"a round of {num_prompts} prompts was not whole: {found}")
+    return found
+
+
+def rows_of(turns: Sequence[dict[int, dict[str, float]]]) -> list[Row]:
+    """The table of several turns, each with every number of prompts."""
+    small, middle, large = PROMPTS
+
+    def ratio(case: str, key: str, unit: str, *, per_prompt: bool, most: float | None, of: int = large) -> Row:
+        def value(turn: dict[int, dict[str, float]], count: int) -> float:
+            return turn[count][key] / (count if per_prompt else 1) * (1e3 if unit == "ms" else 1)
+
+        base = middle if of == large else small
+        return Row(
+            case=case,
+            ours=Spread.of([value(turn, of) for turn in turns]),
+            other=Spread.of([value(turn, base) for turn in turns]),
+            other_name=f"{base} prompts",
+            ratio=Spread.of([value(turn, of) / value(turn, base) for turn in turns]),
+            unit=unit,
+            target=None if most is None else Target(at_most=most),
+            extra={
+                f"{name}_at_{count}": statistics.median(turn[count][name] for turn in turns)
+                for count in (base, of)
+                for name in (("seconds", "pairs") if key == "seconds" else ())
+            },
+        )
+
+    one = turns[0]
+    rows = [
+        ratio("time per prompt, 10 000", "seconds", "ms", per_prompt=True, most=1.1),
+        ratio("time per prompt, 1 000", "seconds", "ms", per_prompt=True, most=None, of=middle),
+        ratio("driver's peak memory, 10 000", "driver_mib", "MiB", per_prompt=False, most=1.1),
+        ratio("rollout actor's peak memory, 10 000", "rollout_mib", "MiB", per_prompt=False, most=1.1),
+        ratio("critic actor's peak memory, 10 000", "critic_mib", "MiB", per_prompt=False, most=1.1),
+        ratio("journal per prompt, 10 000", "journal_mib", "MiB", per_prompt=True, most=1.1),
+    ]
+    checked = ", ".join(f"{one[count]['pairs']:.0f} pairs of {count} prompts" for count in PROMPTS)
+    first = rows[0]
+    rows[0] = Row(
+        **{
+            **{name: getattr(first, name) for name in first.__dataclass_fields__},
+            "checked": f"every prompt answered {CANDIDATES} times and judged, nothing failed; {checked}",
+            "note": "scripted engines, and a learner that only counts its pairs",
+        }
+    )
+    return rows
+
+
+def main(words: Sequence[str]) -> None:
+    if words and words[0] == "--round":
+        print(json.dumps(one_round(int(words[1]))))
+        return
+    options = parse(__doc__.splitlines()[0], words)
+    turns = []
+    for turn in range(options.repeats):
+        order = PROMPTS if turn % 2 == 0 else PROMPTS[::-1]
+        turns.append({count: measure(count) for count in order})
+    write("scaling", TITLE, rows_of(turns), repeats=options.repeats)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,147 @@
+"""`benchmarks/README.md` from the JSON files in `benchmarks/results`.
+
+python -m benchmarks.tables
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import RESULTS
+
+PAGE = RESULTS.parent / "README.md"
+NAMES = ("learner", "rollout", "critic", "weight_sync", "wire", "round", "overlap", "scaling", "startup")
+"""All benchmarks, in the order in which they run and stand on the page."""
+GPU = "gpu_"
+"""How the files of measurements on a GPU begin."""
+
+HEAD = """\
+# Benchmarks
+
+Made by `python -m benchmarks.tables` from the files in `results/`; do not edit.
+
+Every figure is a ratio of two sides measured in turn in one run: machines drift, ratios less so. "1.2 (1.1 to 1.3)" is
+the median over the turns, the smallest and the largest. Each benchmark first checks that both sides do the same work.
+
+## How to run
+
+```
+make bench                                # all that fit this machine, then this page
+make bench ARGS="weight_sync wire"        # some of them
+python -m benchmarks.weight_sync          # one; --repeats 1 for a first look, which is not written down
+python -m benchmarks.tables               # only this page, from the files that are there
+```
+
+The models of the scenes world are made once and cached (`rlsys align preset=scenes` makes them too).
+"""
+
+
+def page(results: Path = RESULTS) -> str:
+    """The whole page."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
+    here = {name: found[name] for name in NAMES if name in found}
+    others = {name: one for name, one in found.items() if name not in here and not name.startswith(GPU)}
+    on_gpu = {name: one for name, one in found.items() if name.startswith(GPU)}
+    lines = [HEAD, "## Targets", "", *_summary({**here, **others})]
+    for name, one in {**here, **others}.items():
+        lines += ["", *_section(name, one)]
+    missing = [name for name in NAMES if name not in here]
+    if missing:
+        lines += ["", f"Not measured yet: {', '.join(missing)}."]
+    lines += ["", "## On a GPU", "", *_gpu(on_gpu)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _summary(results: dict[str, Any]) -> list[str]:
+    rows = [(name, row) for name, one in results.items() for row in one["rows"] if row["met"] is not None]
+    if not rows:
+        return ["No row with a target has been measured."]
+    met = sum(row["met"] for _, row in rows)
+    missed = [f"- {name}: {row['case']}: {_verdict(row)}" for name, row in rows if not row["met"]]
+    return [f"{met} of {len(rows)} met." + (" Missed:" if missed else ""), *([""] if missed else []), *missed]
+
+
+def _section(name: str, one: dict[str, Any], level: str = "##") -> list[str]:
+    lines = [f"{level} {name}", "", f"{one['title']}. `python -m benchmarks.{name}`, {one['repeats']} turns.", ""]
+    return [*lines, *_table(one["rows"]), "", *_notes(one["rows"]), f"Measured {_environment(one['measured'])}."]
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = ["| case | ours | other side | ours / other | target | |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        other = "" if row["other"] is None else f"{row['other_name']}: {_spread(row['other'])}"
+        ratio = "" if row["ratio"] is None else _spread(row["ratio"])
+        ours = f"{_spread(row['ours'])} {row['unit']}".strip()
+        verdict = {None: "", True: "met", False: "**missed**"}[row["met"]]
+        cells = [row["case"], ours, other, ratio, _target(row["target"]), verdict]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return lines
+
+
+def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
+    lines = []
+    for row in rows:
+        extra = ", ".join(f"{name} {_number(value)}" for name, value in row["extra"].items())
+        said = [
+            _sentence(text) for text in (row["note"], row["checked"] and f"Checked: {row['checked']}", extra) if text
+        ]
+        if said:
+            lines.append(f"- {row['case']}: {' '.join(said)}")
+    return [*lines, ""] if lines else []
+
+
+def _gpu(results: dict[str, Any]) -> list[str]:
+    if not results:
+        return ["| case | ours |", "|---|---|", "| weight updates over nccl and ipc, a round on a GPU | not measured |"]
+    lines: list[str] = []
+    for name, one in results.items():
+        lines += ["", *_section(name, one, "###")]
+    return lines[1:]
+
+
+def _environment(measured: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in measured["versions"].items())
+    gpus = ", ".join(measured["gpus"]) or "no GPU"
+    return (
+        f"{measured['when'][:10]} at {measured['commit']} on {measured['cores']} cores of {measured['processor']}, "
+        f"{measured['memory_gib']:g} GiB, {gpus}; Python {measured['python']}, {versions}"
+    )
+
+
+def _verdict(row: dict[str, Any]) -> str:
+    reached = row["ratio"] or row["ours"]
+    return f"{_number(reached['median'])}, target {_target(row['target'])}. {row['note']}".strip()
+
+
+def _target(target: dict[str, Any] | None) -> str:
+    if target is None:
+        return ""
+    if target["at_least"] is not None:
+        return f"≥ {target['at_least']:g}"
+    return f"≤ {target['at_most']:g}"
+
+
+def _spread(spread: dict[str, float]) -> str:
+    return f"{_number(spread['median'])} ({_number(spread['low'])} to {_number(spread['high'])})"
+
+
+def _number(value: float) -> str:
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def main() -> None:
+    PAGE.write_text(page())
+    print(PAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from actors.critic import CriticWorker
 from actors.ordered import Task
 from actors.pool import Spec, WorkerPool
 from actors.rollout import RolloutTask, RolloutWorker
-from rlsys import wire
+from rlsys import files, wire
 from rlsys.contracts import Feedback
 from rlsys.errors import ConfigError, EngineError
 from rlsys.placement import Placement
@@ -60,6 +61,7 @@ class RolloutStage:
         batch: int = 32,
         deadline_s: float = 900.0,
         probe_prompts: Sequence[Prompt] = (),
+        probe_file: Path | None = None,
     ) -> None:
         """Start the workers, one per placement.
 
@@ -70,6 +72,7 @@ class RolloutStage:
             batch: prompts per engine call.
             deadline_s: for one call.
             probe_prompts: prompts whose answers prove weight updates; with images where the policy takes any.
+            probe_file: where these answers are kept, so that a resumed run proves its updates with the same ones.
 
         Raises:
             ConfigError: batch or placements are empty.
@@ -81,6 +84,7 @@ class RolloutStage:
         self._counts = _Counts()
         self._probe_prompts = list(probe_prompts)
         self._probes: list[Probe] = []
+        self._probe_file = probe_file
         self._seed = seed
         self._num_workers = len(placements)
         spec = Spec(
@@ -136,11 +140,16 @@ class RolloutStage:
 
     def probes(self) -> list[Probe]:
         """The sequences that prove weight updates: answers of the first version asked, then always the same."""
+        if not self._probes and self._probe_file and self._probe_file.exists():
+            self._probes = wire.decode_many(self._probe_file.read_bytes(), Probe)
         if not self._probes and self._probe_prompts:
             sampling = Sampling(max_tokens=PROBE_TOKENS, seed=child_seed(self._seed, "probes"))
             frame = wire.encode_many(self._probe_prompts)
             answers = self._pool.all("answer", [(frame, sampling)] * self._num_workers)
             self._probes = wire.decode_many(answers[0], Probe)
+            if self._probe_file:
+                self._probe_file.parent.mkdir(parents=True, exist_ok=True)
+                files.replace(self._probe_file, answers[0])
         return self._probes
 
     def score(self, probes: Sequence[Probe]) -> list[list[np.ndarray]]:

@@ -51,6 +51,9 @@ LISTED: dict[type, int] = {RolloutGroup: 16, ScoredGroup: 17, PreferencePair: 18
 
 _NUM_RECENT = 64
 """Parts that a writer knows again by identity: a few groups' worth, so that pairs cost no encoding of their answers."""
+_NUM_KNOWN = 1 << 14
+"""Parts whose place a writer remembers, so that its memory does not grow with the round; one that comes again later
+than that is written again."""
 _CACHE_BYTES = 64 << 20
 """Bytes of parts that a reader keeps, as stored."""
 
@@ -115,7 +118,7 @@ class PartWriter:
 
     def __init__(self, log: LogWriter) -> None:
         self.log = log
-        self._offsets: dict[bytes, int] = {}
+        self._offsets: OrderedDict[bytes, int] = OrderedDict()
         self._recent: OrderedDict[int, tuple[object, int]] = OrderedDict()
         self._entries: list[tuple[int, bytes]] = []
         self._added: dict[bytes, int] = {}
@@ -133,12 +136,14 @@ class PartWriter:
         self._entries, self._added, self._end = [], {}, self.log.end
         try:
             frame = encode(_take_apart(record, self._put))
-            self._add(LISTED[type(record)], frame, _key(frame))
+            self._add(LISTED[type(record)], frame, _key(frame) if type(record) in PARTS else None)
             self.log.append(self._entries)
         except BaseException:
             self._recent.clear()  # may name offsets that were never written
             raise
         self._offsets.update(self._added)
+        while len(self._offsets) > _NUM_KNOWN:
+            self._offsets.popitem(last=False)
 
     def _put(self, part: Any) -> int:
         known = self._recent.get(id(part))
@@ -157,10 +162,12 @@ class PartWriter:
             self._recent.popitem(last=False)
         return offset
 
-    def _add(self, number: int, frame: bytes, key: bytes) -> int:
+    def _add(self, number: int, frame: bytes, key: bytes | None) -> int:
+        """The entry's offset; it is remembered under `key` if something may refer to it."""
         offset = self._end
         self._entries.append((number, frame))
-        self._added[key] = offset
+        if key is not None:
+            self._added[key] = offset
         self._end += entry_bytes(frame)
         return offset
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from rlsys import files
 from rlsys.records import Interval, RoundReport
 from rlsys.sinks import Sink, TensorBoardSink, WandbSink
 
@@ -107,7 +108,7 @@ class RunMetrics:
         earlier = self._start_of_summary() if history is not None else {}
         rounds = [plain(asdict(report)) for report in history or ()]
         self._summary = {"start": earlier, "rounds": rounds, "versions": versions(), "config": plain(config)}
-        replace_text(self._lines, "".join(_line(entry) for entry in rounds))
+        files.replace(self._lines, "".join(_line(entry) for entry in rounds))
         self._write_summary()
         self._sinks: list[Sink] = []
         if tensorboard:
@@ -160,17 +161,7 @@ class RunMetrics:
 
     def _write_summary(self) -> None:
         text = json.dumps(self._summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-        replace_text(self._directory / "summary.json", text)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, at any moment, sees the old text or the new one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+        files.replace(self._directory / "summary.json", text)
 
 
 def _line(entry: Mapping[str, Any]) -> str:

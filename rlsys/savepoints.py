@@ -22,12 +22,19 @@ class Savepoints:
     """
 
     def __init__(
-        self, directory: Path, *, initial_policy: Path, keep: int = 0, fixed_state: dict | None = None
+        self,
+        directory: Path,
+        *,
+        initial_policy: Path,
+        good: Path | None = None,
+        keep: int = 0,
+        fixed_state: dict | None = None,
     ) -> None:
         """
         Args:
             directory: `checkpoints/` of the run.
             initial_policy: Hugging Face folder of version 0.
+            good: checkpoint that the run goes on from; `None` if it begins.
             keep: how many rounds' checkpoints stay on disk; 0 keeps all.
             fixed_state: written into every checkpoint as it is (seed, schedule, ...).
         """
@@ -36,11 +43,13 @@ class Savepoints:
         self._initial_policy = initial_policy
         self._keep = keep
         self._fixed_state = fixed_state or {}
-        self._good: Path | None = checkpoint.latest(directory) if directory.exists() else None
-        self.policy: Path = self._good / "policy" if self._good else initial_policy
+        self._good = good
+        self.policy: Path = good / "policy" if good else initial_policy
         """Hugging Face folder of the weights that the engines hold."""
-        self.version: int = checkpoint.load_state(self._good)["version"] if self._good else 0
+        self.version: int = checkpoint.load_state(good)["version"] if good else 0
         """Their version."""
+        self.probes = directory / "probes.msgpack"
+        """File of the sequences that prove every weight update of the run."""
         self._staged_s = 0.0
 
     def stage(self, learner: Learner, version: int) -> None:

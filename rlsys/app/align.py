@@ -96,9 +96,14 @@ def align(run: Run) -> int:
     quiet_libraries()
     config = run.config
     schedule = config.schedule.build()
-    first, version, history = _progress_so_far(run)
-    if first >= schedule.num_rounds:
-        print(f"{run.directory}: all {schedule.num_rounds} rounds are done")
+    done = _progress_so_far(run)
+    gate = MetricGate(config=config.gate)
+    if done.state:
+        gate.restore(done.state["gate"])
+    first = len(done.history)
+    stopped = gate.stops(done.history[-1]) if done.history else None
+    if stopped or first >= schedule.num_rounds:
+        print(f"{run.directory}: {stopped or f'all {schedule.num_rounds} rounds are done'}")
         return 0
     with cluster(config.ray_address) as machine, Progress() as progress, ExitStack() as stack:
         host = Host(machine=machine, progress=progress)
@@ -108,15 +113,15 @@ def align(run: Run) -> int:
             RunMetrics(
                 run.directory,
                 config=OmegaConf.to_container(run.tree, resolve=True),
-                history=history if run.resumed else None,
+                history=done.history if run.resumed else None,
                 tensorboard=config.output.tensorboard,
                 wandb=config.output.wandb,
             )
         )
         progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
-        parts, measure = stack.enter_context(_parts(run, host, policy, critic, first))
+        parts, measure = stack.enter_context(_parts(run, host, policy, critic, gate, done))
         _first_evaluation(metrics, parts.gate, progress, measure, known=first > 0)
-        for report in run_rounds(parts, first=first, version=version):
+        for report in run_rounds(parts, first=first, version=done.version):
             metrics.append(report)
             progress.round_done(report)
             stopped = parts.gate.stops(report)
@@ -127,24 +132,40 @@ def align(run: Run) -> int:
     return 0
 
 
-def _progress_so_far(run: Run) -> tuple[int, int, list[RoundReport]]:
-    """The round to begin with, the policy's version there, and the reports of the rounds before it.
+@dataclass(frozen=True, kw_only=True)
+class Progressed:
+    """How far a run has come; empty for a new one."""
 
-    A round counts as done when its checkpoint is whole and its report is in the journal; a kill between the two repeats
-    it.
+    history: list[RoundReport]
+    """Reports of the rounds that are done."""
+    good: Path | None = None
+    """Checkpoint of the last of them."""
+    state: dict | None = None
+    """What that checkpoint says of the run."""
+
+    @property
+    def version(self) -> int:
+        """Of the policy."""
+        return self.state["version"] if self.state else 0
+
+
+def _progress_so_far(run: Run) -> Progressed:
+    """A round counts as done when its report is in the journal, which is written after its checkpoint; a kill between
+    the two repeats the round. Checkpoints of early rounds may have been removed since.
     """
-    checkpoints = run.directory / "checkpoints"
     journal = Journal(run.directory / "journal")
     history: list[RoundReport] = []
-    version = 0
-    for round in journal.rounds() if run.resumed and checkpoints.exists() else []:
+    for round in journal.rounds() if run.resumed else []:
         reports = list(journal.read(round, RoundReport))
-        folder = checkpoints / f"round-{round:04d}"
-        if not reports or not folder.exists():
+        if not reports:
             break
         history += reports
-        version = checkpoint.load_state(folder)["version"]
-    return len(history), version, history
+    while history:
+        good = run.directory / "checkpoints" / f"round-{len(history) - 1:04d}"
+        if good.exists():
+            return Progressed(history=history, good=good, state=checkpoint.load_state(good))
+        history.pop()
+    return Progressed(history=[])
 
 
 def _first_evaluation(metrics: RunMetrics, gate: MetricGate, progress: Progress, measure: Any, *, known: bool) -> None:
@@ -158,7 +179,9 @@ def _first_evaluation(metrics: RunMetrics, gate: MetricGate, progress: Progress,
 
 
 @contextmanager
-def _parts(run: Run, host: Host, policy: Path, critic: Path | None, first: int) -> Iterator[tuple[Parts, Any]]:
+def _parts(
+    run: Run, host: Host, policy: Path, critic: Path | None, gate: MetricGate, done: Progressed
+) -> Iterator[tuple[Parts, Any]]:
     """Start everything a run is made of, all actors at once; stop it at the end, however that comes."""
     config = run.config
     schedule = config.schedule.build()
@@ -171,10 +194,10 @@ def _parts(run: Run, host: Host, policy: Path, critic: Path | None, first: int) 
     savepoints = Savepoints(
         run.directory / "checkpoints",
         initial_policy=policy,
+        good=done.good,
         keep=config.output.keep_checkpoints,
         fixed_state={"seed": config.seed, "schedule": asdict(config.schedule)},
     )
-    gate = MetricGate(config=config.gate)
     with ExitStack() as stack:
         # All at once; the first answers need the policy's engines only, and are sampled while the others still start.
         starts = (
@@ -185,10 +208,8 @@ def _parts(run: Run, host: Host, policy: Path, critic: Path | None, first: int) 
         rollouts, feedback, learner = map(Later, starts)
         for part in (rollouts, feedback, learner):
             stack.callback(part.close)
-        if first:
-            good = run.directory / "checkpoints" / f"round-{first - 1:04d}"
-            learner.load(str(good))
-            gate.restore(checkpoint.load_state(good)["gate"])
+        if done.good:
+            learner.load(str(done.good))
         weights = WeightSync(
             learner=learner,
             rollouts=rollouts,

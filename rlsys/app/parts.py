@@ -58,6 +58,7 @@ def start_rollouts(
         batch=config.rollout.batch,
         deadline_s=config.rollout.deadline_s,
         probe_prompts=list(config.prompts.take(0, config.sync.num_probes)) if savepoints else (),
+        probe_file=savepoints.probes if savepoints else None,
     )
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from rlsys import files
 from rlsys.errors import ConfigError
-from rlsys.metrics import replace_text
 from rlsys.report.examples import Mark
 from rlsys.report.gather import Records, gather
 from rlsys.report.page import page
@@ -46,5 +46,5 @@ def write_report(
         config=config.read_text(encoding="utf-8") if config.is_file() else None,
         mark=truth,
     )
-    replace_text(directory / "report.html", text)
+    files.replace(directory / "report.html", text)
     return directory / "report.html"

@@ -389,3 +389,17 @@ def test_threads_append_to_one_round(tmp_path):
         assert groups == {index: make_group(index, image=make_image(index % 3)) for index in groups}
         assert [group for group in groups if group < 100] == list(range(20))
         assert len(list(journal.read(0, PreferencePair))) == 60
+
+
+def test_a_writer_that_has_forgotten_a_part_writes_it_again_and_everything_reads_as_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("rlsys.journal_parts._NUM_KNOWN", 3)
+    monkeypatch.setattr("rlsys.journal_parts._NUM_RECENT", 1)
+    groups = [make_group(index, image=make_image(seed=index % 2)) for index in range(6)]
+    with Journal(tmp_path) as journal:
+        journal.begin(0)
+        for group in groups:
+            journal.append(0, group)
+            journal.append(0, make_scored(group))
+        assert len(journal._open[0]._parts._offsets) == 3
+        assert list(journal.read(0, RolloutGroup)) == groups
+        assert list(journal.read(0, ScoredGroup)) == [make_scored(group) for group in groups]

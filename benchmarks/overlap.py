@@ -29,8 +29,16 @@ from rlsys.streams import Stream
 
 TITLE = "A round at staleness 0 over its slowest stage alone: engines on one half of the cores, learner on the other"
 MOST_ROUNDS = 1000
-NUM_PROMPTS = (256, 64)
-"""The preset's rounds, and short ones, which have the same uncovered ends but less between them."""
+CASES: dict[str, list[str]] = {
+    "preset scenes, 256 prompts x 8": [],
+    "stages of like length, 128 prompts x 8": [
+        "schedule.num_prompts=128",
+        "learner.path=plain",
+        "learner.batch_size=16",
+    ],
+}
+"""What differs from the preset. Its learner needs a fraction of the engines' time; where every answer is trained as a
+sequence of its own, the two need about as long, which is the hardest case for an overlap."""
 
 
 @dataclass
@@ -87,7 +95,7 @@ class Quiet:
 
 
 @contextmanager
-def rounds_of(num_prompts: int, policy: Path, critic: Path) -> Iterator[Rounds]:
+def rounds_of(words: list[str], policy: Path, critic: Path) -> Iterator[Rounds]:
     """The parts of a run of preset `scenes`, started."""
     from rlsys.app import config as configuration
     from rlsys.app import plan as planning
@@ -99,9 +107,7 @@ def rounds_of(num_prompts: int, policy: Path, critic: Path) -> Iterator[Rounds]:
     from rlsys.schedules.gate import GateConfig, MetricGate
     from rlsys.sync import WeightSync
 
-    config, _ = configuration.load(
-        ["preset=scenes", f"schedule.num_prompts={num_prompts}", f"schedule.rounds={MOST_ROUNDS}", "schedule.lr=1e-7"]
-    )
+    config, _ = configuration.load(["preset=scenes", f"schedule.rounds={MOST_ROUNDS}", "schedule.lr=1e-7", *words])
     with (
         tempfile.TemporaryDirectory(prefix="rlsys-overlap-") as scratch,
         cluster(None) as machine,
@@ -137,9 +143,9 @@ def rounds_of(num_prompts: int, policy: Path, critic: Path) -> Iterator[Rounds]:
                 part.close()
 
 
-def measure(num_prompts: int, models: tuple[Path, Path], repeats: int) -> Row:
-    """The row of one size of round."""
-    with rounds_of(num_prompts, *models) as rounds:
+def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
+    """The row of one case."""
+    with rounds_of(CASES[case], *models) as rounds:
         rounds.parts.weights.publish(1)  # connects, and proves that engine and learner begin with the same weights
         rounds.version = 1
         ours, other, ratio = in_turn(rounds.overlapped, rounds.alone, repeats=repeats)
@@ -157,7 +163,7 @@ def measure(num_prompts: int, models: tuple[Path, Path], repeats: int) -> Row:
     }
     generation, training = middle(rounds.generation_s[1:]), middle(rounds.training_s[1:])
     return Row(
-        case=f"{num_prompts} prompts x 8",
+        case=case,
         ours=ours,
         other=other,
         other_name="slowest stage",
@@ -181,7 +187,7 @@ def main() -> None:
     options = parse(__doc__.splitlines()[0])
     registry.discover()
     models = scenes_models()
-    rows = [measure(count, models, options.repeats) for count in NUM_PROMPTS if options.only in str(count)]
+    rows = [measure(case, models, options.repeats) for case in CASES if options.only in case]
     write("overlap", TITLE, rows, repeats=options.repeats if not options.only else 0)
 
 

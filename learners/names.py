@@ -72,18 +72,27 @@ class CheckpointNames:
         """
         self._base = base_model(model)
         self.sources = list(_sources(self._base))
+        self._same_layout: dict[str, str] = {}
+        """Names on disk of the tensors that stand there as they are, by their names here."""
         self._check()
+        self._manifest = [
+            (name, tensor.dtype, tuple(tensor.shape)) for name, tensor in map(self._described, self.sources)
+        ]
 
     def rename(self, source: Source, value: torch.Tensor) -> tuple[str, torch.Tensor]:
         """Name and layout of a tensor on disk."""
+        if source.name in self._same_layout:
+            return self._same_layout[source.name], value
         from transformers.core_model_loading import revert_weight_conversion
 
         ((name, tensor),) = revert_weight_conversion(self._base, {source.name: value}).items()
+        if tensor is value:
+            self._same_layout[source.name] = name
         return name, tensor
 
     def manifest(self) -> list[tuple[str, torch.dtype, tuple[int, ...]]]:
         """Name, dtype and shape of every tensor, without reading any."""
-        return [(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in map(self._described, self.sources)]
+        return list(self._manifest)
 
     def _described(self, source: Source) -> tuple[str, torch.Tensor]:
         return self.rename(source, torch.empty(source.shape, dtype=source.tensor.dtype, device="meta"))
@@ -95,7 +104,7 @@ class CheckpointNames:
             source.name: torch.empty(source.shape, dtype=source.tensor.dtype, device="meta") for source in self.sources
         }
         expected = {name: tuple(value.shape) for name, value in revert_weight_conversion(self._base, whole).items()}
-        found = {name: shape for name, _, shape in self.manifest()}
+        found = {name: tuple(tensor.shape) for name, tensor in map(self._described, self.sources)}
         if found != expected:
             differing = sorted(set(found.items()) ^ set(expected.items()))[:3]
             raise ConfigError(f"{type(self._base).__name__}: its checkpoint merges or splits tensors: {differing}")

@@ -334,7 +334,7 @@ class SyncReport:
     num_tensors: int
     num_bytes: int
     digest: str
-    """sha256 over names, dtypes, shapes and bytes, in order; equal on sender and every receiver."""
+    """Of names, dtypes, shapes and bytes, in order (`rlsys.transports.digest`); equal on sender and every receiver."""
     seconds: float
     max_logprob_gap: float
     """Largest absolute difference, nats per token, between engine and learner on the probe sequences."""

@@ -72,7 +72,7 @@ class WeightSync:
         Args:
             transport: a plug-in of group `transport`.
             tolerance: largest difference between engine and learner on a probe's token, nats.
-            deadline_s: for the transfer, and again for the probes.
+            deadline_s: for the transfer and the probes together.
 
         Raises:
             ConfigError: tolerance or deadline is not positive.
@@ -115,8 +115,30 @@ class WeightSync:
         )
 
     def _attempt(self, version: int) -> tuple[dict[str, Any], float, int]:
-        sent = self._transfer(version)
-        return sent, *self._prove(version)
+        """What was sent, the largest difference in nats, and the number of tokens compared.
+
+        The learner scores the probes while the engines still load what it has sent.
+        """
+        probes = self._probes(version)
+        members = self._rollouts.members()
+        offers = self._offers(members)
+        self._connected = ()  # until this update has ended well, the connection cannot be trusted
+        manifest = self._learner.manifest(self._transport.bucket_bytes)
+
+        def engines() -> tuple[list[dict[str, Any]], list[list[Any]]]:
+            if offers:
+                self._rollouts.connect(offers)
+            reports = self._rollouts.update(manifest, version)
+            return reports, self._rollouts.score(probes) if probes else []
+
+        def learner() -> tuple[dict[str, Any], list[Any]]:
+            return self._learner.send(manifest), self._learner.score(probes) if probes else []
+
+        (reports, found), (sent, expected) = self._together(version, engines=engines, learner=learner)
+        self._compare(version, members, reports, sent)
+        gap = self._largest_gap(version, probes, found, expected)
+        self._connected = members
+        return sent, gap, sum(len(probe.response_token_ids) for probe in probes)
 
     def _second_attempt(self, version: int) -> tuple[dict[str, Any], float, int]:
         try:
@@ -124,21 +146,11 @@ class WeightSync:
         except WorkerDied as error:
             raise SyncError(f"version {version}: a worker died in both attempts to update it: {error}") from error
 
-    def _transfer(self, version: int) -> dict[str, Any]:
-        members = self._rollouts.members()
-        offers = self._offers(members)
-        self._connected = ()  # until this update has ended well, the connection cannot be trusted
-        manifest = self._learner.manifest(self._transport.bucket_bytes)
-
-        def receive() -> list[dict[str, Any]]:
-            if offers:
-                self._rollouts.connect(offers)
-            return self._rollouts.update(manifest, version)
-
-        reports, sent = self._together(version, engines=receive, learner=lambda: self._learner.send(manifest))
-        self._compare(version, members, reports, sent)
-        self._connected = members
-        return sent
+    def _probes(self, version: int) -> list[Probe]:
+        probes = self._rollouts.probes()
+        if not probes:
+            raise SyncError(f"version {version}: there is no probe, so that the update cannot be proven")
+        return probes
 
     def _offers(self, members: Sequence[str]) -> list[dict[str, Any]]:
         """One per worker, or none if all are connected since an earlier update."""
@@ -181,14 +193,10 @@ class WeightSync:
                 if report[key] != sent[key]:
                     raise SyncError(f"version {version}: {_difference(member, key, report[key], sent[key])}")
 
-    def _prove(self, version: int) -> tuple[float, int]:
-        """Largest difference in nats, and the number of tokens compared."""
-        probes = self._rollouts.probes()
-        if not probes:
-            raise SyncError(f"version {version}: there is no probe, so that the update cannot be proven")
-        engines, learner = self._together(
-            version, engines=lambda: self._rollouts.score(probes), learner=lambda: self._learner.score(probes)
-        )
+    def _largest_gap(
+        self, version: int, probes: Sequence[Probe], engines: Sequence[list[Any]], learner: Sequence[Any]
+    ) -> float:
+        """In nats."""
         largest = 0.0
         for member, scores in zip(self._rollouts.members(), engines, strict=True):
             for number, (ours, theirs) in enumerate(zip(scores, learner, strict=True)):
@@ -200,7 +208,7 @@ class WeightSync:
                         f"{float(theirs[place])!r}: {gap:.3g} apart, tolerance {self._tolerance:g}"
                     )
                 largest = max(largest, gap)
-        return largest, sum(len(probe.response_token_ids) for probe in probes)
+        return largest
 
 
 def _gap(ours: Any, theirs: Any) -> tuple[float, int]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
+import xxhash
 
 
 class TensorDigest:
-    """sha256 over names, dtypes, shapes and raw bytes, in the order of the updates.
+    """XXH3 of 128 bits over names, dtypes, shapes and raw bytes, in the order of the updates.
+
+    It is there against accidents (bytes lost, shifted or changed, tensors exchanged), not against an adversary, who
+    would have to sit between two processes of one run; two different updates share a digest by chance once in 2^128.
+    sha256 is thirteen times slower (1.5 against 20 GB/s on one core), which made it a third of an update.
 
     digest = TensorDigest()
     digest.update("lm_head.weight", tensor)
@@ -16,7 +19,7 @@ class TensorDigest:
     """
 
     def __init__(self) -> None:
-        self._hasher = hashlib.sha256()
+        self._hasher = xxhash.xxh3_128()
 
     def update(self, name: str, tensor: torch.Tensor) -> None:
         """Add a tensor. A contiguous tensor in host memory is read in place, others are copied there first."""
@@ -26,5 +29,5 @@ class TensorDigest:
         self._hasher.update(memoryview(flat.numpy()))
 
     def hexdigest(self) -> str:
-        """What has been added so far, 64 hex digits."""
+        """What has been added so far, 32 hex digits."""
         return self._hasher.hexdigest()

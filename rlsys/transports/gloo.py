@@ -13,7 +13,8 @@ import torch.distributed as dist
 
 from rlsys import registry
 from rlsys.transports import ends
-from rlsys.transports.buckets import Named, pack
+from rlsys.transports.buckets import Named, describe, flat_bytes, pack_into
+from rlsys.transports.memory import HostMemory
 
 
 @registry.transport("gloo")
@@ -21,8 +22,8 @@ from rlsys.transports.buckets import Named, pack
 class Gloo:
     """Broadcast by gloo, on any machine."""
 
-    bucket_bytes: int = 64 << 20
-    """Tensors that travel together, bytes."""
+    bucket_bytes: int = 8 << 20
+    """Tensors that travel together, bytes. Small enough to be still in a core's cache when they are fingerprinted."""
     deadline_s: float = 120.0
     """For the rendezvous, and for each bucket."""
     host: str | None = None
@@ -48,6 +49,7 @@ class GlooSender(ends.Sender):
     _pending: tuple[dist.Work, torch.Tensor] | None = None
 
     def connect(self) -> None:
+        self._memory = HostMemory()
         ends.gather(self.store, self.num_receivers + 1, self.deadline_s)
         self._group = _group(self.store, 0, self.num_receivers + 1, self.deadline_s, self._offer["host"])
 
@@ -58,7 +60,7 @@ class GlooSender(ends.Sender):
         threading.Thread(target=held.clear, name="gloo-leave").start()
 
     def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
-        return pack(tensors, "cpu")
+        return pack_into(self._memory.take(flat_bytes(describe(tensors))), tensors)
 
     def _post(self, flat: torch.Tensor) -> None:
         self._pending = (_broadcast(self._group, flat, self.deadline_s), flat)
@@ -74,6 +76,7 @@ class GlooReceiver(ends.Receiver):
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
+        self._memory = HostMemory()
         ends.gather(self.store, self.world_size, self.deadline_s)
         address = ends.own_address((offer["host"], offer["port"]))
         self._group: dist.ProcessGroupGloo | None = _group(
@@ -84,7 +87,7 @@ class GlooReceiver(ends.Receiver):
         self._group = None
 
     def _post(self, num_bytes: int) -> tuple[dist.Work, torch.Tensor]:
-        flat = torch.empty(num_bytes, dtype=torch.uint8)
+        flat = self._memory.take(num_bytes)
         return _broadcast(self._group, flat, self.deadline_s), flat
 
     def _settle(self, pending: tuple[dist.Work, torch.Tensor]) -> torch.Tensor:

@@ -1,0 +1,226 @@
+"""Seconds of a whole weight update between a real learner and a real engine, against a bare copy of the same bytes.
+
+python -m benchmarks.weight_sync
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.arguments import parse
+from benchmarks.harness import Row, Target, in_turn, seconds, write
+from benchmarks.socket_copy import SocketCopy
+from rlsys.app.cluster import cluster
+from rlsys.placement import Placement
+from rlsys.records import Probe, SyncReport
+from rlsys.scenes.policy import Shape, make_policy
+from rlsys.sync import WeightSync
+
+TITLE = "Weight updates: learner to engine over gloo, between two processes on one core each"
+SHAPES = {
+    "10 MB": Shape(hidden=192, layers=5, mlp=576),
+    "100 MB": Shape(hidden=512, layers=8, mlp=1536),
+    "1 GB": Shape(hidden=1024, layers=20, mlp=3072),
+}
+NUM_PROBES = 4
+"""As many as a run has by default."""
+TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """Seconds of one update and of its parts."""
+
+    whole: float
+    """From the call of `publish` to its return: what a round waits for."""
+    transfer: float
+    """Gathering, packing, fingerprinting and sending, until the last bucket is taken; as the sender says."""
+    report: SyncReport
+
+
+class TimedSync(WeightSync):
+    """The real one, which remembers how long the sender took."""
+
+    transfer_s = 0.0
+
+    def _compare(self, version: int, members: Any, reports: Any, sent: dict[str, Any]) -> None:
+        super()._compare(version, members, reports, sent)
+        self.transfer_s = sent["seconds"]
+
+
+class UnprovenSync(TimedSync):
+    """Without probes; with `UnprovenGloo` also without digest."""
+
+    def _probes(self, version: int) -> list[Probe]:
+        return []
+
+    def _largest_gap(self, *_: Any) -> float:
+        return float("nan")
+
+
+class Ends:
+    """A real engine in a Ray actor on one core and a real learner's rank on the other."""
+
+    def __init__(self, model: Path, cores: tuple[int, int]) -> None:
+        from actors.engines import discover, engine
+        from actors.stages import RolloutStage
+        from learners.config import LearnerConfig
+        from learners.group import LearnerGroup
+        from rlsys.app.parts import start_together
+        from rlsys.objectives.dpo import DPO
+        from rlsys.prompts.scenes import ScenesPrompts
+
+        discover()
+        places = [Placement(num_cpus=0.5, cores=(core,)) for core in cores]
+        self.rollouts, self.learner = start_together(
+            lambda: RolloutStage(
+                engine=engine.make("vllm", max_model_len=512, kv_cache_gib=0.25),
+                current=lambda: (str(model), 0),
+                placements=places[:1],
+                seed=0,
+                probe_prompts=list(ScenesPrompts().take(0, NUM_PROBES)),
+            ),
+            lambda: LearnerGroup(LearnerConfig(), DPO(), str(model), placements=places[1:]),
+        )
+        self._version = 0
+
+    def publish(self, sync: TimedSync) -> Took:
+        """One update over a connection that stands already, as it does in every round but the first."""
+        self._version += 2
+        sync._connected = ()  # another way of sending had its turn
+        sync.publish(self._version - 1)
+        started = time.perf_counter()
+        report = sync.publish(self._version)
+        whole = time.perf_counter() - started
+        return Took(whole=whole, transfer=sync.transfer_s, report=report)
+
+    def proof(self) -> dict[str, float]:
+        """Seconds of one proof's parts, each alone: the probes in engine and learner, the digest on one core."""
+        from rlsys.transports.digest import TensorDigest
+
+        probes, weights = self.rollouts.probes(), torch.ones(64 << 20, dtype=torch.uint8)
+        digest = seconds(lambda: TensorDigest().update("w", weights)) / weights.numel()
+        return {
+            "engine_probes_s": seconds(lambda: self.rollouts.score(probes)),
+            "learner_probes_s": seconds(lambda: self.learner.score(probes)),
+            "digest_s_per_gb": 1e9 * digest,
+        }
+
+    def sync(self, transport: Any, kind: type[TimedSync] = TimedSync) -> TimedSync:
+        """A way of updating these two."""
+        return kind(learner=self.learner, rollouts=self.rollouts, transport=transport, tolerance=TOLERANCE)
+
+    def close(self) -> None:
+        """End both."""
+        self.learner.close()
+        self.rollouts.close()
+
+
+@contextmanager
+def both_ends(shape: Shape, cores: tuple[int, int]) -> Iterator[tuple[Ends, np.ndarray]]:
+    """The two, and the bytes of their weights as a file has them."""
+    with tempfile.TemporaryDirectory(prefix="rlsys-sync-") as scratch:
+        model = make_policy(scratch, seed=0, shape=shape)
+        ends = Ends(model, cores)
+        try:
+            yield ends, np.fromfile(model / "model.safetensors", np.uint8)
+        finally:
+            ends.close()
+
+
+def measure(name: str, shape: Shape, repeats: int) -> list[Row]:
+    """The rows of one size of model."""
+    from benchmarks.unproven import UnprovenGloo
+    from rlsys.transports.gloo import Gloo
+
+    available = sorted(os.sched_getaffinity(0))
+    cores = available[0], available[-1]
+    with both_ends(shape, cores) as (ends, file):
+        proven, bare = ends.sync(Gloo()), ends.sync(UnprovenGloo(), UnprovenSync)
+        one_by_one = ends.sync(Gloo(bucket_bytes=1))
+        first = ends.publish(proven)
+        data = file[-first.report.num_bytes :]  # behind the header stand the tensors, and nothing else
+        took: list[Took] = []
+
+        def ours(part: Callable[[Took], float]) -> Callable[[], float]:
+            def work() -> float:
+                took.append(ends.publish(proven))
+                return part(took[-1])
+
+            return work
+
+        with SocketCopy(data.nbytes, core=cores[0]) as copy:
+            copied = in_turn(ours(lambda t: t.transfer), lambda: copy.send(data, core=cores[1]), repeats=repeats)
+        packed = in_turn(ours(lambda t: t.whole), lambda: ends.publish(one_by_one).whole, repeats=repeats)
+        verified = in_turn(ours(lambda t: t.whole), lambda: ends.publish(bare).whole, repeats=repeats)
+        proofs = [ends.proof() for _ in range(1 + repeats)][1:]
+        proof = {part: float(np.median([one[part] for one in proofs])) for part in proofs[0]}
+    gap, report = max(t.report.max_logprob_gap for t in took), first.report
+    checked = (
+        f"{report.num_tensors} tensors, digest {report.digest[:12]} on both ends; engine and learner at most {gap:.1e} "
+        f"nats apart on {report.num_probe_tokens} tokens"
+    )
+    size = data.nbytes / 1e9
+    unit, wholes = "s", [t.whole for t in took]
+    return [
+        _row(
+            f"{name}: transfer against a socket copy",
+            copied,
+            other_name="TCP copy",
+            unit=unit,
+            target=Target(at_most=2.0),
+            checked=checked,
+            extra={"gb": size, "gb_per_s": size / copied[0].median, "tcp_gb_per_s": size / copied[1].median},
+        ),
+        _row(
+            f"{name}: whole update against one broadcast per tensor",
+            packed,
+            other_name="per tensor",
+            unit=unit,
+            checked="both sides proven by digest and probes",
+            extra={"gb_per_s": size / packed[0].median, "exposed_s_per_round": float(np.median(wholes))},
+        ),
+        _row(
+            f"{name}: whole update against one without digest and probes",
+            verified,
+            other_name="unproven",
+            unit=unit,
+            target=Target(at_most=1.1),
+            note=(
+                f"the engine's pass over the {NUM_PROBES} probes takes {proof['engine_probes_s']:.2g} s by itself on its one "
+                f"core; the learner's is hidden behind the engine's loading, and the digest takes "
+                f"{size * proof['digest_s_per_gb']:.2g} s at each end"
+            ),
+            extra=proof,
+        ),
+    ]
+
+
+def _row(case: str, measured: tuple, **more: Any) -> Row:
+    ours, other, ratio = measured
+    return Row(case=case, ours=ours, other=other, ratio=ratio, **more)
+
+
+def main() -> None:
+    options = parse(__doc__)
+    os.environ["RLSYS_PLUGINS"] = "benchmarks.unproven"  # engines must find it by name
+    chosen = {name: shape for name, shape in SHAPES.items() if options.only in name}
+    rows: list[Row] = []
+    with cluster(None):
+        for name, shape in chosen.items():
+            rows += measure(name, shape, options.repeats)
+    write("weight_sync", TITLE, rows, repeats=options.repeats if not options.only else 0)
+
+
+if __name__ == "__main__":
+    main()

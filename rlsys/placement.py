@@ -231,4 +231,4 @@ def _floor(number: float) -> float:
 
 
 def _sum(roles: Sequence[Role], field_name: str) -> str:
-    return " + ".join(f"{role.name} {role.num_actors} x {getattr(role, field_name):g}" for role in roles)
+    return " + ".join(f"{role.name} {role.num_actors} x {round(getattr(role, field_name), 2):g}" for role in roles)

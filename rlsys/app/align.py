@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +14,18 @@ from omegaconf import OmegaConf
 from rlsys import checkpoint
 from rlsys.app import config as configuration
 from rlsys.app import plan as planning
+from rlsys.app.assembly import assembled
 from rlsys.app.cluster import cluster, look
-from rlsys.app.evaluate import evaluator
 from rlsys.app.models import critic_folder, policy_folder
-from rlsys.app.parts import Host, Later, start_feedback, start_learner, start_rollouts
+from rlsys.app.parts import Host
 from rlsys.app.report import write
 from rlsys.errors import ConfigError
 from rlsys.journal import Journal
 from rlsys.metrics import RunMetrics
 from rlsys.progress import Progress, quiet_libraries
-from rlsys.records import Interval, RoundReport
-from rlsys.rounds import Parts, run_rounds
-from rlsys.savepoints import Savepoints
+from rlsys.records import RoundReport
+from rlsys.rounds import run_rounds
 from rlsys.schedules.gate import MetricGate
-from rlsys.sync import WeightSync
 
 
 def main(words: list[str]) -> int:
@@ -109,7 +106,13 @@ def align(run: Run) -> int:
         host = Host(machine=machine, progress=progress)
         policy = policy_folder(config, host)
         critic = critic_folder(config, host, policy)
-        metrics = stack.enter_context(
+        progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
+        parts, measure = stack.enter_context(
+            assembled(
+                config, host, run.directory, schedule=schedule, policy=policy, critic=critic, gate=gate, good=done.good
+            )
+        )
+        metrics = stack.enter_context(  # after the parts: TensorBoard is imported while they start
             RunMetrics(
                 run.directory,
                 config=OmegaConf.to_container(run.tree, resolve=True),
@@ -118,8 +121,6 @@ def align(run: Run) -> int:
                 wandb=config.output.wandb,
             )
         )
-        progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
-        parts, measure = stack.enter_context(_parts(run, host, policy, critic, gate, done))
         _first_evaluation(metrics, parts.gate, progress, measure, known=first > 0)
         for report in run_rounds(parts, first=first, version=done.version):
             metrics.append(report)
@@ -176,70 +177,6 @@ def _first_evaluation(metrics: RunMetrics, gate: MetricGate, progress: Progress,
     metrics.start(start)
     gate.begin(start)
     progress.started(start)
-
-
-@contextmanager
-def _parts(
-    run: Run, host: Host, policy: Path, critic: Path | None, gate: MetricGate, done: Progressed
-) -> Iterator[tuple[Parts, Any]]:
-    """Start everything a run is made of, all actors at once; stop it at the end, however that comes."""
-    config = run.config
-    schedule = config.schedule.build()
-    roles = planning.roles(
-        config,
-        policy=planning.model_size(str(policy), config.policy.num_parameters_b),
-        critic=planning.model_size(str(critic), config.critic.num_parameters_b),
-    )
-    placements = planning.placements(roles, host.machine)
-    savepoints = Savepoints(
-        run.directory / "checkpoints",
-        initial_policy=policy,
-        good=done.good,
-        keep=config.output.keep_checkpoints,
-        fixed_state={"seed": config.seed, "schedule": asdict(config.schedule)},
-    )
-    with ExitStack() as stack:
-        # All at once; the first answers need the policy's engines only, and are sampled while the others still start.
-        starts = (
-            lambda: start_rollouts(config, host, policy, placements=placements["rollout"], savepoints=savepoints),
-            lambda: start_feedback(config, critic, placements=placements.get("critic", [])),
-            lambda: start_learner(config, host, policy, objective=config.objective, placements=placements["learner"]),
-        )
-        rollouts, feedback, learner = map(Later, starts)
-        for part in (rollouts, feedback, learner):
-            stack.callback(part.close)
-        if done.good:
-            learner.load(str(done.good))
-        weights = WeightSync(
-            learner=learner,
-            rollouts=rollouts,
-            transport=config.transport,
-            tolerance=config.sync.tolerance,
-            deadline_s=config.sync.deadline_s,
-        )
-        measure = evaluator(config, rollouts, host.progress)
-        every = config.eval.every
-
-        def evaluate(round: int) -> dict[str, Interval]:
-            due = every and ((round + 1) % every == 0 or round + 1 == schedule.num_rounds)
-            return measure() if due else {}
-
-        yield (
-            Parts(
-                schedule=schedule,
-                prompts=config.prompts,
-                rollouts=rollouts,
-                feedback=feedback,
-                learner=learner,
-                weights=weights,
-                evaluate=evaluate,
-                gate=gate,
-                journal=Journal(run.directory / "journal"),
-                savepoints=savepoints,
-                tracker=host.progress,
-            ),
-            measure,
-        )
 
 
 if __name__ == "__main__":

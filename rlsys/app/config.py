@@ -148,10 +148,11 @@ def _one_line(error: BaseException) -> str:
     if own:
         return str(own[-1])
     lines = [line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()]
-    if lines and lines[0].startswith("Could not find"):  # a choice that a group does not have
+    if lines and "Could not find" in lines[0]:  # a choice that a group does not have
         at = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
         names = [line for line in lines[at + 1 :] if " " not in line]
-        return f"{lines[0]}; there are: {', '.join(names)}" if names else lines[0]
+        missing = lines[0][lines[0].index("Could not find") :]
+        return f"{missing}; there are: {', '.join(names)}" if names else missing
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     reason = next(iter(str(causes[-1]).splitlines()), type(causes[-1]).__name__).strip()
     return (reason if not key or key in reason else f"{key}: {reason}") + _nearest(key)
@@ -166,6 +167,8 @@ def _nearest(key: str) -> str:
     *path, last = key.split(".")
     node = OmegaConf.select(tree, ".".join(path)) if path else tree
     names = list(node) if isinstance(node, DictConfig) else []
+    if last in names:
+        return ""
     close = difflib.get_close_matches(last, names, n=1)
     return f" (did you mean {'.'.join([*path, close[0]])}?)" if close else ""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,6 +158,12 @@ class Schedule:
     def plan(self, round: int) -> RoundPlan:
         """What round `round` (from 0) is to do."""
         return self._plans[round]
+
+    def cut(self, num_rounds: int) -> Schedule:
+        """The first rounds of this schedule, as they are; all if there are fewer."""
+        shorter = copy.copy(self)
+        shorter._plans = self._plans[:num_rounds]
+        return shorter
 
     def first_prompt(self, round: int) -> int:
         """Position of the round's first prompt in the source: rounds take prompts one after another."""

@@ -1,0 +1,99 @@
+"""A run's parts put together: what of the configuration goes where, and what is started."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rlsys.app import plan as planning
+from rlsys.app.evaluate import evaluator
+from rlsys.app.parts import Host, Later, start_feedback, start_learner, start_rollouts
+from rlsys.journal import Journal
+from rlsys.records import Interval
+from rlsys.rounds import Parts
+from rlsys.savepoints import Savepoints
+from rlsys.schedules.gate import MetricGate
+from rlsys.schedules.phases import Schedule
+from rlsys.sync import WeightSync
+
+
+@contextmanager
+def assembled(
+    config: Any,
+    host: Host,
+    directory: Path,
+    *,
+    schedule: Schedule,
+    policy: Path,
+    critic: Path | None,
+    gate: MetricGate,
+    good: Path | None = None,
+) -> Iterator[tuple[Parts, Callable[[], dict[str, Interval]]]]:
+    """Start everything that a run is made of, all actors at once; stop it at the end, however that comes.
+
+    Args:
+        directory: the run's folder.
+        policy, critic: Hugging Face folders.
+        good: checkpoint that the run goes on from; `None` if it begins.
+
+    Returns:
+        The parts, and a function that measures the engines' current weights.
+    """
+    roles = planning.roles(
+        config,
+        policy=planning.model_size(str(policy), config.policy.num_parameters_b),
+        critic=planning.model_size(str(critic), config.critic.num_parameters_b),
+    )
+    placements = planning.placements(roles, host.machine)
+    savepoints = Savepoints(
+        directory / "checkpoints",
+        initial_policy=policy,
+        good=good,
+        keep=config.output.keep_checkpoints,
+        fixed_state={"seed": config.seed, "schedule": asdict(config.schedule)},
+    )
+    with ExitStack() as stack:
+        # All at once; the first answers need the policy's engines only, and are sampled while the others still start.
+        starts = (
+            lambda: start_rollouts(config, host, policy, placements=placements["rollout"], savepoints=savepoints),
+            lambda: start_feedback(config, critic, placements=placements.get("critic", [])),
+            lambda: start_learner(config, host, policy, objective=config.objective, placements=placements["learner"]),
+        )
+        rollouts, feedback, learner = map(Later, starts)
+        for part in (rollouts, feedback, learner):
+            stack.callback(part.close)
+        if good:
+            learner.load(str(good))
+        weights = WeightSync(
+            learner=learner,
+            rollouts=rollouts,
+            transport=config.transport,
+            tolerance=config.sync.tolerance,
+            deadline_s=config.sync.deadline_s,
+        )
+        measure = evaluator(config, rollouts, host.progress)
+        every = config.eval.every
+
+        def evaluate(round: int) -> dict[str, Interval]:
+            due = every and ((round + 1) % every == 0 or round + 1 == schedule.num_rounds)
+            return measure() if due else {}
+
+        yield (
+            Parts(
+                schedule=schedule,
+                prompts=config.prompts,
+                rollouts=rollouts,
+                feedback=feedback,
+                learner=learner,
+                weights=weights,
+                evaluate=evaluate,
+                gate=gate,
+                journal=Journal(directory / "journal"),
+                savepoints=savepoints,
+                tracker=host.progress,
+            ),
+            measure,
+        )

@@ -100,6 +100,19 @@ def start_learner(
     return LearnerGroup(options, objective, str(model), placements=placements, seed=config.seed)
 
 
+def start_together(*starts: Callable[[], Any]) -> list[Any]:
+    """Start several parts at once; if one fails, the others are ended before its error is raised."""
+    with ThreadPoolExecutor(len(starts), thread_name_prefix="start") as pool:
+        futures = [pool.submit(start) for start in starts]
+    errors = [future.exception() for future in futures if future.exception()]
+    if errors:
+        for future in futures:
+            if not future.exception():
+                future.result().close()
+        raise errors[0]
+    return [future.result() for future in futures]
+
+
 class Later:
     """A part that starts while others are already at work. Who first uses it waits for it, and is told if it failed."""
 

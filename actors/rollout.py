@@ -68,9 +68,10 @@ class RolloutWorker:
             self._request(prompt, task, i, share) for prompt in prompts for i, share in enumerate(shares) if share
         ]
         generations = self._engine.generate(requests)
+        answered = list(zip(requests, generations, strict=True))
         each = len(requests) // len(prompts) if prompts else 0
         groups = [
-            self._group(prompt, task, number, list(zip(requests, generations, strict=True))[number * each :][:each])
+            self._group(prompt, task, number, answered[number * each : (number + 1) * each])
             for number, prompt in enumerate(prompts)
         ]
         return wire.encode_many(groups), time.monotonic() - started

@@ -1,0 +1,262 @@
+"""Critiques with scores per second of the critic's actor, against writing the critiques first and scoring them after.
+
+Ours has critique and score from one pass of the engine: the score is the raw logit of the token that ends the critique.
+The other side writes the same critiques with the same engine, and then reads every score from a forward pass of the
+critic over prompt, picture and critique in transformers: sequences sorted by length, pictures processed once each,
+logits of the last position only, and the best of several batch sizes. Same critic, same answers, all cores each, in
+turn.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors import engines
+from actors.critic import CriticWorker
+from benchmarks.arguments import parse
+from benchmarks.harness import Row, Target, in_turn, write
+from benchmarks.models import scenes_models
+from benchmarks.sides import Side, whole_machine
+from rlsys import wire
+from rlsys.app import config as configuration
+from rlsys.app.cluster import cluster
+from rlsys.progress import quiet_libraries
+from rlsys.records import Completion, Prompt, RolloutGroup, Verdict
+from rlsys.scenes.source import make_prompt
+from rlsys.schedules.phases import Phase
+
+PROMPTS = 96
+CANDIDATES = 8
+BATCHES = (16, 32, 64, 128, 256)
+"""Sequences per forward pass of the other side, of which the fastest is taken."""
+TARGET = Target(at_least=1.5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What both sides judge, and with what. One entry of `turns` is a frame of rollout groups."""
+
+    critic: str
+    feedback: Any
+    engine: Any
+    turns: tuple[bytes, ...]
+
+    def groups(self, turn: int) -> list[RolloutGroup]:
+        return wire.decode_many(self.turns[turn], RolloutGroup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """What a side did in a turn."""
+
+    seconds: float
+    verdicts: tuple[tuple[str, float], ...]
+    """Text and score of every readable critique, in order."""
+    generating: float = 0.0
+    """Of the seconds, those before the second pass."""
+    batch: int = 0
+    """Sequences per forward pass of the second pass."""
+
+    @property
+    def speed(self) -> float:
+        return len(self.verdicts) / self.seconds
+
+
+class Ours:
+    """A feedback stage with one actor."""
+
+    def __init__(self, work: Work) -> None:
+        from actors.stages import FeedbackStage
+
+        self._work = work
+        self._stage = FeedbackStage(
+            feedback=work.feedback, engine=work.engine, model=work.critic, placements=[whole_machine()], batch=32
+        )
+
+    def __call__(self, turn: int) -> Judged:
+        groups = self._work.groups(turn)
+        started = time.perf_counter()
+        scored = list(self._stage.stream(groups))
+        seconds = time.perf_counter() - started
+        return Judged(seconds=seconds, verdicts=_read([verdict for one in scored for verdict in one.verdicts]))
+
+    def close(self) -> None:
+        self._stage.close()
+
+
+class TwoPasses:
+    """Writes critiques with the engine, then scores them with transformers."""
+
+    def __init__(self, work: Work) -> None:
+        import torch
+        from transformers import AutoModelForImageTextToText
+
+        from learners.tokens import Processor
+
+        self._work = work
+        self._worker = CriticWorker(feedback=work.feedback, engine=work.engine, model=work.critic)
+        self._processor = Processor(Path(work.critic))
+        self._model = AutoModelForImageTextToText.from_pretrained(work.critic, dtype=torch.float32).eval()
+        self._score = self._processor.token_id(work.feedback.score_token)
+        self._pad = self._processor.tokenizer.pad_token_id
+        self._batch = 0
+
+    def __call__(self, turn: int) -> Judged:
+        groups = self._work.groups(turn)
+        started = time.perf_counter()
+        requests = [request for group in groups for request in self._work.feedback.requests(group)]
+        # It need not ask the engine for scores.
+        unscored = [(prompt, replace(wanted, score_token=None)) for prompt, wanted in requests]
+        generations = self._worker._engine.generate(unscored)
+        critiques = [
+            (prompt, generation.prompt_token_ids, one)
+            for (prompt, _), generation in zip(requests, generations, strict=True)
+            for one in generation.completions
+            if one.finish_reason == "stop_token"
+        ]
+        generating = time.perf_counter() - started
+        if not self._batch:
+            self._batch = min(BATCHES, key=lambda batch: self._seconds(critiques, batch))
+            return self(turn)
+        scores = self._scores(critiques, self._batch)
+        seconds = time.perf_counter() - started
+        verdicts = tuple((one.text.strip(), float(score)) for (_, _, one), score in zip(critiques, scores, strict=True))
+        return Judged(seconds=seconds, verdicts=verdicts, generating=generating, batch=self._batch)
+
+    def _seconds(self, critiques: list[Any], batch: int) -> float:
+        started = time.perf_counter()
+        self._scores(critiques, batch)
+        return time.perf_counter() - started
+
+    def _scores(self, critiques: list[tuple[Prompt, np.ndarray, Completion]], batch: int) -> np.ndarray:
+        """float32 [number of critiques]."""
+        import torch
+
+        order = sorted(range(len(critiques)), key=lambda i: len(critiques[i][1]) + len(critiques[i][2].token_ids))
+        scores = np.zeros(len(critiques), np.float32)
+        with torch.inference_mode():
+            for low in range(0, len(order), batch):
+                chosen = order[low : low + batch]
+                scores[chosen] = self._forward([critiques[i] for i in chosen])
+        return scores
+
+    def _forward(self, critiques: list[tuple[Prompt, np.ndarray, Completion]]) -> np.ndarray:
+        import torch
+
+        sequences = [np.concatenate([prompt_ids, one.token_ids[:-1]]) for _, prompt_ids, one in critiques]
+        longest = max(map(len, sequences))
+        ids = np.full((len(sequences), longest), self._pad, np.int64)
+        mask = np.zeros_like(ids)
+        for row, sequence in enumerate(sequences):
+            ids[row, longest - len(sequence) :] = sequence
+            mask[row, longest - len(sequence) :] = 1
+        pictures = [picture.values for prompt, _, _ in critiques for picture in self._processor.images(prompt.images)]
+        images = {name: torch.cat([values[name] for values in pictures]) for name in pictures[0]}
+        types = torch.from_numpy((ids == self._model.config.image_token_id).astype(np.int64))
+        output = self._model(
+            input_ids=torch.from_numpy(ids),
+            attention_mask=torch.from_numpy(mask),
+            mm_token_type_ids=types,
+            logits_to_keep=1,
+            use_cache=False,
+            **images,
+        )
+        return output.logits[:, -1, self._score].numpy()
+
+
+def _read(verdicts: Sequence[Verdict]) -> tuple[tuple[str, float], ...]:
+    return tuple((critique.text, critique.score) for verdict in verdicts for critique in verdict.critiques)
+
+
+def answers(policy: str, num_turns: int) -> tuple[bytes, ...]:
+    """Rollout groups of the policy, for every turn others."""
+    from actors.stages import RolloutStage
+
+    engines.discover()
+    stage = RolloutStage(
+        engine=engines.engine.make("vllm", max_model_len=512),
+        current=lambda: (policy, 0),
+        placements=[whole_machine()],
+        seed=0,
+    )
+    plan = Phase(num_prompts=PROMPTS, num_candidates=CANDIDATES, max_tokens=64).plan(0, 0)
+    try:
+        return tuple(
+            wire.encode_many(list(stage.stream([make_prompt("train", i, "describe") for i in indices], plan)))
+            for indices in (range(turn * PROMPTS, (turn + 1) * PROMPTS) for turn in range(num_turns))
+        )
+    finally:
+        stage.close()
+
+
+def measure(work: Work, repeats: int) -> Row:
+    """The line of the table."""
+    other = Side(TwoPasses, work)
+    ours = Ours(work)
+    done: dict[str, list[Judged]] = {"ours": [], "other": []}
+    numbers = {name: count() for name in done}
+
+    def side(name: str, judge: Any) -> float:
+        done[name].append(judge(next(numbers[name])))
+        return done[name][-1].speed
+
+    try:
+        speeds = in_turn(lambda: side("ours", ours), lambda: side("other", other), repeats=repeats)
+    finally:
+        ours.close()
+        other.close()
+    pairs = [
+        pair
+        for one, two in zip(done["ours"], done["other"], strict=True)
+        for pair in zip(one.verdicts, two.verdicts, strict=True)
+    ]
+    same = [a for a in pairs if a[0][0] == a[1][0]]
+    gap = max(abs(a[1] - b[1]) for a, b in same)
+    last = done["other"][-1]
+    return Row(
+        case="scenes critic",
+        ours=speeds[0],
+        other=speeds[1],
+        other_name="two passes",
+        ratio=speeds[2],
+        unit="critiques/s",
+        target=TARGET,
+        checked=f"{len(same)} of {len(pairs)} critiques are the same, their scores differ by {gap:.1e} at most",
+        extra={
+            "share of the second pass": 1 - last.generating / last.seconds,
+            "batch of the second pass": last.batch,
+            "critiques per turn": len(last.verdicts),
+        },
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure."""
+    options = parse(__doc__.splitlines()[0], words)
+    quiet_libraries()
+    policy, critic = scenes_models()
+    config, _ = configuration.load(["preset=scenes"])
+    with cluster(None):
+        work = Work(
+            critic=str(critic),
+            feedback=config.feedback,
+            engine=config.critic.engine,
+            turns=answers(str(policy), options.repeats + 1),
+        )
+        rows = [measure(work, options.repeats)]
+    write(
+        "critic", "critic: critiques with their scores per second, one pass against two", rows, repeats=options.repeats
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,200 @@
+"""Tokens per second through the rollout actors, against a bare `vllm.LLM.generate` with the same requests.
+
+Ours is the whole way: prompts with pictures encoded in the driver, sent to a Ray actor, rendered, answered, log-
+probabilities and texts read, groups encoded, sent back and decoded. The bare side is timed for the call of `generate`
+alone: it gets all prompts of a turn in one call, as token ids and pictures made before. Same engine options, same
+sampling parameters and seeds, caches emptied before a turn on both sides. The two live in processes of their own, with
+all cores each, and take turns; whoever waits sleeps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors import engines
+from actors.rollout import RolloutTask, RolloutWorker, merged
+from benchmarks.arguments import parse
+from benchmarks.harness import Row, Spread, Target, in_turn, write
+from benchmarks.models import scenes_models, small_policy
+from benchmarks.sides import Side, whole_machine
+from rlsys.app.cluster import cluster
+from rlsys.progress import quiet_libraries
+from rlsys.records import Prompt, Rollout, RoundPlan
+from rlsys.scenes.source import make_prompt
+from rlsys.schedules.phases import Phase
+
+CANDIDATES = 8
+MAX_TOKENS = 64
+SEED = 0
+TARGET = Target(at_least=0.97)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A model and a way to run it."""
+
+    name: str
+    folder: str
+    num_prompts: int
+    eager: bool
+
+    def engine(self) -> Any:
+        """The engine of both sides."""
+        engines.discover()
+        return engines.engine.make("vllm", max_model_len=512, enforce_eager=self.eager)
+
+    def prompts(self, turn: int) -> list[Prompt]:
+        """Every turn has other prompts: no side profits from pictures that it has seen."""
+        first = turn * self.num_prompts
+        return [make_prompt("train", index, "describe") for index in range(first, first + self.num_prompts)]
+
+    def plan(self, turn: int) -> RoundPlan:
+        """What a round would ask."""
+        phase = Phase(num_prompts=self.num_prompts, num_candidates=CANDIDATES, max_tokens=MAX_TOKENS)
+        return phase.plan(0, turn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What a side did."""
+
+    seconds: float
+    num_tokens: int
+    answers: tuple[bytes, ...]
+    """For every prompt, a digest of its distinct answers and their counts."""
+
+    @property
+    def speed(self) -> float:
+        return self.num_tokens / self.seconds
+
+
+class Ours:
+    """A rollout stage with one actor."""
+
+    def __init__(self, case: Case, batch: int | None = None) -> None:
+        from actors.stages import RolloutStage
+
+        self._case = case
+        self._stage = RolloutStage(
+            engine=case.engine(),
+            current=lambda: (case.folder, 0),
+            placements=[whole_machine()],
+            seed=SEED,
+            **({} if batch is None else {"batch": batch}),
+        )
+
+    def __call__(self, turn: int) -> Turn:
+        prompts, plan = self._case.prompts(turn), self._case.plan(turn)
+        started = time.perf_counter()
+        groups = list(self._stage.stream(prompts, plan))
+        return _turn(time.perf_counter() - started, [group.rollouts for group in groups])
+
+    def close(self) -> None:
+        self._stage.close()
+
+
+def bare(case: Case) -> Any:
+    """The other side: makes the requests as the actor does, and times `generate`."""
+    worker = RolloutWorker(engine=case.engine(), model=case.folder, version=0, seed=SEED)
+    engine = worker._engine
+
+    def work(turn: int) -> Turn:
+        task = RolloutTask.of(case.plan(turn), 0)
+        requests = [worker._request(prompt, task, 0, CANDIDATES) for prompt in case.prompts(turn)]
+        prompts = [engine._prompt(prompt, engine._chat.prompt_ids(prompt)) for prompt, _ in requests]
+        sampling = [engine._sampling(wanted) for _, wanted in requests]
+        started = time.perf_counter()
+        engine._forget()
+        outputs = engine._llm.generate(prompts, sampling, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        texts = iter([""] * len(outputs) * CANDIDATES)
+        found = [
+            merged([(one, wanted) for one in engine._generation(output, wanted, texts).completions])
+            for output, (_, wanted) in zip(outputs, requests, strict=True)
+        ]
+        return _turn(seconds, found)
+
+    return work
+
+
+def _turn(seconds: float, answers: Iterable[Sequence[Rollout]]) -> Turn:
+    listed = list(answers)
+    tokens = sum(rollout.count * len(rollout.token_ids) for rollouts in listed for rollout in rollouts)
+    return Turn(seconds=seconds, num_tokens=tokens, answers=tuple(map(_digest, listed)))
+
+
+def _digest(rollouts: Sequence[Rollout]) -> bytes:
+    hasher = hashlib.sha256()
+    for rollout in rollouts:
+        hasher.update(np.int32([rollout.count, len(rollout.token_ids)]).tobytes() + rollout.token_ids.tobytes())
+    return hasher.digest()
+
+
+def measure(case: Case, repeats: int) -> Row:
+    """One line of the table."""
+    other = Side(bare, case)
+    ours = Ours(case)
+    done: dict[str, list[Turn]] = {"ours": [], "other": []}
+    numbers = {name: count() for name in done}
+
+    def side(name: str, work: Any) -> float:
+        done[name].append(work(next(numbers[name])))
+        return done[name][-1].speed
+
+    try:
+        speeds = in_turn(lambda: side("ours", ours), lambda: side("other", other), repeats=repeats)
+    finally:
+        ours.close()
+        other.close()
+    same = [
+        a == b
+        for one, two in zip(done["ours"], done["other"], strict=True)
+        for a, b in zip(one.answers, two.answers, strict=True)
+    ]
+    return Row(
+        case=case.name,
+        ours=speeds[0],
+        other=speeds[1],
+        other_name="bare vLLM",
+        ratio=speeds[2],
+        unit="tokens/s",
+        target=TARGET,
+        checked=f"all token ids of {sum(same)} of {len(same)} prompts are the same on both sides",
+        extra={
+            "tokens per answer": sum(t.num_tokens for t in done["ours"]) / len(same) / CANDIDATES,
+            "seconds per turn": Spread.of([turn.seconds for turn in done["ours"]]).median,
+        },
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure all cases."""
+    options = parse(__doc__.splitlines()[0], words)
+    quiet_libraries()
+    rows = []
+    policy, _ = scenes_models()
+    with tempfile.TemporaryDirectory() as scratch, cluster(None):
+        models = {"scenes": (policy, 256), "2.7 M": (small_policy(Path(scratch)), 128)}
+        for name, (folder, num_prompts) in models.items():
+            for eager in (True, False):
+                title = f"{name}, {'eager' if eager else 'compiled'}"
+                if options.only in title:
+                    case = Case(name=title, folder=str(folder), num_prompts=num_prompts, eager=eager)
+                    rows.append(measure(case, options.repeats))
+    title = "rollout: tokens per second through the actors, end to end, against vLLM alone"
+    write("rollout", title, rows, repeats=0 if options.only else options.repeats)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Pairs per second of whole optimizer steps, and their memory, against TRL's DPOTrainer at its best settings.
+
+Ours is a learner's rank as a run has it: wire frames decoded, records collated, pictures processed, reference checked,
+forward, backward, DeepSpeed's AdamW. TRL's is its own training loop, without gradient checkpointing, with whichever
+number of pairs per forward pass and of loader processes is fastest, and pictures at hand in memory. Same weights, same
+pairs in the same order, float32, two threads each, every picture new in every turn.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import parse
+from benchmarks.harness import Row, Target, in_turn, table, write
+from benchmarks.learner_sides import CHECKED_STEPS, Job, Side, sides
+from benchmarks.learner_work import LARGER_MODEL, Work
+
+WARMUP = 1
+LARGEST_DIFFERENCE = 1e-5
+_LONG = {"model": LARGER_MODEL, "batch": 8, "steps": 1, "tried_sizes": (1, 2, 4, 8)}
+SCENES = Work(name="scenes' shape, vision tower trained")
+CASES: tuple[tuple[Work, Target | None], ...] = (
+    (SCENES, Target(at_least=3.0)),
+    (replace(SCENES, name="scenes' shape, vision tower frozen", frozen_vision=True), Target(at_least=4.0)),
+    (replace(SCENES, name="scenes' rounds: 8 answers, up to 6 pairs a prompt", answers=8, pairs_per_prompt=6), None),
+    (
+        Work(name="long prompt: 1000 + 100 tokens", picture=24, prompt_words=415, answer_tokens=(100, 100), **_LONG),
+        Target(at_least=2.4),
+    ),
+    (
+        Work(name="long answer: 100 + 400 tokens", picture=6, prompt_words=55, answer_tokens=(400, 400), **_LONG),
+        Target(at_least=1.5),
+    ),
+    (
+        Work(
+            name="long answer, text alone: 100 + 400 tokens",
+            picture=None,
+            prompt_words=93,
+            answer_tokens=(400, 400),
+            **_LONG,
+        ),
+        None,
+    ),
+)
+MEMORY = replace(
+    SCENES, name="memory of a step of 32 pairs, vocabulary of 150 000", vocabulary=150_000, steps=1, tried_sizes=(32,)
+)
+MEMORY_TARGET = Target(at_most=0.5)
+NOTE = (
+    "The reference log-probabilities of ours are recorded while answers are sampled, as in a round, and checked on 8 "
+    "answers in each turn; TRL computes them {where}."
+)
+_IN_LOOP, _BEFORE = "in every step, as its vision path has to", "before training (precompute_ref_log_probs), uncounted"
+
+
+def speed(ours: Side, theirs: Side, work: Work, target: Target | None, repeats: int) -> Row:
+    """Pairs per second of both sides."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(work=work, checkpoint=work.make_checkpoint(Path(folder)), num_turns=WARMUP + repeats)
+        bounds = work.bounds(work.make_pairs(work.pairs_per_turn, job.checkpoint))
+        ours.begin(job)
+        best = theirs.begin(job)
+        checked = _check(ours, theirs)
+        ours_speed, their_speed, ratio = in_turn(
+            lambda: work.pairs_per_turn / ours.ask("turn"),
+            lambda: work.pairs_per_turn / theirs.ask("turn"),
+            repeats=repeats,
+            warmup=WARMUP,
+        )
+        ours.end()
+        theirs.end()
+    tried = ", ".join(f"{name}: {value:.3g}" for name, value in best["pairs per second"].items())
+    return Row(
+        case=work.name,
+        ours=ours_speed,
+        other=their_speed,
+        other_name="TRL",
+        ratio=ratio,
+        unit="pairs/s",
+        target=target,
+        checked=checked,
+        note=f"{NOTE.format(where=_BEFORE if work.picture is None else _IN_LOOP)} TRL's settings tried: {tried}.",
+        extra=bounds,
+    )
+
+
+def memory(ours: Side, theirs: Side, work: Work, target: Target, repeats: int) -> Row:
+    """Most bytes resident during a step, above those resident before it."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(work=work, checkpoint=work.make_checkpoint(Path(folder)), num_turns=WARMUP + repeats)
+        ours.begin(job)
+        theirs.begin(job)
+        checked = _check(ours, theirs)
+        ours_peak, their_peak, ratio = in_turn(
+            lambda: ours.ask("peak") / (1 << 20),
+            lambda: theirs.ask("peak") / (1 << 20),
+            repeats=repeats,
+            warmup=WARMUP,
+        )
+    return Row(
+        case=work.name,
+        ours=ours_peak,
+        other=their_peak,
+        other_name="TRL",
+        ratio=ratio,
+        unit="MiB",
+        target=target,
+        checked=checked,
+        note="Largest resident set during a step less that before it, each side in its own process; weights and AdamW's "
+        "moments are there before the step on both sides, gradients are not. One forward pass for the whole batch.",
+    )
+
+
+def _check(ours: Side, theirs: Side) -> str:
+    """Both sides' first steps are the same.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found: dict[str, Any] = ours.ask("trace").differences(theirs.ask("trace"))
+    if max(found["loss"], found["gradients"], found["weights"]) > LARGEST_DIFFERENCE:
+        raise ValueError(f"the two sides do not do the same: {found}")
+    return (
+        f"Largest differences over {CHECKED_STEPS} steps: loss {found['loss']:.1e}, first gradient "
+        f"{found['gradients']:.1e} (its largest entry is {found['largest gradient']:.1e}), weights {found['weights']:.1e}."
+    )
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Measure all cases."""
+    options = parse(__doc__, words)
+    rows = []
+    with sides() as both:
+        for work, target in CASES:
+            if options.only in work.name:
+                rows.append(speed(*both, work, target, options.repeats))
+                print(table("measured:", rows[-1:]), flush=True)
+    if options.only in MEMORY.name:
+        with sides() as both:  # processes that hold nothing of other cases
+            rows.append(memory(*both, MEMORY, MEMORY_TARGET, options.repeats))
+    whole = not options.only
+    write("learner", "Learner: pairs per second", rows, repeats=options.repeats if whole else 0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,423 @@
+"""The two learners, each in a process of its own that does a turn when it is told to and sleeps otherwise."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import multiprocessing
+import os
+import re
+import socket
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.learner_work import Work, as_text, with_logprobs
+from rlsys.records import PreferencePair
+
+THREADS = 2
+BETA = 0.1
+TIMED_LR = 1e-7
+"""So small that recorded log-probabilities stay those of the weights over all turns, and are checked in each."""
+CHECKED_LR = 2e-5
+"""That of the scenes rounds."""
+CHECKED_STEPS = 3
+END = "end"
+"""The question that ends a job."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a side is given."""
+
+    work: Work
+    checkpoint: Path
+    num_turns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """What a side did in its first steps, to be held against the other's."""
+
+    losses: list[float]
+    """Mean of each step's batch."""
+    gradients: dict[str, Any]
+    """Of the first step, by parameter."""
+    weights: dict[str, Any]
+    """After the last step."""
+
+    def differences(self, other: Trace) -> dict[str, float]:
+        """Largest absolute difference of each kind."""
+        pairs = zip(self.losses, other.losses, strict=True)
+        found = {"loss": max(abs(a - b) for a, b in pairs)}
+        for kind in ("gradients", "weights"):
+            mine, others = getattr(self, kind), getattr(other, kind)
+            if mine.keys() != others.keys():
+                raise ValueError(f"{kind} of other parameters: {sorted(mine.keys() ^ others.keys())[:3]}")
+            found[kind] = max(float(abs(mine[name] - others[name]).max()) for name in mine)
+        found["largest gradient"] = max(float(abs(gradient).max()) for gradient in self.gradients.values())
+        return found
+
+
+class Side:
+    """A child process that takes up one job after another, and answers questions about it one at a time."""
+
+    def __init__(self, serve: Callable[[Any, Job], None]) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_run, args=(serve, theirs))
+        self._process.start()
+
+    def ask(self, question: str) -> Any:
+        """
+        Raises:
+            RuntimeError: the process failed; with its traceback.
+        """
+        return self._say(question)
+
+    def begin(self, job: Job) -> Any:
+        """Give the process a job; returns, when it is ready for questions, what it has to say of itself."""
+        return self._say(job)
+
+    def end(self) -> None:
+        """The job is done."""
+        self._say(END)
+
+    def _say(self, message: Any) -> Any:
+        self._pipe.send(message)
+        kind, value = self._pipe.recv()
+        if kind == "failure":
+            raise RuntimeError(value)
+        return value
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+
+
+def _run(serve: Callable[[Any, Job], None], pipe: Any) -> None:
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
+    warnings.filterwarnings("ignore")
+    import torch
+
+    torch.set_num_threads(THREADS)
+    try:
+        while True:
+            serve(pipe, pipe.recv())
+            pipe.send(("answer", None))
+    except BaseException:
+        pipe.send(("failure", traceback.format_exc()))
+
+
+@contextmanager
+def sides() -> Iterator[tuple[Side, Side]]:
+    """Our process and TRL's."""
+    both = Side(serve_ours), Side(serve_trl)
+    try:
+        yield both
+    finally:
+        for side in both:
+            side.close()
+
+
+# Ours ------------------------------------------------------------------------------------------------------------
+
+
+def serve_ours(pipe: Any, job: Job) -> None:
+    """`trace`, `turn` (seconds), `peak` (bytes)."""
+    from learners.plan import FitPlan
+    from rlsys import wire
+
+    pairs = job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
+    pairs = _recorded(_learner(job), pairs)
+    learner = _learner(job)  # another one, that has seen no picture yet
+    size = job.work.batch
+    frames = [wire.encode_many(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+    waiting = iter([frames[i : i + job.work.steps] for i in range(0, len(frames), job.work.steps)])
+
+    def turn(lr: float = TIMED_LR) -> float:
+        batches = next(waiting)
+        started = time.perf_counter()
+        learner.begin(FitPlan(lr=lr, beta=BETA))
+        for number, frame in enumerate(batches):
+            learner.step(frame, lr=lr, batch=number)
+        return time.perf_counter() - started
+
+    def trace() -> Trace:
+        learner.reset()
+        found = _trace_ours(learner, frames[:CHECKED_STEPS])
+        learner.reset()
+        return found
+
+    def peak() -> float:
+        resident = reset_peak()
+        turn()
+        return peak_bytes() - resident
+
+    answers = {"turn": turn, "trace": trace, "peak": peak}
+    pipe.send(("answer", None))
+    while (question := pipe.recv()) != END:
+        pipe.send(("answer", answers[question]()))
+
+
+def reset_peak() -> int:
+    """Bytes resident now; `peak_bytes` counts from here."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free but kept would not be counted when it is used again
+    Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def peak_bytes() -> int:
+    """Most bytes resident at any time since `reset_peak`."""
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return 1024 * int(re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE)[1])
+
+
+def _learner(job: Job) -> Any:
+    from learners.config import LearnerConfig
+    from learners.learner import LearnerRank
+    from learners.rendezvous import Rendezvous
+    from rlsys.objectives.dpo import DPO
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = LearnerConfig(batch_size=job.work.batch, freeze=["visual"] if job.work.frozen_vision else [])
+    meeting = Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port)
+    return LearnerRank(config, DPO(beta=BETA), str(job.checkpoint), meeting)
+
+
+def _recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """The pairs as a round would hand them on: with the log-probabilities of the weights that sampled them."""
+    from rlsys import wire
+    from rlsys.records import Probe
+
+    probes = [
+        Probe(
+            prompt=pair.prompt,
+            prompt_token_ids=tuple(pair.prompt_token_ids.tolist()),
+            response_token_ids=tuple(answer.token_ids.tolist()),
+        )
+        for pair in pairs
+        for answer in (pair.chosen, pair.rejected)
+    ]
+    recorded = []
+    for start in range(0, len(probes), 64):
+        recorded += learner.score(wire.encode_many(probes[start : start + 64]))
+    return with_logprobs(pairs, recorded)
+
+
+def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:
+    from learners.plan import FitPlan
+
+    engine, gradients, losses = learner._engine, {}, []
+    step = engine.step
+
+    def watched(lr: float) -> float:
+        if not gradients:
+            gradients.update(_arrays(engine.module, gradients=True))
+        return step(lr)
+
+    engine.step = watched
+    learner.begin(FitPlan(lr=CHECKED_LR, beta=BETA))
+    for number, frame in enumerate(frames):
+        output = learner.step(frame, lr=CHECKED_LR, batch=number)
+        losses.append(output.sums["loss"] / output.denominator)
+    engine.step = step
+    return Trace(losses=losses, gradients=gradients, weights=_arrays(engine.module, gradients=False))
+
+
+def _arrays(module: Any, *, gradients: bool) -> dict[str, Any]:
+    found = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            value = parameter.grad if gradients else parameter
+            found[name.removeprefix("model.model.").removeprefix("model.")] = value.detach().clone().numpy()
+    return found
+
+
+# TRL -------------------------------------------------------------------------------------------------------------
+
+
+def serve_trl(pipe: Any, job: Job) -> None:
+    """The same questions."""
+    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as where nothing is set
+    pairs = job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
+    settings, speeds = best_settings(job, pairs)
+    pipe.send(("answer", {"settings": settings, "pairs per second": speeds}))
+    question = pipe.recv()
+    while question == "trace":
+        pipe.send(("answer", _trace_trl(job, pairs)))
+        question = pipe.recv()
+
+    def ask(result: float | None) -> str:
+        nonlocal question
+        if result is None:
+            return question
+        pipe.send(("answer", result))
+        question = pipe.recv()
+        return question
+
+    if question != END:
+        train(job, pairs, job.num_turns, ask, **settings)
+
+
+def best_settings(job: Job, pairs: Sequence[PreferencePair]) -> tuple[dict[str, int], dict[str, float]]:
+    """Pairs per forward pass and loader processes with which TRL is fastest, and the speed of each that was tried."""
+    speeds: dict[tuple[int, int], float] = {}
+
+    def measure(size: int, workers: int) -> None:
+        results: list[float] = []
+
+        def ask(result: float | None) -> str:
+            results.extend([] if result is None else [result])
+            return "turn"
+
+        train(job, pairs, 2, ask, size=size, workers=workers)
+        speeds[size, workers] = job.work.pairs_per_turn / results[-1]
+
+    sizes = [size for size in job.work.tried_sizes if job.work.batch % size == 0]
+    for size in sizes:
+        measure(size, 0)
+    if len(sizes) > 1:
+        measure(max(speeds, key=speeds.__getitem__)[0], 1)
+    size, workers = max(speeds, key=speeds.__getitem__)
+    return {"size": size, "workers": workers}, {
+        f"{s} x {job.work.batch // s}, {w} workers": v for (s, w), v in speeds.items()
+    }
+
+
+def train(
+    job: Job, pairs: Sequence[PreferencePair], num_turns: int, ask: Callable[[float | None], str], **settings: int
+) -> None:
+    """Run TRL's own loop; between turns it waits in `ask`, which gets the last turn's result."""
+    trainer = _trainer(job, pairs, max_steps=num_turns * job.work.steps, **settings)
+    trainer.add_callback(_waiting(job.work.steps, ask))
+    trainer.train()
+
+
+def _waiting(steps: int, ask: Callable[[float | None], str]) -> Any:
+    from transformers import TrainerCallback
+
+    class Waiting(TrainerCallback):
+        def begin(self, result: float | None) -> None:
+            self.question = ask(result)
+            self.resident = reset_peak() if self.question == "peak" else 0
+            self.started = time.perf_counter()
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.begin(None)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % steps == 0:
+                took = time.perf_counter() - self.started
+                self.begin(peak_bytes() - self.resident if self.question == "peak" else took)
+                control.should_training_stop = self.question == END
+
+    return Waiting()
+
+
+def _trainer(
+    job: Job,
+    pairs: Sequence[PreferencePair],
+    *,
+    size: int,
+    workers: int,
+    max_steps: int,
+    lr: float = TIMED_LR,
+    clip: float = 1.0,
+) -> Any:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import DPOConfig, DPOTrainer
+
+    processor = AutoProcessor.from_pretrained(job.checkpoint)
+    model = AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32)
+    if job.work.frozen_vision:
+        model.model.visual.requires_grad_(False)
+    shows = job.work.picture is not None
+    config = DPOConfig(
+        output_dir=str(job.checkpoint / "trl"),
+        beta=BETA,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=job.work.batch // size,
+        dataloader_num_workers=workers,
+        dataloader_persistent_workers=False,
+        dataloader_pin_memory=False,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=not shows,  # refused with pictures
+        max_length=None,
+        max_steps=max_steps,
+        learning_rate=lr,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=clip,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        use_cpu=True,
+        bf16=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    return DPOTrainer(
+        model=model,
+        args=config,
+        train_dataset=_dataset(pairs, shows=shows),
+        processing_class=processor if shows else processor.tokenizer,
+    )
+
+
+def _dataset(pairs: Sequence[PreferencePair], *, shows: bool) -> Any:
+    """Pictures are at hand in memory: TRL has none to read and none to decompress."""
+    from datasets import Dataset
+    from PIL import Image as PillowImage
+
+    rows = [as_text(pair) for pair in pairs]
+    if not shows:
+        return Dataset.from_list(rows)
+    pictures = [[PillowImage.fromarray(image.pixels) for image in pair.prompt.images] for pair in pairs]
+
+    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        numbers = batch["number"]
+        columns = {name: [rows[number][name] for number in numbers] for name in rows[0]}
+        return {"images": [list(pictures[number]) for number in numbers], **columns}
+
+    return Dataset.from_dict({"number": list(range(len(pairs)))}).with_transform(look_up)
+
+
+def _trace_trl(job: Job, pairs: Sequence[PreferencePair]) -> Trace:
+    from transformers import TrainerCallback
+
+    trainer = _trainer(job, pairs, size=job.work.batch, workers=0, max_steps=CHECKED_STEPS, lr=CHECKED_LR, clip=0.0)
+    gradients, losses = {}, []
+    compute = trainer.compute_loss
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        loss = compute(*arguments, **options)
+        losses.append(float(loss))
+        return loss
+
+    class Watching(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if not gradients:
+                gradients.update(_arrays(trainer.model, gradients=True))
+
+    trainer.compute_loss = watched
+    trainer.add_callback(Watching())
+    trainer.train()
+    return Trace(losses=losses, gradients=gradients, weights=_arrays(trainer.model, gradients=False))

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from actors.engines import engine
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError
+from rlsys.lazy import torch
 from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
 from rlsys.seeding import generator
 from rlsys.transports.ends import Receiver, open_receiver

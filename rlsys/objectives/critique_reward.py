@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch.nn.functional import logsigmoid
-
 from rlsys.errors import ConfigError
+from rlsys.lazy import functional
 from rlsys.objectives.inputs import CritiqueInputs, LossOutput, token_mean
 from rlsys.records import CritiquePair
 from rlsys.registry import objective
@@ -51,7 +50,7 @@ class CritiqueReward:
             Summed loss; metrics `accuracy` (strict), `score_margin`, `score_chosen`, `score_rejected`, `critique_nll`.
         """
         chosen_B, rejected_B = inputs.chosen_scores_B, inputs.rejected_scores_B
-        ranking_B = -logsigmoid(chosen_B - rejected_B)
+        ranking_B = -functional.logsigmoid(chosen_B - rejected_B)
         centring_B = (chosen_B + rejected_B).square()
         nll_B = self._nll(inputs) * inputs.has_critiques_B
         loss_B = self.w_s * ranking_B + self.c0 * centring_B + self.w_c * nll_B

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch.nn.functional import logsigmoid
-
 from rlsys.errors import ConfigError
+from rlsys.lazy import functional, torch
 from rlsys.objectives.inputs import LossOutput, PairInputs, token_mean
 from rlsys.records import PreferencePair
 from rlsys.registry import objective
@@ -51,13 +49,14 @@ class DPO:
         """
         beta_B = self.beta * inputs.beta_scale_B
         reward_margin_B = beta_B * inputs.margins_B
-        loss_B = -(1 - self.label_smoothing) * logsigmoid(reward_margin_B)
-        loss_B = loss_B - self.label_smoothing * logsigmoid(-reward_margin_B)
+        loss_B = -(1 - self.label_smoothing) * functional.logsigmoid(reward_margin_B)
+        loss_B = loss_B - self.label_smoothing * functional.logsigmoid(-reward_margin_B)
         nll_B = token_mean(inputs.chosen_logps_B, inputs.chosen_num_tokens_B)
         loss_B = loss_B + self.lambda_sft * nll_B
-        return LossOutput(loss=loss_B.sum(), metrics=self._metrics(inputs, reward_margin_B, nll_B))
+        with torch.no_grad():
+            metrics = self._metrics(inputs, reward_margin_B, nll_B)
+        return LossOutput(loss=loss_B.sum(), metrics=metrics)
 
-    @torch.no_grad()
     def _metrics(
         self, inputs: PairInputs, reward_margin_B: torch.Tensor, nll_B: torch.Tensor
     ) -> dict[str, torch.Tensor]:

@@ -11,15 +11,14 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from rlsys.errors import SyncError
+from rlsys.lazy import torch
 
 ALIGN = 16
 """Bytes; every tensor begins at a multiple, so that the buffer can be viewed as any dtype there."""
 
-Named = tuple[str, torch.Tensor]
-Described = tuple[str, torch.dtype, Sequence[int]]
+Named = tuple[str, "torch.Tensor"]
+Described = tuple[str, "torch.dtype", Sequence[int]]
 Bucket = dict[str, list[Any]]
 
 

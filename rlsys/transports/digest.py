@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 import xxhash
+
+from rlsys.lazy import torch
 
 
 class TensorDigest:

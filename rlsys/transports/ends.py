@@ -22,11 +22,9 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-import torch
-from torch.distributed import TCPStore
-
 from rlsys import registry
 from rlsys.errors import ConfigError, SyncError, SyncTimeout
+from rlsys.lazy import dist, torch
 from rlsys.transports.buckets import Bucket, Named, describe, flat_bytes, payload_bytes, unpack
 from rlsys.transports.digest import TensorDigest
 
@@ -246,24 +244,24 @@ def open_receiver(offer: dict[str, Any], device: torch.device) -> Receiver:
     return registry.transport[name].receiver(offer, device)
 
 
-def serve_store(deadline_s: float) -> TCPStore:
+def serve_store(deadline_s: float) -> dist.TCPStore:
     """A rendezvous on a free port of this machine."""
-    return TCPStore("0.0.0.0", 0, None, True, timedelta(seconds=deadline_s), wait_for_workers=False)
+    return dist.TCPStore("0.0.0.0", 0, None, True, timedelta(seconds=deadline_s), wait_for_workers=False)
 
 
-def join_store(host: str, port: int, deadline_s: float) -> TCPStore:
+def join_store(host: str, port: int, deadline_s: float) -> dist.TCPStore:
     """The rendezvous of a sender.
 
     Raises:
         SyncTimeout: nobody answers there.
     """
     try:
-        return TCPStore(host, port, None, False, timedelta(seconds=deadline_s), wait_for_workers=False)
-    except torch.distributed.DistError as error:
+        return dist.TCPStore(host, port, None, False, timedelta(seconds=deadline_s), wait_for_workers=False)
+    except dist.DistError as error:
         raise SyncTimeout(f"no sender of weights at {host}:{port} within {deadline_s:g} s: {error}") from error
 
 
-def gather(store: TCPStore, world_size: int, deadline_s: float) -> None:
+def gather(store: dist.TCPStore, world_size: int, deadline_s: float) -> None:
     """Come together: returns on every end once all have called it.
 
     Raises:

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
 from rlsys import registry
+from rlsys.lazy import dist, torch
 from rlsys.transports import ends
 from rlsys.transports.buckets import Named, describe, flat_bytes, pack_into
 from rlsys.transports.memory import HostMemory

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgpack
-import torch
 
 from rlsys import registry
 from rlsys.errors import SyncError
+from rlsys.lazy import torch
 from rlsys.transports import ends
 from rlsys.transports.buckets import Named, pack_into
 

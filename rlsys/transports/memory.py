@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import torch
+
+from rlsys.lazy import torch
 
 MOST = 4
 """Pieces that are kept."""

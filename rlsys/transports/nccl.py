@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch.distributed import TCPStore
-
 from rlsys import registry
 from rlsys.errors import SyncError, SyncTimeout
+from rlsys.lazy import dist, torch
 from rlsys.transports import ends
 from rlsys.transports.buckets import Named, pack
 
@@ -96,7 +94,7 @@ class NcclReceiver(ends.Receiver):
 class _Channel:
     """A communicator with a stream of its own and a deadline, which NCCL itself does not have."""
 
-    def __init__(self, store: TCPStore, rank: int, size: int, deadline_s: float, device: torch.device) -> None:
+    def __init__(self, store: dist.TCPStore, rank: int, size: int, deadline_s: float, device: torch.device) -> None:
         from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
 
         self.device = device
@@ -136,7 +134,7 @@ class _Channel:
         self._communicator.destroy()
 
 
-def _rendezvous(store: TCPStore, rank: int, size: int) -> Any:
+def _rendezvous(store: dist.TCPStore, rank: int, size: int) -> Any:
     """What vLLM's communicator needs of a process group, on our own store and without pickle."""
     from vllm.distributed.utils import StatelessProcessGroup
 

@@ -45,6 +45,10 @@ class Vllm:
     """Share of a GPU's memory for weights and key-value cache."""
     kv_cache_gib: float = 1.0
     """Key-value cache on CPU."""
+    gpu_kv_cache_gib: float = 0.0
+    """Key-value cache on a GPU; 0 takes what `gpu_memory_utilization` leaves. Where several processes start on one GPU,
+    vLLM would count what the others allocate meanwhile as its own, and find nothing left.
+    """
     prefix_caching: bool = True
     images_per_prompt: int = 8
     seed: int = 0
@@ -56,6 +60,8 @@ class Vllm:
         for name in ("max_model_len", "max_num_seqs", "tensor_parallel", "kv_cache_gib", "images_per_prompt"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"engine.{name} must be > 0, got {getattr(self, name)}")
+        if self.gpu_kv_cache_gib < 0:
+            raise ConfigError(f"engine.gpu_kv_cache_gib must be at least 0, got {self.gpu_kv_cache_gib}")
         if self.max_num_batched_tokens < self.max_model_len:
             raise ConfigError(
                 f"engine.max_num_batched_tokens must be at least engine.max_model_len, "
@@ -275,7 +281,7 @@ def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
 
     from actors import vllm_plugin
 
-    on_cpu = not torch.cuda.is_available()
+    cache_gib = options.gpu_kv_cache_gib if torch.cuda.is_available() else options.kv_cache_gib
     try:
         return LLM(
             model=str(folder),
@@ -287,7 +293,7 @@ def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
             tensor_parallel_size=options.tensor_parallel,
             distributed_executor_backend="mp" if options.tensor_parallel > 1 else "uni",
             gpu_memory_utilization=options.gpu_memory_utilization,
-            kv_cache_memory_bytes=int(options.kv_cache_gib * (1 << 30)) if on_cpu else None,
+            kv_cache_memory_bytes=int(cache_gib * (1 << 30)) or None,
             enable_prefix_caching=options.prefix_caching,
             # A prefill split over two steps dies on CPU where a request has its own seed.
             enable_chunked_prefill=False,

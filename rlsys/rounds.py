@@ -52,11 +52,11 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
     is the version the round trains, and never more than `lag` publishes lie between the two.
     """
     schedule, ahead, asked = parts.schedule, deque(), first
-    with ThreadPoolExecutor(1, thread_name_prefix="sampling") as sampling:
+    with ThreadPoolExecutor(1, "sampling") as sampling, ThreadPoolExecutor(1, "judging") as judging:
         try:
             for round in range(first, schedule.num_rounds):
                 while asked < schedule.num_rounds and asked - round <= schedule.plan(asked).lag:
-                    ahead.append(launch(parts, schedule.plan(asked), sampling))
+                    ahead.append(launch(parts, schedule.plan(asked), sampling, judging))
                     asked += 1
                 plan, started, launched = schedule.plan(round), time.monotonic(), ahead[0]
                 fit = parts.learner.fit(chain(launched.pairs, earlier_pairs(parts.journal, plan)), plan)
@@ -99,8 +99,8 @@ class Launched:
         self.scored.close()
 
 
-def launch(parts: Parts, plan: RoundPlan, sampling: ThreadPoolExecutor) -> Launched:
-    """Start answering and judging a round's prompts.
+def launch(parts: Parts, plan: RoundPlan, sampling: ThreadPoolExecutor, judging: ThreadPoolExecutor) -> Launched:
+    """Start answering and judging a round's prompts, after those of rounds that were launched before.
 
     What waits between the stages is bounded: by `AHEAD` groups where the learner consumes meanwhile, by the round's own size
     where it runs ahead (nobody consumes it before its turn).
@@ -108,7 +108,7 @@ def launch(parts: Parts, plan: RoundPlan, sampling: ThreadPoolExecutor) -> Launc
     book = RoundBook(plan, parts)
     bound = AHEAD if plan.lag == 0 else plan.num_prompts
     groups = Stream(book.groups(), ahead=bound, executor=sampling)
-    scored = Stream(book.scored(groups), ahead=bound)
+    scored = Stream(book.scored(groups), ahead=bound, executor=judging)
     return Launched(book=book, groups=groups, scored=scored, pairs=book.pairs(scored, registry.pairs.make(plan.pairs)))
 
 

@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -165,28 +168,38 @@ def test_two_rollout_actors_two_zero3_ranks_and_lag(workplace, undisturbed):
     assert max(entry["sync"]["max_logprob_gap"] for entry in found) <= 1e-3
 
 
-def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, tmp_path):
+@pytest.fixture
+def ray_head():
+    """A running Ray head of somebody else's; its dashboard's address."""
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
-    port, dashboard = "26379", "28265"
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets below it are limited
+    ports = ["--port=26379", "--dashboard-port=28265", "--ray-client-server-port=26380"]
+    command = [*ray, "start", "--head", "--block", *ports, "--num-cpus=2", f"--temp-dir={folder}"]
     head = subprocess.Popen(
-        [*ray, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-         f"--temp-dir={tmp_path / 'r'}", "--ray-client-server-port=0"],
-        start_new_session=True, **quiet,
-    )  # fmt: skip
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
-        submit = [*ray, "job", "submit", f"--address=http://127.0.0.1:{dashboard}", "--working-dir", "."]
-        command = [sys.executable, "-m", "rlsys.app.align", "preset=scenes_ci", "schedule.rounds=1", "name=job"]
-        command.append(f"output.runs_dir={workplace}")
-        end = time.monotonic() + 60
-        while True:
-            done = subprocess.run(
-                [*submit, "--", *command], cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S
-            )
-            if done.returncode == 0 or time.monotonic() > end or "connect" not in (done.stdout + done.stderr).lower():
-                break
-        assert done.returncode == 0, done.stdout + done.stderr
+        end = time.monotonic() + 120
+        while not _listens(28265):
+            assert head.poll() is None, head.stdout.read()
+            assert time.monotonic() < end, "the head's dashboard does not answer"
+            time.sleep(0.5)
+        yield "http://127.0.0.1:28265"
     finally:
         os.killpg(head.pid, signal.SIGTERM)
-        head.wait(30)
+        head.wait(60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, ray_head):
+    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address={ray_head}"]
+    words = ["preset=scenes_ci", "schedule.rounds=1", "name=job", f"output.runs_dir={workplace}"]
+    command = [*submit, "--working-dir", ".", "--", sys.executable, "-m", "rlsys.app.align", *words]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert len(summary(workplace, "job")["rounds"]) == 1

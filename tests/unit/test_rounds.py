@@ -1,6 +1,7 @@
 """The loop with hand-written stages: order, overlap, versions, refusals, and going on after a stop."""
 
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -36,12 +37,23 @@ class World:
         self.chair = chair or {}
         self.hold = hold  # generation of later prompts waits for this
         self.trained = []
+        self.busy = set()  # real workers do one round's work at a time
+
+    @contextmanager
+    def alone(self, stage):
+        assert stage not in self.busy, f"two rounds' {stage} at once"
+        self.busy.add(stage)
+        try:
+            yield
+        finally:
+            self.busy.remove(stage)
 
     def take(self, start, count):
         return (make_prompt(f"p{start + i}") for i in range(count))
 
     def stream(self, source, plan=None):
-        return self._rollouts(source, plan) if plan is not None else self._feedback(source)
+        with self.alone("feedback" if plan is None else "rollout"):
+            yield from self._rollouts(source, plan) if plan is not None else self._feedback(source)
 
     def _rollouts(self, prompts, plan):
         for index, prompt in enumerate(prompts):

@@ -33,6 +33,7 @@ make bench                                # all that fit this machine, then this
 make bench ARGS="weight_sync wire"        # some of them
 python -m benchmarks.weight_sync          # one; --repeats 1 for a first look, which is not written down
 python -m benchmarks.tables               # only this page, from the files that are there
+python -m benchmarks.gpu                  # on a machine with a GPU, all that need one; --tiny tries the programs anywhere
 ```
 
 The models of the scenes world are made once and cached (`rlsys align preset=scenes` makes them too).

@@ -1,0 +1,345 @@
+"""Learner on one GPU: its share of the matrix rate, and pairs per second against TRL's DPOTrainer.
+
+    python -m benchmarks.gpu_learner
+
+Full fine-tuning of policies with the shape of Qwen2.5-VL and random weights, in bfloat16 with float32 master weights:
+a picture and a long prompt with two long answers, 4 k tokens as one tree. FLOPs are counted as 6 per weight and token
+(the head for answers' tokens only) and 12 per attended pair, hidden unit and layer; what is recomputed is not counted.
+TRL runs the same pairs in bfloat16 autocast over float32 weights; the two do not fit the GPU at once and run one after
+the other.
+"""
+
+from __future__ import annotations
+
+import gc
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks import learner_sides, sides
+from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, Qwen, make_model, matrix_rate, on_gpu, options, synchronized
+from benchmarks.harness import Row, Spread, Target, table, write
+from benchmarks.learner_work import Work, as_text, with_logprobs
+from rlsys.records import PreferencePair, Probe
+
+LR = 1e-7
+BETA = 0.1
+TARGET = Target(at_least=0.45)
+WARMUP = 1
+SETTINGS = ((False, 1), (False, 2), (True, 2), (True, 4))
+"""Of ours, to be tried: whether activations are recomputed, and trees per forward pass."""
+TRIED_SIZES = ((False, 1), (True, 1), (True, 2), (True, 4))
+"""Of TRL: whether activations are recomputed, and pairs per forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QwenWork(Work):
+    """Pairs for a Qwen2.5-VL of random weights."""
+
+    shape: Qwen = TINY
+    bf16: bool = True
+
+    def make_checkpoint(self, directory: Path) -> Path:
+        """As `make_model`."""
+        return make_model(directory, self.shape)
+
+    @property
+    def tokens(self) -> int:
+        """Of one tree, near enough: the prompt's words, its picture, and both answers."""
+        return (self.prompt_words or 0) + (self.picture or 0) ** 2 + sum(self.answer_tokens)
+
+    def flops(self, pairs: Sequence[PreferencePair]) -> float:
+        """Of one training pass over the pairs, a tree each."""
+        shape, found = self.shape, 0.0
+        for pair in pairs:
+            prompt = len(pair.prompt_token_ids)
+            answers = [len(rollout.token_ids) for rollout in (pair.chosen, pair.rejected)]
+            attended = prompt * (prompt + 1) / 2 + sum(prompt * size + size * (size + 1) / 2 for size in answers)
+            found += 6.0 * shape.layer_weights * (prompt + sum(answers)) + 6.0 * shape.head_weights * sum(answers)
+            found += 12.0 * shape.hidden * shape.layers * attended
+            found += 6.0 * shape.vision_weights * 4 * (self.picture or 0) ** 2
+        return found
+
+
+LONG = {"picture": 16, "prompt_words": 780, "answer_tokens": (1500, 1500), "batch": 8, "steps": 1}
+CASES = (
+    QwenWork(name="Qwen2.5-VL-3B, whole", shape=QWEN_3B, **LONG),
+    QwenWork(name="Qwen2.5-VL-7B's layers, 14 of 28", shape=replace(QWEN_7B, layers=14), **LONG),
+)
+CUT = (
+    "All 28 layers do not fit one GPU of 141 GB for full fine-tuning: 8.3 G weights at 2 bytes, their gradients at 2 and "
+    "4, master weights and moments at 12 are 166 GB. "
+)
+TINY_CASES = (
+    QwenWork(name="tiny", shape=TINY, bf16=False, picture=2, prompt_words=8, answer_tokens=(12, 12), batch=4, steps=1),
+)
+
+
+def make_learner(work: QwenWork, folder: Path, *, recompute: bool, trees: int) -> Any:
+    """A learner's only rank, in this process."""
+    from learners.config import LearnerConfig
+    from learners.learner import LearnerRank
+    from learners.rendezvous import Rendezvous
+    from rlsys.objectives.dpo import DPO
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = LearnerConfig(
+        batch_size=work.batch,
+        precision="bf16" if work.bf16 else "fp32",
+        micro_batch_tokens=int(trees * (work.tokens + 64)),
+        activation_checkpointing=recompute,
+        head_chunk_mib=1024 if on_gpu() else 64,
+    )
+    return LearnerRank(
+        config, DPO(beta=BETA), str(folder), Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port)
+    )
+
+
+def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, trees: int) -> sides.Turn:
+    """Our side: seconds of a turn's steps, and the matrix rate right after them."""
+    import torch
+
+    from learners.plan import FitPlan
+    from rlsys import wire
+
+    learner = make_learner(work, Path(folder), recompute=recompute, trees=trees)
+    pairs = _recorded(learner, work.make_pairs(work.pairs_per_turn * num_turns, Path(folder)))
+    size = work.batch
+    frames = [wire.encode_many(pairs[start : start + size]) for start in range(0, len(pairs), size)]
+
+    def turn(number: int) -> dict[str, float]:
+        mine = frames[number * work.steps : (number + 1) * work.steps]
+
+        def steps() -> None:
+            learner.begin(FitPlan(lr=LR, beta=BETA))
+            for place, frame in enumerate(mine):
+                learner.step(frame, lr=LR, batch=place)
+
+        first = number * work.pairs_per_turn
+        seconds = synchronized(steps)
+        return {
+            "seconds": seconds,
+            "flops": work.flops(pairs[first : first + work.pairs_per_turn]),
+            "tokens": float(sum(_tokens(pair) for pair in pairs[first : first + work.pairs_per_turn])),
+            "matrix": matrix_rate(),
+            "gb": torch.cuda.max_memory_allocated() / 1e9 if on_gpu() else 0.0,
+        }
+
+    return turn
+
+
+def _tokens(pair: PreferencePair) -> int:
+    return len(pair.prompt_token_ids) + len(pair.chosen.token_ids) + len(pair.rejected.token_ids)
+
+
+def _recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """With the log-probabilities of the learner's own weights, as a round would have them from the engine."""
+    from rlsys import wire
+
+    recorded = []
+    for pair in pairs:
+        ids = tuple(pair.prompt_token_ids.tolist())
+        probes = [
+            Probe(prompt=pair.prompt, prompt_token_ids=ids, response_token_ids=tuple(answer.token_ids.tolist()))
+            for answer in (pair.chosen, pair.rejected)
+        ]
+        recorded += learner.score(wire.encode_many(probes))
+    return with_logprobs(pairs, recorded)
+
+
+def ours(work: QwenWork, folder: Path, repeats: int) -> tuple[list[dict[str, float]], str]:
+    """Counted turns with the fastest setting, and what the others reached."""
+    tried: dict[tuple[bool, int], float] = {}
+    for setting in SETTINGS if on_gpu() else SETTINGS[:1]:
+        with _side(work, folder, 2, setting) as side:
+            if side is not None:
+                tried[setting] = work.pairs_per_turn / [side(number) for number in range(2)][-1]["seconds"]
+    best = max(tried, key=tried.__getitem__)
+    with _side(work, folder, WARMUP + repeats, best) as side:
+        turns = [side(number) for number in range(WARMUP + repeats)][WARMUP:]
+    return turns, _said(tried)
+
+
+@contextmanager
+def _side(work: QwenWork, folder: Path, num_turns: int, setting: tuple[bool, int]) -> Iterator[Any]:
+    """Our side with a setting; `None` if it does not fit the GPU."""
+    try:
+        side = sides.Side(open_ours, work, str(folder), num_turns, *setting)
+    except EOFError:  # its process has ended
+        yield None
+        return
+    try:
+        yield side
+    except EOFError:
+        return
+    finally:
+        side.close()
+
+
+def _said(tried: dict[tuple[bool, int], float]) -> str:
+    names = {True: "recomputed", False: "kept"}
+    return ", ".join(
+        f"activations {names[recompute]}, {size} a pass: {v:.3g}" for (recompute, size), v in tried.items()
+    )
+
+
+# TRL -------------------------------------------------------------------------------------------------------------
+
+
+def serve_trl(pipe: Any, job: learner_sides.Job) -> None:
+    """Seconds of every turn, with the fastest of the settings."""
+    import torch
+
+    work, pairs = job.work, job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
+    tried: dict[tuple[bool, int], float] = {}
+    for recompute, size in TRIED_SIZES if on_gpu() else TRIED_SIZES[:1]:
+        try:
+            seconds = _train(job, pairs, 2, recompute, size)
+        except torch.OutOfMemoryError:
+            gc.collect()
+            torch.cuda.empty_cache()
+            continue
+        tried[recompute, size] = work.pairs_per_turn / seconds[-1]
+    best = max(tried, key=tried.__getitem__)
+    pipe.send(("answer", {"seconds": _train(job, pairs, job.num_turns, *best), "tried": tried}))
+    while pipe.recv() != learner_sides.END:
+        pass
+
+
+def _train(job: learner_sides.Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> list[float]:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    work, marks = job.work, []
+
+    class Clock(TrainerCallback):
+        def mark(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % work.steps == 0:
+                marks.append(_now())
+
+        on_train_begin = on_step_end = mark
+
+    config = DPOConfig(
+        output_dir=str(job.checkpoint / "trl"),
+        beta=BETA,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=work.batch // size,
+        gradient_checkpointing=recompute,
+        max_length=None,
+        max_steps=num_turns * work.steps,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        use_cpu=not on_gpu(),
+        bf16=work.bf16 and on_gpu(),
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32),
+        args=config,
+        train_dataset=_dataset(pairs),
+        processing_class=AutoProcessor.from_pretrained(job.checkpoint),
+    )
+    trainer.add_callback(Clock())
+    trainer.train()
+    return [after - before for before, after in pairwise(marks)]
+
+
+def _now() -> float:
+    import time
+
+    synchronized(lambda: None)
+    return time.perf_counter()
+
+
+def _dataset(pairs: Sequence[PreferencePair]) -> Any:
+    from datasets import Dataset
+    from PIL import Image as PillowImage
+
+    rows = [as_text(pair) for pair in pairs]
+    pictures = [[PillowImage.fromarray(image.pixels) for image in pair.prompt.images] for pair in pairs]
+
+    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        columns = {name: [rows[number][name] for number in batch["number"]] for name in rows[0]}
+        return {"images": [list(pictures[number]) for number in batch["number"]], **columns}
+
+    return Dataset.from_dict({"number": list(range(len(pairs)))}).with_transform(look_up)
+
+
+def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
+    """Both rows of a case."""
+    with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch:
+        folder = work.make_checkpoint(Path(scratch))
+        turns, tried = ours(work, folder, repeats)
+        theirs = learner_sides.Side(serve_trl)
+        try:
+            found = theirs.begin(learner_sides.Job(work=work, checkpoint=folder, num_turns=WARMUP + repeats))
+            theirs.end()
+        finally:
+            theirs.close()
+    their_seconds = found["seconds"][WARMUP:]
+    rates = [turn["flops"] / turn["seconds"] / 1e12 for turn in turns]
+    matrix = [turn["matrix"] / 1e12 for turn in turns]
+    speeds = [work.pairs_per_turn / turn["seconds"] for turn in turns]
+    their_speeds = [work.pairs_per_turn / seconds for seconds in their_seconds]
+    tokens = [turn["tokens"] / turn["seconds"] for turn in turns]
+    cut = CUT if work.shape.layers == 14 else ""
+    return [
+        Row(
+            case=f"{work.name}: share of the matrix rate",
+            ours=Spread.of(rates),
+            other=Spread.of(matrix),
+            other_name="bfloat16 product",
+            ratio=Spread.of([a / b for a, b in zip(rates, matrix, strict=True)]),
+            unit="TFLOP/s",
+            target=target,
+            note=f"{cut}Pairs/s of what was tried: {tried}.",
+            extra={
+                "tokens/s": Spread.of(tokens).median,
+                "tokens a tree": turns[0]["tokens"] / work.pairs_per_turn,
+                "largest memory GB": turns[-1]["gb"],
+            },
+        ),
+        Row(
+            case=f"{work.name}: pairs per second",
+            ours=Spread.of(speeds),
+            other=Spread.of(their_speeds),
+            other_name="TRL",
+            ratio=Spread.of([a / b for a, b in zip(speeds, their_speeds, strict=True)]),
+            unit="pairs/s",
+            note=f"TRL's settings tried: {_said(found['tried'])}. One side after the other.",
+        ),
+    ]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure all cases."""
+    given = options(__doc__, words)
+    if given is None:
+        return 0
+    rows: list[Row] = []
+    for work in TINY_CASES if given.tiny else CASES:
+        if given.only in work.name:
+            rows += measure(work, None if given.tiny else TARGET, given.repeats)
+            print(table("measured:", rows[-2:]), flush=True)
+    write("gpu_learner", "Learner on one GPU, 4 k tokens a tree", rows, repeats=given.written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,119 @@
+"""Tokens per second through the rollout actor on one GPU, against vLLM alone with the same requests.
+
+    python -m benchmarks.gpu_rollout
+
+As `benchmarks.rollout`, with policies of the shape of Qwen2.5-VL and random weights in bfloat16. Both engines stay on
+the GPU with 30 % of its memory each; whoever waits does nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from benchmarks import rollout, sides
+from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, engine, make_model, on_gpu, options, place
+from benchmarks.harness import Row, Spread, in_turn, write
+from rlsys.app.cluster import cluster
+from rlsys.records import RoundPlan
+from rlsys.schedules.phases import Phase
+
+SHAPES = {"Qwen2.5-VL-3B": QWEN_3B, "Qwen2.5-VL-7B": QWEN_7B}
+TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case(rollout.Case):
+    """A policy on the GPU."""
+
+    max_tokens: int
+
+    def engine(self) -> Any:
+        """Of both sides."""
+        return engine(max_model_len=1024, enforce_eager=self.eager)
+
+    def plan(self, turn: int) -> RoundPlan:
+        """What a round would ask."""
+        phase = Phase(num_prompts=self.num_prompts, num_candidates=rollout.CANDIDATES, max_tokens=self.max_tokens)
+        return phase.plan(0, turn)
+
+
+class Ours(rollout.Ours):
+    """A rollout stage whose actor is on the GPU; all prompts of a turn in one call, as the other side has them."""
+
+    def __init__(self, case: Case) -> None:
+        from actors.stages import RolloutStage
+
+        self._case = case
+        self._stage = RolloutStage(
+            engine=case.engine(),
+            current=lambda: (case.folder, 0),
+            placements=[place(0.4)],
+            seed=rollout.SEED,
+            batch=case.num_prompts,
+        )
+
+
+def measure(case: Case, repeats: int) -> Row:
+    """One line of the table."""
+    ours = Ours(case)  # not both at once: an engine takes what others allocate meanwhile for its own
+    other = sides.Side(rollout.bare, case)
+    done: dict[str, list[rollout.Turn]] = {"ours": [], "other": []}
+    numbers = {name: count() for name in done}
+
+    def side(name: str, work: Any) -> float:
+        done[name].append(work(next(numbers[name])))
+        return done[name][-1].speed
+
+    try:
+        speeds = in_turn(lambda: side("ours", ours), lambda: side("other", other), repeats=repeats)
+    finally:
+        ours.close()
+        other.close()
+    same = [
+        a == b
+        for one, two in zip(done["ours"], done["other"], strict=True)
+        for a, b in zip(one.answers, two.answers, strict=True)
+    ]
+    return Row(
+        case=case.name,
+        ours=speeds[0],
+        other=speeds[1],
+        other_name="bare vLLM",
+        ratio=speeds[2],
+        unit="tokens/s",
+        target=rollout.TARGET if on_gpu() else None,
+        checked=f"all token ids of {sum(same)} of {len(same)} prompts are the same on both sides",
+        extra={
+            "tokens per answer": sum(t.num_tokens for t in done["ours"]) / len(same) / rollout.CANDIDATES,
+            "seconds per turn": Spread.of([turn.seconds for turn in done["ours"]]).median,
+        },
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure all cases."""
+    given = options(__doc__, words)
+    if given is None:
+        return 0
+    shapes = {"tiny": TINY} if given.tiny else SHAPES
+    num_prompts, tokens = (4, 8) if given.tiny else (128, TOKENS)
+    rows = []
+    for name, shape in shapes.items():
+        if given.only not in name:
+            continue
+        with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch, cluster(None):
+            folder = make_model(Path(scratch), shape)
+            case = Case(name=name, folder=str(folder), num_prompts=num_prompts, eager=given.tiny, max_tokens=tokens)
+            rows.append(measure(case, given.repeats))
+    write("gpu_rollout", "Rollout on one GPU: tokens per second, end to end", rows, repeats=given.written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Pairs per second of whole online rounds, two answers to a prompt, against TRL's OnlineDPOTrainer.
+
+    python -m benchmarks.round
+
+Ours is the loop as a run has it (`rlsys.rounds.run_rounds` at staleness 0): answers by vLLM, rewards, pairs, journal,
+optimizer steps, checkpoint, weight update with its proof. TRL's is its own training loop with the way to answer that
+shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
+step that is fastest. Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), float32, the same cores; whoever
+waits sleeps.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.arguments import parse
+from benchmarks.harness import Row, Target, in_turn, table, write
+from benchmarks.learner_sides import Side
+from benchmarks.models import scenes_models
+from benchmarks.round_sides import Job, Turn, our_rounds, serve_trl
+from rlsys.progress import quiet_libraries
+from rlsys.scenes.policy import Shape, make_policy
+
+TITLE = "Whole online rounds: pairs per second, two answers to a prompt"
+LARGE = Shape(hidden=512, layers=16, mlp=1536)
+"""50 million parameters."""
+LEAST_SHARE = 0.99
+"""Of the prompts that must have made a pair on each side: two answers may, rarely, be the same."""
+
+
+def measure(case: str, job: Job, target: Target | None, repeats: int, note: str = "", together: bool = True) -> Row:
+    """The row of one case.
+
+    Args:
+        together: both sides are there at once and take turns; where they do not fit at once, one comes after the other.
+    """
+    done: dict[str, list[Turn]] = {"ours": [], "TRL": []}
+
+    def side(name: str, work: Callable[[], Turn]) -> float:
+        done[name].append(work())
+        return done[name][-1].speed
+
+    if together:
+        with their_rounds(job) as (theirs, best), our_rounds(job) as ours:
+            speeds = in_turn(lambda: side("ours", ours), lambda: side("TRL", theirs), repeats=repeats)
+    else:
+        with our_rounds(job) as ours:
+            mine = iter([side("ours", ours) for _ in range(1 + repeats)])
+        with their_rounds(job) as (theirs, best):
+            speeds = in_turn(lambda: next(mine), lambda: side("TRL", theirs), repeats=repeats)
+    counted = {name: turns[1:] for name, turns in done.items()}
+    tried = ", ".join(f"{size}: {speed:.3g}" for size, speed in best["pairs per second"].items())
+    said = f" (pairs/s of a step of each size tried: {tried})" if tried else ""
+    return Row(
+        case=case,
+        ours=speeds[0],
+        other=speeds[1],
+        other_name="TRL",
+        ratio=speeds[2],
+        unit="pairs/s",
+        target=target,
+        checked=_check(job, counted),
+        note=f"{note} TRL answers and trains {best['size']} prompts a step{said}.".strip(),
+        extra={
+            **_stages("ours", counted["ours"]),
+            **_stages("TRL", counted["TRL"]),
+            "prompts a round": float(job.num_prompts),
+        },
+    )
+
+
+@contextmanager
+def their_rounds(job: Job) -> Iterator[tuple[Callable[[], Turn], dict[str, Any]]]:
+    """TRL in a process of its own: a function that does a round, and the settings it has found best."""
+    process = Side(serve_trl)
+    try:
+        best = process.begin(job)
+        yield lambda: process.ask("turn"), best
+        process.end()
+    finally:
+        process.close()
+
+
+def _check(job: Job, done: dict[str, list[Turn]]) -> str:
+    """Both sides made the same number of pairs, of answers of the same lengths, and began at the loss of its rule.
+
+    Raises:
+        ValueError: they did not.
+    """
+    pairs = {name: statistics.mean(turn.num_pairs for turn in turns) for name, turns in done.items()}
+    lengths = {name: Counter(length for turn in turns for length in turn.lengths) for name, turns in done.items()}
+    losses = {name: statistics.mean(turn.loss for turn in turns) for name, turns in done.items()}
+    if job.full:
+        if min(pairs.values()) < LEAST_SHARE * job.num_prompts:
+            raise ValueError(f"pairs a round of {job.num_prompts} prompts: {pairs}")
+        if any(set(found) != {job.max_tokens} for found in lengths.values()):
+            raise ValueError(f"answers are not all of {job.max_tokens} tokens: {lengths}")
+        said = (
+            f"all answers have {job.max_tokens} tokens on both sides, which sample no special token, the end included"
+        )
+    else:
+        means = {name: statistics.mean(found.elements()) for name, found in lengths.items()}
+        said = f"{means['ours']:.1f} and {means['TRL']:.1f} tokens an answer"
+    return (
+        f"{pairs['ours']:.1f} pairs a round, TRL {pairs['TRL']:.1f}; {said}; mean loss {losses['ours']:.4f}, TRL "
+        f"{losses['TRL']:.4f} (ln 2 where policy and reference are the same)"
+    )
+
+
+def _stages(name: str, turns: Sequence[Turn]) -> dict[str, float]:
+    """Medians over the rounds, and the sum of a side's own stages."""
+    found = {f"{name}: {stage} s": statistics.median(turn.stages[stage] for turn in turns) for stage in turns[0].stages}
+    whole = statistics.median(turn.seconds for turn in turns)
+    together = statistics.median(sum(turn.stages.values()) for turn in turns)
+    return {**found, f"{name}: sum of stages s": together, f"{name}: round s": whole}
+
+
+def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
+    """By name."""
+    policy, _ = scenes_models()
+    large = make_policy(scratch / "large", seed=0, shape=LARGE)
+    scenes = Job(folder=str(policy), num_prompts=256, max_tokens=64, tried=(32, 64, 128))
+    return {
+        "scenes, 64-token answers": (scenes, Target(at_least=2.5)),
+        "256-token answers": (replace(scenes, num_prompts=64, max_tokens=256, tried=(32, 64)), Target(at_least=3.0)),
+        "50 M parameters": (
+            replace(scenes, folder=str(large), num_prompts=16, batch=16, tried=(8, 16)),
+            Target(at_least=3.0),
+        ),
+        "scenes, answers as long as the policy makes them": (replace(scenes, full=False), None),
+    }
+
+
+NOTE = (
+    "Ours takes the recorded log-probabilities of the answers as reference and checks 8 of them a round; TRL's reference "
+    "is a second model that it asks in every step. TRL does not hand on the kinds of tokens, so that its policy reads "
+    "pictures at the positions of text, which costs the same."
+)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measure all cases."""
+    options = parse(__doc__.splitlines()[0], words)
+    quiet_libraries()
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="rlsys-round-models-") as scratch:
+        for name, (job, target) in cases(Path(scratch)).items():
+            if options.only in name:
+                rows.append(measure(name, job, target, options.repeats, NOTE))
+                print(table("measured:", rows[-1:]), flush=True)
+    write("round", TITLE, rows, repeats=0 if options.only else options.repeats)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

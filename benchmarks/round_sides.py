@@ -1,0 +1,430 @@
+"""A whole online round on both sides: the loop of this package, and TRL's OnlineDPOTrainer in a process of its own."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from actors.engines.vllm import FORBIDDEN_BIAS, Vllm, VllmEngine
+from benchmarks.learner_sides import END
+from rlsys.records import Critique, Generation, PreferencePair, Prompt, RolloutGroup, Verdict
+from rlsys.scenes.source import make_prompt, read_id
+from rlsys.scenes.truth import check, parse
+from rlsys.scenes.world import sample
+
+MOST_ROUNDS = 1000
+BETA = 0.1
+LR = 1e-7
+"""So small that all rounds are alike."""
+TIE_BREAK = 1e-3
+"""Share of a reward that only tells different answers apart, so that every prompt with two answers makes a pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Rounds of one kind, of one policy."""
+
+    folder: str
+    """Hugging Face folder of the policy."""
+    num_prompts: int
+    """Per round; two answers to each."""
+    max_tokens: int
+    full: bool = True
+    """Every answer has `max_tokens` tokens: on both sides no special token can be sampled, the end included."""
+    batch: int = 32
+    """Pairs per optimizer step of ours."""
+    tried: tuple[int, ...] = (32,)
+    """Pairs per optimizer step with which TRL is tried; it answers as many prompts at once. The fastest counts."""
+    words: tuple[str, ...] = ()
+    """More configuration of our side."""
+    bf16: bool = False
+    vllm: bool = False
+    """TRL answers with vLLM in its own process. It then trains without seeing the pictures: for text only."""
+    shows: bool = True
+    """Prompts show a picture."""
+
+    def prompts(self, start: int, count: int) -> list[Prompt]:
+        """The same ones for both sides."""
+        found = [make_prompt("online", index, "describe") for index in range(start, start + count)]
+        return found if self.shows else [replace(prompt, images=()) for prompt in found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Turn:
+    """What a side did in a round."""
+
+    seconds: float
+    num_pairs: int
+    """Of answers with different rewards."""
+    lengths: tuple[int, ...]
+    """Tokens of the pairs' answers."""
+    loss: float
+    stages: dict[str, float] = field(default_factory=dict)
+    """Busy seconds."""
+
+    @property
+    def speed(self) -> float:
+        """Pairs per second."""
+        return self.num_pairs / self.seconds
+
+
+def reward(prompt_id: str, question: str, answer: str) -> float:
+    """Share of an answer's claims that are true of the scene, and a little that only the words decide."""
+    split, index, _ = read_id(prompt_id)
+    claims, scene = parse(answer, question).claims, sample(split, index)
+    true = sum(check(claim, scene) for claim in claims) / max(1, len(claims))
+    drawn = int.from_bytes(hashlib.sha256(answer.encode()).digest()[:4], "big") / 2**32
+    return true + TIE_BREAK * drawn
+
+
+# Ours ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class ScenesOfJob:
+    """The job's prompts."""
+
+    job: Job
+
+    def take(self, start: int, count: int) -> Iterator[Prompt]:
+        """In order."""
+        yield from self.job.prompts(start, count)
+
+
+@dataclass(kw_only=True)
+class Truth:
+    """The world's truth instead of a critic: asks no engine."""
+
+    needs_engine: ClassVar[bool] = False
+
+    def requests(self, group: RolloutGroup) -> list:
+        """Nothing to ask."""
+        return []
+
+    def verdicts(self, group: RolloutGroup, generations: Sequence[Generation]) -> tuple[Verdict, ...]:
+        """One for each answer."""
+        prompt = group.prompt
+        scores = [reward(prompt.id, prompt.question, rollout.text) for rollout in group.rollouts]
+        return tuple(Verdict(critiques=(Critique(text="", score=score),)) for score in scores)
+
+
+@dataclass(kw_only=True)
+class FullLength(Vllm):
+    """vLLM that cannot end an answer before its last token."""
+
+    def open(self, model: str, *, version: int = 0, raw_logits: bool = False) -> FullLengthEngine:
+        """As `Vllm.open`."""
+        return FullLengthEngine(self, model, version=version, raw_logits=raw_logits)
+
+
+class FullLengthEngine(VllmEngine):
+    """Its engine."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._bias = dict.fromkeys(sorted(self._chat.special | self._chat.ends), FORBIDDEN_BIAS)
+
+
+class Silent:
+    """A tracker that shows nothing."""
+
+    def track(self, name: str, items: Any, total: int) -> Any:
+        """The items as they are."""
+        return items
+
+
+class Ours:
+    """Rounds of `rlsys.rounds.run_rounds`: journal, checkpoint, weight update and its proof included."""
+
+    def __init__(self, parts: Any) -> None:
+        from rlsys.rounds import run_rounds
+
+        self.parts = replace(parts, tracker=Silent())
+        self._rounds = run_rounds(self.parts)
+
+    def __call__(self) -> Turn:
+        """One round."""
+        started = time.perf_counter()
+        report = next(self._rounds)
+        seconds = time.perf_counter() - started
+        if report.staleness:
+            raise ValueError(f"round {report.round} trained on answers that were {report.staleness} versions old")
+        pairs = list(self.parts.journal.read(report.round, PreferencePair))
+        return Turn(
+            seconds=seconds,
+            num_pairs=len(pairs),
+            lengths=tuple(len(rollout.token_ids) for pair in pairs for rollout in (pair.chosen, pair.rejected)),
+            loss=report.loss,
+            stages={name: took for name, took in report.seconds.items() if name != "round"},
+        )
+
+    def close(self) -> None:
+        """End the round in hand."""
+        self._rounds.close()
+
+
+@contextmanager
+def our_rounds(job: Job) -> Iterator[Ours]:
+    """A run as `rlsys align preset=scenes` puts it together, with the truth for a critic and two answers a prompt."""
+    from rlsys.app import config as configuration
+    from rlsys.app.assembly import assembled
+    from rlsys.app.cluster import cluster
+    from rlsys.app.parts import Host
+    from rlsys.progress import Progress
+    from rlsys.schedules.gate import GateConfig, MetricGate
+
+    schedule = {
+        "rounds": MOST_ROUNDS,
+        "num_prompts": job.num_prompts,
+        "num_candidates": 2,
+        "max_tokens": job.max_tokens,
+        "pairs": "best_worst",
+        "min_margin": 0,
+        "max_pairs_per_prompt": 0,
+        "scale_w": 0,
+        "beta": BETA,
+        "lr": LR,
+        "lag": 0,
+    }
+    given = [f"schedule.{name}={value}" for name, value in schedule.items()]
+    own = ["eval.every=0", "output.keep_checkpoints=2", f"learner.batch_size={job.batch}"]
+    config, _ = configuration.load(["preset=scenes", *given, *own, *job.words])
+    chosen = FullLength(**vars(config.rollout.engine)) if job.full else config.rollout.engine
+    config = replace(
+        config, prompts=ScenesOfJob(job=job), feedback=Truth(), rollout=replace(config.rollout, engine=chosen)
+    )
+    with (
+        tempfile.TemporaryDirectory(prefix="rlsys-round-") as scratch,
+        cluster(None) as machine,
+        Progress() as progress,
+        assembled(
+            config,
+            Host(machine=machine, progress=progress),
+            Path(scratch),
+            schedule=config.schedule.build(),
+            policy=Path(job.folder),
+            critic=None,
+            gate=MetricGate(config=GateConfig()),
+        ) as (parts, _),
+    ):
+        ours = Ours(parts)
+        try:
+            yield ours
+        finally:
+            ours.close()
+
+
+# TRL -------------------------------------------------------------------------------------------------------------
+
+
+def serve_trl(pipe: Any, job: Job) -> None:
+    """Says its settings, then answers every `turn` with a `Turn`, until it is told to end."""
+    # TRL's vLLM cannot be ended, so that only one trainer can be made with it.
+    speeds = {} if len(job.tried) == 1 else {size: found for size in job.tried if (found := _trial(job, size))}
+    best = max(speeds, key=speeds.__getitem__) if speeds else job.tried[0]
+    pipe.send(("answer", {"size": best, "pairs per second": speeds}))
+    question = pipe.recv()
+
+    def ask(result: Turn | None) -> str:
+        nonlocal question
+        if result is not None:
+            pipe.send(("answer", result))
+            question = pipe.recv()
+        return question
+
+    if question != END:
+        _train(job, best, steps=job.num_prompts // best, num_turns=MOST_ROUNDS, ask=ask)
+
+
+def _trial(job: Job, size: int) -> float:
+    """Pairs per second of one step, after another one; 0 if it does not fit the GPU."""
+    import torch
+
+    found: list[Turn] = []
+
+    def ask(result: Turn | None) -> str:
+        found.extend([] if result is None else [result])
+        return END if len(found) == 2 else "turn"
+
+    try:
+        _train(job, size, steps=1, num_turns=2, ask=ask)
+    except torch.OutOfMemoryError:
+        return 0.0
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return found[-1].speed
+
+
+def _train(job: Job, size: int, *, steps: int, num_turns: int, ask: Callable[[Turn | None], str]) -> None:
+    """Run TRL's own loop; between turns of so many steps it waits in `ask`, which gets the last turn."""
+    meter = Meter()
+    trainer = _trainer(job, size, max_steps=steps * num_turns, reward_func=meter.reward)
+    meter.watch(trainer)
+    trainer.add_callback(_waiting(steps, meter, ask))
+    trainer.train()
+
+
+class Meter:
+    """What TRL's trainer does between two looks."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """A turn begins."""
+        self._started = time.perf_counter()
+        self._lengths: list[int] = []
+        self._losses: list[float] = []
+        self._num_pairs = 0
+        self._stages = {"generate": 0.0, "generate, train and reward": 0.0}
+
+    def watch(self, trainer: Any) -> None:
+        """Keep the time of its methods, and the losses."""
+        self._end_ids = {trainer._tokenizer.pad_token_id, *trainer.eos_token_ids}
+        answering = "_generate_vllm" if trainer.use_vllm else "_generate"
+        setattr(trainer, answering, self._clocked("generate", getattr(trainer, answering)))
+        trainer.training_step = self._clocked("generate, train and reward", trainer.training_step)
+
+    def _clocked(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            result = method(*arguments, **options)
+            if name != "generate":
+                self._losses.append(float(result))
+            self._stages[name] += time.perf_counter() - started
+            return result
+
+        return run
+
+    def reward(self, completions: Any, completion_ids: Any, prompt_id: Any, question: Any, **_: Any) -> list[float]:
+        """TRL's reward function: that of our side."""
+        texts = [one[0]["content"] for one in completions]
+        scores = [reward(*asked) for asked in zip(prompt_id, question, texts, strict=True)]
+        half = len(scores) // 2
+        self._num_pairs += sum(a != b for a, b in zip(scores[:half], scores[half:], strict=True))
+        self._lengths += [_length(ids, self._end_ids) for ids in completion_ids]
+        return scores
+
+    def turn(self) -> Turn:
+        """What happened since it began."""
+        seconds = time.perf_counter() - self._started
+        whole = self._stages["generate, train and reward"]
+        stages = {
+            "generate": self._stages["generate"],
+            "train and reward": whole - self._stages["generate"],
+            "loader and optimizer": seconds - whole,
+        }
+        return Turn(
+            seconds=seconds,
+            num_pairs=self._num_pairs,
+            lengths=tuple(self._lengths),
+            loss=statistics.mean(self._losses),
+            stages=stages,
+        )
+
+
+def _length(ids: Sequence[int], ends: set[int]) -> int:
+    """Tokens of an answer, the ending one included, without what it is padded with."""
+    return next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
+
+
+def _waiting(steps: int, meter: Meter, ask: Callable[[Turn | None], str]) -> Any:
+    import torch
+    from transformers import TrainerCallback
+
+    class Waiting(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            ask(None)
+            meter.begin()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % steps == 0:
+                if torch.cuda.is_available():
+                    torch.cuda.synchronize()
+                control.should_training_stop = ask(meter.turn()) == END
+                meter.begin()
+
+    return Waiting()
+
+
+def _trainer(job: Job, size: int, *, max_steps: int, reward_func: Callable[..., list]) -> Any:
+    # The engine must be in this process for TRL to reach its weights.
+    os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0")
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    from rlsys.chat import Chat
+
+    on_gpu, chat = torch.cuda.is_available(), Chat(Path(job.folder))
+    # TRL's mixed precision, as our learner's, keeps float32 weights beside what is multiplied in bfloat16.
+    model = AutoModelForImageTextToText.from_pretrained(job.folder, dtype=torch.float32)
+    forbidden = sorted(chat.special | chat.ends if job.full else chat.special - chat.ends)
+    banned = {"logit_bias": dict.fromkeys(forbidden, FORBIDDEN_BIAS)} if job.vllm else {"suppress_tokens": forbidden}
+    config = OnlineDPOConfig(
+        output_dir=tempfile.mkdtemp(prefix="trl-"),
+        beta=BETA,
+        loss_type="sigmoid",
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=1,
+        gradient_checkpointing=False,
+        max_new_tokens=job.max_tokens,
+        max_length=job.max_tokens + 256,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=-1 if job.vllm else 0,
+        generation_kwargs=banned,
+        use_vllm=job.vllm,
+        vllm_gpu_memory_utilization=0.3,
+        max_steps=max_steps,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
+        use_cpu=not on_gpu,
+        bf16=job.bf16,
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    processor = AutoProcessor.from_pretrained(job.folder)
+    return OnlineDPOTrainer(
+        model=model,
+        reward_funcs=reward_func,
+        args=config,
+        train_dataset=_dataset(job, max_steps * size),
+        processing_class=processor,
+    )
+
+
+def _dataset(job: Job, count: int) -> Any:
+    """A prompt is drawn when the loader asks for it, as on our side."""
+    from datasets import Dataset
+    from PIL import Image as PillowImage
+
+    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        prompts = [job.prompts(number, 1)[0] for number in batch["number"]]
+        columns: dict[str, list[Any]] = {
+            "prompt": [[{"role": "user", "content": prompt.question}] for prompt in prompts],
+            "prompt_id": [prompt.id for prompt in prompts],
+            "question": [prompt.question for prompt in prompts],
+        }
+        if job.shows:
+            columns["image"] = [PillowImage.fromarray(prompt.images[0].pixels) for prompt in prompts]
+        return columns
+
+    return Dataset.from_dict({"number": list(range(count))}).with_transform(look_up)

@@ -1,0 +1,112 @@
+"""What only a GPU can show: weight updates on the device, bfloat16 engines against bfloat16 learners, a whole run."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.stages import RolloutStage
+from benchmarks import gpu_gap, gpu_setup
+from learners.config import LearnerConfig
+from learners.group import LearnerGroup
+from rlsys.app.cluster import cluster
+from rlsys.objectives.dpo import DPO
+from rlsys.placement import Placement
+from rlsys.sync import WeightSync
+from rlsys.transports.ipc import Ipc
+from rlsys.transports.nccl import Nccl
+from tests.integration.small_model import make_prompts, make_small
+
+pytestmark = [pytest.mark.integration, pytest.mark.gpu, pytest.mark.slow]
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 0.1
+"""Nats per token, that of cluster=one_gpu."""
+DEADLINE_S = 900
+ONE_HOST_EACH = {  # NCCL refuses two ranks on one GPU of one host
+    "NCCL_P2P_DISABLE": "1",
+    "NCCL_SHM_DISABLE": "1",
+    "NCCL_NET": "Socket",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "NCCL_IB_DISABLE": "1",
+    "NCCL_MAX_CTAS": "4",
+}
+
+
+@pytest.fixture(scope="module")
+def machine():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in gpu_setup.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        with cluster(None) as found:
+            yield found
+
+
+def placement(share, host):
+    return Placement(num_cpus=1, num_gpus=share, num_threads=2, env={**ONE_HOST_EACH, "NCCL_HOSTID": host})
+
+
+def publish_twice(tmp_path, transport):
+    """An engine that holds other weights than the learner takes those of the learner; its answers to the probes before
+    and after, and the two reports."""
+    old, new = (make_small(tmp_path / f"seed{seed}", seed=seed) for seed in (1, 2))
+    stage = RolloutStage(
+        engine=gpu_setup.engine(max_model_len=256, max_num_batched_tokens=2048, gpu_memory_utilization=0.1),
+        current=lambda: (str(old), 0),
+        placements=[placement(0.4, "engine")],
+        seed=1,
+        probe_prompts=make_prompts(3),
+    )
+    try:
+        learner = LearnerGroup(LearnerConfig(precision="bf16"), DPO(), str(new), placements=[placement(0.6, "learner")])
+        try:
+            sync = WeightSync(learner=learner, rollouts=stage, transport=transport, tolerance=TOLERANCE, deadline_s=180)
+            probes = stage.probes()
+            [before] = stage.score(probes)
+            reports = [sync.publish(1), sync.publish(2)]
+            [after] = stage.score(probes)
+            return np.concatenate(before), np.concatenate(after), reports
+        finally:
+            learner.close()
+    finally:
+        stage.close()
+
+
+@pytest.mark.parametrize("transport", [Ipc(bucket_bytes=1 << 20), Nccl(bucket_bytes=1 << 20, deadline_s=120)])
+def test_an_update_on_the_device_reaches_the_engine(machine, tmp_path, transport):
+    before, after, (first, second) = publish_twice(tmp_path, transport)
+    assert np.abs(after - before).max() > 2 * TOLERANCE
+    assert first.num_probe_tokens == len(before) > 0
+    assert first.max_logprob_gap <= TOLERANCE
+    assert second.digest == first.digest and second.num_tensors == first.num_tensors
+
+
+def test_bfloat16_sets_engine_and_learner_apart_by_no_more_than_a_run_allows(machine, tmp_path):
+    case = gpu_gap.Case(name="small", folder=str(make_small(tmp_path / "small")), bf16=True, num_prompts=16)
+    [(tokens, answers)] = gpu_gap.gaps(case, repeats=1)
+    assert len(answers) > 16 and len(tokens) > len(answers)
+    assert tokens.max() <= TOLERANCE
+    assert answers.max() <= LearnerConfig(precision="bf16").tolerance
+
+
+def test_a_whole_run_on_one_gpu_ends_well(tmp_path):
+    words = ["preset=scenes_ci", "cluster=one_gpu", f"output.runs_dir={tmp_path}", "name=gpu"]
+    found = subprocess.run(
+        [sys.executable, "-m", "rlsys.app.align", *words],
+        cwd=ROOT,
+        env={**os.environ, **gpu_setup.ENVIRONMENT},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout
+    rounds = json.loads((tmp_path / "gpu" / "summary.json").read_text())["rounds"]
+    assert len(rounds) == 2
+    for entry in rounds:
+        assert entry["num_rollouts"] == 96 and entry["num_pairs"] > 0
+        assert entry["sync"]["max_logprob_gap"] <= TOLERANCE

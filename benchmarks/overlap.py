@@ -28,6 +28,7 @@ from rlsys.rounds import AHEAD, Parts, run_rounds
 from rlsys.streams import Stream
 
 TITLE = "A round at staleness 0 over its slowest stage alone: engines on one half of the cores, learner on the other"
+MOST = 1.15
 MOST_ROUNDS = 1000
 CASES: dict[str, list[str]] = {
     "preset scenes, 256 prompts x 8": [],
@@ -158,9 +159,9 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
         return statistics.median(values)
 
     stages = {
-        f"{name}_s": middle(report.seconds[name] for report in reports)
-        for name in ("rollout", "feedback", "learn", "sync", "checkpoint")
+        f"{name}_s": middle(report.seconds[name] for report in reports) for name in ("learn", "sync", "checkpoint")
     }
+    uncovered, between = ours.median - other.median, stages["sync_s"] + stages["checkpoint_s"]
     generation, training = middle(rounds.generation_s[1:]), middle(rounds.training_s[1:])
     return Row(
         case=case,
@@ -169,17 +170,25 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
         other_name="slowest stage",
         ratio=ratio,
         unit="s",
-        target=Target(at_most=1.15),
+        target=Target(at_most=MOST),
         checked=(
             f"staleness 0 in every round; {middle(report.num_pairs for report in reports):.0f} pairs a round, "
             f"{middle(rounds.num_pairs[1:]):.0f} one stage after the other"
         ),
+        note="" if ratio.median <= MOST else _why(uncovered, between),
         extra={
             "generation_alone_s": generation,
             "training_alone_s": training,
             "sum_s": generation + training,
             **stages,
         },
+    )
+
+
+def _why(uncovered: float, between: float) -> str:
+    return (
+        f"{uncovered:.2g} s are uncovered: {between:.2g} s of them publish and checkpoint; the rest, before the first pairs, "
+        "after the last, and in the driver's threads, which have no core of their own, is not taken apart yet"
     )
 
 

@@ -42,11 +42,13 @@ MILESTONES = {
 def first_answers(command: Sequence[str], run: Path) -> float:
     """Seconds until the first group of a run is in its journal; the run is then ended."""
     started = time.monotonic()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    log = run.with_suffix(".log")
+    with log.open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
     try:
         while not _has_answers(run / "journal"):
             if process.poll() is not None:
-                raise RuntimeError(f"the run ended with status {process.returncode} before its first answers")
+                raise RuntimeError(f"the run ended with status {process.returncode}: {log.read_text()}")
             if time.monotonic() - started > DEADLINE_S:
                 raise TimeoutError(f"no answers within {DEADLINE_S:g} s")
             time.sleep(POLL_S)

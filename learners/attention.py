@@ -2,14 +2,14 @@
 
 The tokens of a micro-batch lie in one row without padding, so that every linear layer works on real tokens only.
 Attention alone is done on padded blocks: each prompt with itself, and each answer with its prompt and itself.
-Letters: N tokens in the row, R trees, P longest prompt, A answers, C longest answer, H heads, K key/value heads, D
-head size.
+Letters: N tokens in the row, L of them in answers, R trees, P longest prompt, A answers, C longest answer, S slots of
+blocks, H heads, K key/value heads, D head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,43 @@ NAME = "rlsys_tree"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Slots:
+    """Tokens of a row in padded blocks, and back."""
+
+    slot_of_token: torch.Tensor
+    """int64 [N]."""
+    token_of_slot: torch.Tensor
+    """int64 [S], the token in each slot; 0 in padding."""
+    padding: torch.Tensor
+    """int64, slots that hold no token."""
+
+    @classmethod
+    def build(cls, slot_of_token: np.ndarray, num_slots: int) -> Slots:
+        """Of the tokens' slots, all different."""
+        tokens = np.zeros(num_slots, dtype=np.int64)
+        tokens[slot_of_token] = np.arange(len(slot_of_token))
+        used = np.zeros(num_slots, dtype=bool)
+        used[slot_of_token] = True
+        return cls(
+            slot_of_token=torch.from_numpy(slot_of_token),
+            token_of_slot=torch.from_numpy(tokens),
+            padding=torch.from_numpy(np.flatnonzero(~used)),
+        )
+
+    def to(self, device: torch.device) -> Slots:
+        """The same on a device."""
+        return Slots(**{name: value.to(device) for name, value in vars(self).items()})
+
+    def spread(self, row_NX: torch.Tensor) -> torch.Tensor:
+        """[N, X] to [S, X]."""
+        return _Spread.apply(row_NX, self)
+
+    def gather(self, slots_SX: torch.Tensor) -> torch.Tensor:
+        """[S, X] to [N, X]."""
+        return _Gather.apply(slots_SX, self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TreeLayout:
     """Where the tokens of a row stand in the padded blocks (prompts first, then answers)."""
 
@@ -29,14 +66,14 @@ class TreeLayout:
     max_answer: int
     tree_of_answer: torch.Tensor
     """int64 [A]."""
-    row_of_slot: torch.Tensor
-    """int64 [R * P + A * C], the token of each slot; 0 in padding."""
-    slot_of_row: torch.Tensor
-    """int64 [N]."""
-    padding: torch.Tensor
-    """int64, slots that hold no token."""
+    slots: Slots
+    """Of the row's N tokens in R * P + A * C slots."""
+    target_slots: Slots
+    """Of the L tokens of all answers in A * C slots."""
     answer_mask: torch.Tensor
     """bool [A or 1, 1, C, P + C], `True` where an answer's token may look."""
+    predictor_mask: torch.Tensor
+    """The same for the tokens that predict an answer's: the prompt's last, then the answer's but its last."""
 
     @classmethod
     def build(cls, prompt_lengths: Sequence[int], answer_lengths: Sequence[Sequence[int]]) -> TreeLayout:
@@ -49,40 +86,36 @@ class TreeLayout:
         flat = [length for answers in answer_lengths for length in answers]
         longest_prompt, longest_answer = max(prompt_lengths), max(flat)
         offset = len(prompt_lengths) * longest_prompt
-        slots = np.empty(sum(prompt_lengths) + sum(flat), dtype=np.int64)
-        start = answer = 0
+        row: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
         for tree, length in enumerate(prompt_lengths):
-            slots[start : start + length] = tree * longest_prompt + np.arange(length)
-            start += length
+            row.append(tree * longest_prompt + np.arange(length))
             for size in answer_lengths[tree]:
-                slots[start : start + size] = offset + answer * longest_answer + np.arange(size)
-                start += size
-                answer += 1
-        rows = np.zeros(offset + len(flat) * longest_answer, dtype=np.int64)
-        rows[slots] = np.arange(len(slots))
-        used = np.zeros(len(rows), dtype=bool)
-        used[slots] = True
+                targets.append(len(targets) * longest_answer + np.arange(size))
+                row.append(offset + targets[-1])
+        of_answers = [prompt_lengths[tree] for tree in trees]
         return cls(
             num_trees=len(prompt_lengths),
             max_prompt=longest_prompt,
             max_answer=longest_answer,
             tree_of_answer=torch.tensor(trees, dtype=torch.int64),
-            row_of_slot=torch.from_numpy(rows),
-            slot_of_row=torch.from_numpy(slots),
-            padding=torch.from_numpy(np.flatnonzero(~used)),
-            answer_mask=_answer_mask([prompt_lengths[tree] for tree in trees], longest_prompt, longest_answer),
+            slots=Slots.build(np.concatenate(row), offset + len(flat) * longest_answer),
+            target_slots=Slots.build(np.concatenate(targets), len(flat) * longest_answer),
+            answer_mask=_answer_mask(of_answers, longest_prompt, longest_answer, newest=0),
+            predictor_mask=_answer_mask(of_answers, longest_prompt, longest_answer, newest=-1),
         )
 
     def to(self, device: torch.device) -> TreeLayout:
         """The same layout on a device."""
-        moved = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return TreeLayout(num_trees=self.num_trees, max_prompt=self.max_prompt, max_answer=self.max_answer, **moved)
+        movable = (torch.Tensor, Slots)
+        return replace(self, **{k: value.to(device) for k, value in vars(self).items() if isinstance(value, movable)})
 
 
-def _answer_mask(prompt_lengths: list[int], longest_prompt: int, longest_answer: int) -> torch.Tensor:
+def _answer_mask(prompt_lengths: list[int], longest_prompt: int, longest_answer: int, *, newest: int) -> torch.Tensor:
+    """Of queries that see their prompt, and of their answer what is not after their own place plus `newest`."""
     lengths = prompt_lengths[:1] if len(set(prompt_lengths)) == 1 else prompt_lengths
     in_prompt = torch.arange(longest_prompt) < torch.tensor(lengths)[:, None]
-    causal = torch.ones(longest_answer, longest_answer, dtype=torch.bool).tril()
+    causal = torch.ones(longest_answer, longest_answer, dtype=torch.bool).tril(newest)
     mask = torch.cat(
         [
             in_prompt[:, None, :].expand(-1, longest_answer, -1),
@@ -94,32 +127,28 @@ def _answer_mask(prompt_lengths: list[int], longest_prompt: int, longest_answer:
 
 
 class _Spread(torch.autograd.Function):
-    """Row [N, X] to slots. Slots of padding hold some token's values: nothing looks at them, so they get no
-    gradient.
-    """
+    """Slots of padding hold some token's values: nothing looks at them, so they get no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, row: torch.Tensor, layout: TreeLayout) -> torch.Tensor:
-        ctx.layout = layout
-        return row.index_select(0, layout.row_of_slot)
+    def forward(ctx: Any, row: torch.Tensor, slots: Slots) -> torch.Tensor:
+        ctx.slots = slots
+        return row.index_select(0, slots.token_of_slot)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return grad.index_select(0, ctx.layout.slot_of_row), None
+        return grad.index_select(0, ctx.slots.slot_of_token), None
 
 
 class _Gather(torch.autograd.Function):
-    """Slots to row [N, X]."""
-
     @staticmethod
-    def forward(ctx: Any, slots: torch.Tensor, layout: TreeLayout) -> torch.Tensor:
-        ctx.layout = layout
-        return slots.index_select(0, layout.slot_of_row)
+    def forward(ctx: Any, values: torch.Tensor, slots: Slots) -> torch.Tensor:
+        ctx.slots = slots
+        return values.index_select(0, slots.slot_of_token)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-        spread = grad.index_select(0, ctx.layout.row_of_slot)
-        return spread.index_fill_(0, ctx.layout.padding, 0), None
+        spread = grad.index_select(0, ctx.slots.token_of_slot)
+        return spread.index_fill_(0, ctx.slots.padding, 0), None
 
 
 def tree_attention(
@@ -143,30 +172,50 @@ def tree_attention(
     Returns:
         [1, N, H, D], and no weights.
     """
-    layout = tree_layout
-    trees, longest_prompt, longest_answer = layout.num_trees, layout.max_prompt, layout.max_answer
-    cut = trees * longest_prompt
-
-    def blocks(row: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        heads, size = row.shape[1], row.shape[3]
-        slots = _Spread.apply(row[0].transpose(0, 1).reshape(row.shape[2], heads * size), layout)
-        prompts = slots[:cut].view(trees, longest_prompt, heads, size)
-        return prompts, slots[cut:].view(-1, longest_answer, heads, size)
-
-    (query_prompt, query_answer), (key_prompt, key_answer), (value_prompt, value_answer) = map(
-        blocks, (query, key, value)
-    )
-    options = {"scale": scaling, "dropout_p": dropout, "enable_gqa": key.shape[1] != query.shape[1]}
-    prompts = _attend(query_prompt, key_prompt, value_prompt, is_causal=True, **options)
-    keys = torch.cat([key_prompt.index_select(0, layout.tree_of_answer), key_answer], dim=1)
-    values = torch.cat([value_prompt.index_select(0, layout.tree_of_answer), value_answer], dim=1)
-    answers = _attend(query_answer, keys, values, attn_mask=layout.answer_mask, **options)
-    slots = torch.cat([prompts.reshape(cut, -1), answers.reshape(len(query_answer) * longest_answer, -1)])
-    return _Gather.apply(slots, layout).view(1, query.shape[2], query.shape[1], -1), None
+    rows = (row[0].transpose(0, 1) for row in (query, key, value))
+    return attend(*rows, tree_layout, scale=scaling, dropout_p=dropout)[None], None
 
 
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+def attend(
+    query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, layout: TreeLayout, **options: Any
+) -> torch.Tensor:
+    """Attention of all tokens of the row, [N, H, D]."""
+    cut = layout.num_trees * layout.max_prompt
+    query, key, value = (_blocks(row, layout) for row in (query_NHD, key_NKD, value_NKD))
+    prompts = _dot_products(query[0], key[0], value[0], is_causal=True, **options)
+    answers = _dot_products(query[1], _seen(key, layout), _seen(value, layout), attn_mask=layout.answer_mask, **options)
+    slots = torch.cat([prompts.reshape(cut, -1), answers.reshape(len(layout.slots.token_of_slot) - cut, -1)])
+    return layout.slots.gather(slots).view(query_NHD.shape)
+
+
+def attend_from_predictors(
+    query_LHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, layout: TreeLayout, **options: Any
+) -> torch.Tensor:
+    """Attention of the tokens that predict the answers' tokens alone, [L, H, D]."""
+    num_tokens, heads, size = query_LHD.shape
+    query = layout.target_slots.spread(query_LHD.reshape(num_tokens, -1)).view(-1, layout.max_answer, heads, size)
+    key, value = (_seen(_blocks(row, layout), layout) for row in (key_NKD, value_NKD))
+    output = _dot_products(query, key, value, attn_mask=layout.predictor_mask, **options)
+    return layout.target_slots.gather(output.reshape(-1, heads * size)).view(query_LHD.shape)
+
+
+def _blocks(row: torch.Tensor, layout: TreeLayout) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, heads, D] to the blocks of prompts [R, P, heads, D] and answers [A, C, heads, D]."""
+    num_tokens, heads, size = row.shape
+    slots = layout.slots.spread(row.reshape(num_tokens, -1))
+    prompts, answers = slots.tensor_split([layout.num_trees * layout.max_prompt])
+    return prompts.view(-1, layout.max_prompt, heads, size), answers.view(-1, layout.max_answer, heads, size)
+
+
+def _seen(blocks: tuple[torch.Tensor, torch.Tensor], layout: TreeLayout) -> torch.Tensor:
+    """Each answer's prompt and itself, [A, P + C, heads, D]."""
+    prompts, answers = blocks
+    return torch.cat([prompts.index_select(0, layout.tree_of_answer), answers], dim=1)
+
+
+def _dot_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
     """Scaled dot products of [batch, tokens, heads, D] blocks."""
+    options["enable_gqa"] = key.shape[2] != query.shape[2]
     output = scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **options)
     return output.transpose(1, 2)
 

@@ -67,7 +67,7 @@ def _engine_config(config: LearnerConfig) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.grad_clip,
+        "gradient_clipping": config.grad_clip if _stage(config) else 0.0,  # at stage 0 in `Engine.step`
         "steps_per_print": 2**31 - 1,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -93,6 +93,7 @@ class Engine:
         import deepspeed
 
         self._stage = _stage(config)
+        self._grad_clip = config.grad_clip
         self._world_size = rendezvous.world_size
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
@@ -102,6 +103,9 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, model_parameters=trained, optimizer=optimizer, config=_engine_config(config)
         )
+        if self._stage == 0 and self._world_size == 1:
+            # Nobody to add gradients up with: DeepSpeed would copy them all into one buffer and back.
+            self._engine.enable_backward_allreduce = False
         self.module = module
         self._restore_buffers(buffers)
 
@@ -141,8 +145,10 @@ class Engine:
             group["lr"] = lr
         if self._stage == 0:
             # The engine of stage 0 keeps no norm; the gradients are already the same on all ranks.
-            gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            with_gradient = [p for p in self.module.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
+            if 0 < self._grad_clip < norm:
+                torch.nn.utils.clip_grads_with_norm_(with_gradient, self._grad_clip, norm)
             self._engine.step()
         else:
             self._engine.step()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from learners import model, state
+from learners.allocator import keep_freed_memory
 from learners.collate import Collator, MicroBatch
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine, join
@@ -52,6 +53,7 @@ class LearnerRank:
             objective: a plug-in of group `objective`.
             model_path: Hugging Face folder of the weights to start from.
         """
+        keep_freed_memory()
         self._device = join(rendezvous, deadline_s=config.deadline_s)
         self._config, self._objective, self._rendezvous = config, objective, rendezvous
         self._folder = Path(model_path)

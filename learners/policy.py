@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from learners import attention, kernels
+from learners import attention, kernels, layers
 from learners.collate import MicroBatch, Tree
 from learners.logprobs import LogprobHead
 from learners.positions import Positions
@@ -114,8 +114,12 @@ class _SharedPath:
         kernels.speed_up(base)
         self._text = base.model.language_model if hasattr(base.model, "language_model") else base.model
         self._text.config._attn_implementation = attention.NAME
+        self._predictors_only = layers.put_in(self._text)
         self._positions = Positions(base)
-        self._vision = VisionFeatures(base, image_cache_mib) if hasattr(base.model, "visual") else None
+        self._vision = None
+        if hasattr(base.model, "visual"):
+            layers.put_in_vision(base.model.visual)
+            self._vision = VisionFeatures(base, image_cache_mib)
 
     def __call__(self, base: Any, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
         embed = base.get_input_embeddings()
@@ -123,14 +127,17 @@ class _SharedPath:
         embeddings_ND = embed(batch.token_ids.to(device))
         if self._vision is not None:
             embeddings_ND = self._vision.place(embeddings_ND, batch, touch)
+        predict = batch.predict.to(device)
         output = self._text(
             inputs_embeds=embeddings_ND[None],
             attention_mask=None,
             position_ids=self._positions(batch).to(device),
             use_cache=False,
             tree_layout=batch.layout.to(device),
+            predict=predict,
         )
-        return output.last_hidden_state[0].index_select(0, batch.predict.to(device))
+        hidden = output.last_hidden_state[0]
+        return hidden if self._predictors_only else hidden.index_select(0, predict)
 
 
 class _PlainPath:

@@ -6,11 +6,14 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from transformers import vision_utils
 
 from learners.collate import MicroBatch
 from learners.tokens import ImageTensors, RefusedRecord
 
 _MIB = 1 << 20
+_KEPT_PLACES = 64
+"""Combinations of picture sizes whose patches' positions and windows are kept."""
 
 
 class VisionFeatures:
@@ -23,6 +26,7 @@ class VisionFeatures:
         self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
         self._cache_bytes = 0
         self._cache_limit = cache_mib * _MIB
+        self._kept_places: dict[tuple, dict[str, torch.Tensor]] = {}
 
     def place(self, embeddings_ND: torch.Tensor, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
         """Embeddings with image features in the places of the image tokens.
@@ -67,8 +71,25 @@ class VisionFeatures:
         pixels = torch.cat([value["pixel_values"] for value in values]).to(device)
         grids = torch.cat([value["image_grid_thw"] for value in values]).to(device)
         dtype = self._model.visual.patch_embed.proj.weight.dtype
-        output = self._model.visual(pixels.to(dtype), grid_thw=grids)
+        output = self._model.visual(pixels.to(dtype), grid_thw=grids, **self._places(grids))
         return list(output.pooler_output.split((grids.prod(-1) // self._merge).tolist()))
+
+    def _places(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Positions and windows of the patches, which the tower would work out anew for every batch."""
+        visual = self._model.visual
+        key = tuple(map(tuple, grids.tolist()))
+        if key not in self._kept_places:
+            if len(self._kept_places) >= _KEPT_PLACES:
+                self._kept_places.clear()
+            self._kept_places[key] = found = {
+                "position_ids": vision_utils.get_vision_position_ids(grids, visual.spatial_merge_size),
+                "cu_seqlens": vision_utils.get_vision_cu_seqlens(grids),
+            }
+            if hasattr(visual, "window_size"):
+                sizes = (visual.spatial_merge_size, visual.window_size, visual.patch_size)
+                index, bounds = vision_utils.get_vision_window_index(grids, *sizes)
+                found |= {"window_index": index.to(grids.device), "cu_window_seqlens": bounds}
+        return self._kept_places[key]
 
     def _recall(self, digest: str) -> torch.Tensor:
         self._cache.move_to_end(digest)

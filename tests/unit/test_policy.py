@@ -26,7 +26,7 @@ def text_checkpoint(directory, kind):
 
     tokenizer = make_tokenizer()
     tokenizer.chat_template = CHAT
-    names = {"qwen2": "Qwen2", "llama": "Llama", "tied": "Qwen2", "gemma2": "Gemma2"}
+    names = {"qwen2": "Qwen2", "llama": "Llama", "qwen3": "Qwen3", "tied": "Qwen2", "gemma2": "Gemma2"}
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "head_dim": 32}
     config = getattr(transformers, f"{names[kind]}Config")(
@@ -41,7 +41,7 @@ def text_checkpoint(directory, kind):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     folders = {"vision": make_policy(tmp_path_factory.mktemp("vision"), seed=0, shape=SMALL)}
-    for kind in ("qwen2", "llama", "tied", "gemma2"):
+    for kind in ("qwen2", "qwen3", "llama", "tied", "gemma2"):
         folders[kind] = text_checkpoint(tmp_path_factory.mktemp(kind), kind)
     return folders
 
@@ -78,7 +78,7 @@ def outputs(module, batch, mix):
     return found.detach(), gradients
 
 
-@pytest.mark.parametrize("kind", ["vision", "qwen2", "llama", "tied"])
+@pytest.mark.parametrize("kind", ["vision", "qwen2", "qwen3", "llama", "tied"])
 @pytest.mark.parametrize("seed", range(4))
 def test_both_paths_give_the_same_values_and_gradients(checkpoints, kind, seed):
     processor = Processor(checkpoints[kind])

@@ -24,7 +24,7 @@ import numpy as np
 from actors import engines
 from actors.rollout import RolloutTask, RolloutWorker, merged
 from benchmarks.arguments import parse
-from benchmarks.harness import Row, Spread, Target, in_turn, write
+from benchmarks.harness import Row, Spread, Target, in_turn, table, write
 from benchmarks.models import scenes_models, small_policy
 from benchmarks.sides import Side, whole_machine
 from rlsys.app.cluster import cluster
@@ -191,6 +191,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 if options.only in title:
                     case = Case(name=title, folder=str(folder), num_prompts=num_prompts, eager=eager)
                     rows.append(measure(case, options.repeats))
+                    print(table("measured", rows[-1:]), flush=True)
     title = "rollout: tokens per second through the actors, end to end, against vLLM alone"
     write("rollout", title, rows, repeats=0 if options.only else options.repeats)
     return 0

@@ -169,9 +169,10 @@ def test_two_rollout_actors_two_zero3_ranks_and_lag(workplace, undisturbed):
 
 
 @pytest.fixture
-def ray_head():
+def ray_head(monkeypatch):
     """A running Ray head of somebody else's; its dashboard's address."""
     ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as a head wants it; whoever submits must say so too
     folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets below it are limited
     ports = ["--port=26379", "--dashboard-port=28265", "--ray-client-server-port=26380"]
     command = [*ray, "start", "--head", "--block", *ports, "--num-cpus=2", f"--temp-dir={folder}"]
@@ -200,6 +201,11 @@ def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, ray_head):
     submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address={ray_head}"]
     words = ["preset=scenes_ci", "schedule.rounds=1", "name=job", f"output.runs_dir={workplace}"]
     command = [*submit, "--working-dir", ".", "--", sys.executable, "-m", "rlsys.app.align", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+    end = time.monotonic() + 120
+    while True:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)
+        if "No available agent" not in done.stderr or time.monotonic() > end:
+            break
+        time.sleep(2.0)  # the head has just started: its agent is not there yet
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(summary(workplace, "job")["rounds"]) == 1

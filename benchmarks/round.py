@@ -135,7 +135,10 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
             replace(scenes, folder=str(large), num_prompts=16, batch=16, tried=(8, 16)),
             Target(at_least=3.0),
         ),
-        "scenes, answers as long as the policy makes them": (replace(scenes, full=False), None),
+        "scenes, answers as long as the policy makes them": (
+            replace(scenes, num_prompts=128, full=False, tried=(64, 128)),
+            None,
+        ),
     }
 
 

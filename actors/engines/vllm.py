@@ -110,7 +110,7 @@ class VllmEngine:
         if not requests:
             return []
         self._forget()
-        prompts = [self._prompt(prompt, self._chat.prompt_ids(prompt)) for prompt, _ in requests]
+        prompts = [self._prompt(prompt, list(self._chat.prompt_ids(prompt))) for prompt, _ in requests]
         sampling = [self._sampling(wanted) for _, wanted in requests]
         outputs = self._run(prompts, sampling)
         texts = iter(self._chat.texts([list(one.token_ids) for output in outputs for one in output.outputs]))

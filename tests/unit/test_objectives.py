@@ -103,9 +103,7 @@ def test_dpo_is_untouched_by_a_constant_in_both_log_ratios():
 
 
 def sequences():
-    return SequenceInputs(
-        logps_B=torch.tensor([-6.0, -1.0], requires_grad=True), num_tokens_B=torch.tensor([3, 1])
-    )
+    return SequenceInputs(logps_B=torch.tensor([-6.0, -1.0], requires_grad=True), num_tokens_B=torch.tensor([3, 1]))
 
 
 def test_sft_per_token_sums_and_per_example_means():

@@ -1,5 +1,5 @@
 # Everything here works from a fresh clone with Python 3.11 and make; `make env` comes first in each.
-# Options go through ARGS: make demo ARGS="run=mine", make test ARGS="tests/unit -k wire".
+# Options go through ARGS: make demo ARGS="name=mine", make test ARGS="tests/unit -k wire".
 
 THIS_MAKEFILE := $(MAKEFILE_LIST)
 export THIS_MAKEFILE PYTHON

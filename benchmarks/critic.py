@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,9 @@ import numpy as np
 from actors import engines
 from actors.critic import CriticWorker
 from benchmarks.arguments import parse
-from benchmarks.harness import Row, Target, in_turn, write
+from benchmarks.harness import Row, Target, write
 from benchmarks.models import scenes_models
-from benchmarks.sides import Side, whole_machine
+from benchmarks.sides import Side, compare, whole_machine
 from rlsys import wire
 from rlsys.app import config as configuration
 from rlsys.app.cluster import cluster
@@ -199,28 +198,13 @@ def answers(policy: str, num_turns: int) -> tuple[bytes, ...]:
 
 def measure(work: Work, repeats: int) -> Row:
     """The line of the table."""
-    other = Side(TwoPasses, work)
-    ours = Ours(work)
-    done: dict[str, list[Judged]] = {"ours": [], "other": []}
-    numbers = {name: count() for name in done}
-
-    def side(name: str, judge: Any) -> float:
-        done[name].append(judge(next(numbers[name])))
-        return done[name][-1].speed
-
-    try:
-        speeds = in_turn(lambda: side("ours", ours), lambda: side("other", other), repeats=repeats)
-    finally:
-        ours.close()
-        other.close()
+    speeds, ours, theirs = compare(Ours(work), Side(TwoPasses, work), repeats=repeats)
     pairs = [
-        pair
-        for one, two in zip(done["ours"], done["other"], strict=True)
-        for pair in zip(one.verdicts, two.verdicts, strict=True)
+        pair for one, two in zip(ours, theirs, strict=True) for pair in zip(one.verdicts, two.verdicts, strict=True)
     ]
     same = [a for a in pairs if a[0][0] == a[1][0]]
     gap = max(abs(a[1] - b[1]) for a, b in same)
-    last = done["other"][-1]
+    last = theirs[-1]
     return Row(
         case="scenes critic",
         ours=speeds[0],

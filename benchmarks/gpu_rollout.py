@@ -12,13 +12,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
-from benchmarks import rollout, sides
+from benchmarks import rollout
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, engine, make_model, on_gpu, options, place
-from benchmarks.harness import Row, Spread, in_turn, write
+from benchmarks.harness import write
 from rlsys.app.cluster import cluster
 from rlsys.records import RoundPlan
 from rlsys.schedules.phases import Phase
@@ -59,43 +58,6 @@ class Ours(rollout.Ours):
         )
 
 
-def measure(case: Case, repeats: int) -> Row:
-    """One line of the table."""
-    ours = Ours(case)  # not both at once: an engine takes what others allocate meanwhile for its own
-    other = sides.Side(rollout.bare, case)
-    done: dict[str, list[rollout.Turn]] = {"ours": [], "other": []}
-    numbers = {name: count() for name in done}
-
-    def side(name: str, work: Any) -> float:
-        done[name].append(work(next(numbers[name])))
-        return done[name][-1].speed
-
-    try:
-        speeds = in_turn(lambda: side("ours", ours), lambda: side("other", other), repeats=repeats)
-    finally:
-        ours.close()
-        other.close()
-    same = [
-        a == b
-        for one, two in zip(done["ours"], done["other"], strict=True)
-        for a, b in zip(one.answers, two.answers, strict=True)
-    ]
-    return Row(
-        case=case.name,
-        ours=speeds[0],
-        other=speeds[1],
-        other_name="bare vLLM",
-        ratio=speeds[2],
-        unit="tokens/s",
-        target=rollout.TARGET if on_gpu() else None,
-        checked=f"all token ids of {sum(same)} of {len(same)} prompts are the same on both sides",
-        extra={
-            "tokens per answer": sum(t.num_tokens for t in done["ours"]) / len(same) / rollout.CANDIDATES,
-            "seconds per turn": Spread.of([turn.seconds for turn in done["ours"]]).median,
-        },
-    )
-
-
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
     given = options(__doc__, words)
@@ -110,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch, cluster(None):
             folder = make_model(Path(scratch), shape)
             case = Case(name=name, folder=str(folder), num_prompts=num_prompts, eager=given.tiny, max_tokens=tokens)
-            rows.append(measure(case, given.repeats))
+            rows.append(rollout.measure(case, given.repeats, Ours, rollout.TARGET if on_gpu() else None))
     write("gpu_rollout", "Rollout on one GPU: tokens per second, end to end", rows, repeats=given.written)
     return 0
 

@@ -13,9 +13,8 @@ import hashlib
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ import numpy as np
 from actors import engines
 from actors.rollout import RolloutTask, RolloutWorker, merged
 from benchmarks.arguments import parse
-from benchmarks.harness import Row, Spread, Target, in_turn, table, write
+from benchmarks.harness import Row, Spread, Target, table, write
 from benchmarks.models import scenes_models, small_policy
-from benchmarks.sides import Side, whole_machine
+from benchmarks.sides import Side, Worker, compare, whole_machine
 from rlsys.app.cluster import cluster
 from rlsys.progress import quiet_libraries
 from rlsys.records import Prompt, Rollout, RoundPlan
@@ -140,25 +139,17 @@ def _digest(rollouts: Sequence[Rollout]) -> bytes:
     return hasher.digest()
 
 
-def measure(case: Case, repeats: int) -> Row:
-    """One line of the table."""
-    other = Side(bare, case)
-    ours = Ours(case)
-    done: dict[str, list[Turn]] = {"ours": [], "other": []}
-    numbers = {name: count() for name in done}
+def measure(case: Case, repeats: int, opened: Callable[[Any], Worker] = Ours, target: Target | None = TARGET) -> Row:
+    """One line of the table.
 
-    def side(name: str, work: Any) -> float:
-        done[name].append(work(next(numbers[name])))
-        return done[name][-1].speed
-
-    try:
-        speeds = in_turn(lambda: side("ours", ours), lambda: side("other", other), repeats=repeats)
-    finally:
-        ours.close()
-        other.close()
+    Args:
+        opened: starts our side.
+    """
+    ours = opened(case)  # not both at once: an engine on a GPU takes what others allocate meanwhile for its own
+    speeds, our_turns, their_turns = compare(ours, Side(bare, case), repeats=repeats)
     same = [
         a == b
-        for one, two in zip(done["ours"], done["other"], strict=True)
+        for one, two in zip(our_turns, their_turns, strict=True)
         for a, b in zip(one.answers, two.answers, strict=True)
     ]
     return Row(
@@ -168,11 +159,11 @@ def measure(case: Case, repeats: int) -> Row:
         other_name="bare vLLM",
         ratio=speeds[2],
         unit="tokens/s",
-        target=TARGET,
+        target=target,
         checked=f"all token ids of {sum(same)} of {len(same)} prompts are the same on both sides",
         extra={
-            "tokens per answer": sum(t.num_tokens for t in done["ours"]) / len(same) / CANDIDATES,
-            "seconds per turn": Spread.of([turn.seconds for turn in done["ours"]]).median,
+            "tokens per answer": sum(turn.num_tokens for turn in our_turns) / len(same) / CANDIDATES,
+            "seconds per turn": Spread.of([turn.seconds for turn in our_turns]).median,
         },
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
+from benchmarks.harness import Spread, in_turn
 from rlsys.placement import Placement, this_machine
 from rlsys.progress import quiet_libraries
 
@@ -15,6 +16,37 @@ READY = "ready"
 
 Turn = Callable[[int], Any]
 """Does the work of one turn, given its number, and says what there is to say of it."""
+
+
+class Worker(Protocol):
+    """One side: a `Side`, or what works in this process."""
+
+    def __call__(self, turn: int) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+def compare(ours: Worker, other: Worker, *, repeats: int) -> tuple[tuple[Spread, Spread, Spread], list[Any], list[Any]]:
+    """Let both sides do turns 0, 1, ... and close them.
+
+    Args:
+        ours, other: what they return of a turn has a `speed`.
+
+    Returns:
+        What `harness.in_turn` says of the speeds, and what ours and the other side returned, turn by turn.
+    """
+    done: tuple[list[Any], list[Any]] = ([], [])
+
+    def side(number: int, work: Worker) -> float:
+        done[number].append(work(len(done[number])))
+        return done[number][-1].speed
+
+    try:
+        speeds = in_turn(lambda: side(0, ours), lambda: side(1, other), repeats=repeats)
+    finally:
+        ours.close()
+        other.close()
+    return speeds, *done
 
 
 def whole_machine() -> Placement:

@@ -48,7 +48,7 @@ class SftConfig(TrainingConfig):
 
     lr: float = 1.5e-3
     warmup: float = 0.03
-    num_examples: int = 35_200
+    num_examples: int = 38_400
     tasks: dict[str, float] = field(default_factory=lambda: {"describe": 0.5, "polar": 0.4, "open": 0.1})
     """Relative weights of the world's tasks."""
     partner_rate: float = 0.45

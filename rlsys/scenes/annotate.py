@@ -73,7 +73,7 @@ def _subject(sentence: Sentence) -> str:
     if not sentence.readable:
         return "answer"
     named = {name(claim.kind) for claim in sentence.claims if claim.kind}
-    short = " , " in sentence.text or not any(kind in sentence.text for kind in named)
+    short = sentence.text.endswith((" yes", " no")) or not any(kind in sentence.text for kind in named)
     return named.pop() if len(named) == 1 and not short else sentence.text
 
 

@@ -21,6 +21,8 @@ NUMBERS = ("zero", "one", "two", "three", "four")
 SIDES = ("left", "right", "above", "below")
 VERDICTS = ("true", "false", "misplaced", "repeated", "unclear", "missing")
 """Words of a critique, see `annotate.critique`."""
+OTHER = "other"
+"""Follows an object that is not the one asked for, in the answer to a polar question."""
 
 FORMS: dict[str, dict[str, str]] = {
     "describe": {"describe": "describe the picture ."},
@@ -40,8 +42,8 @@ FORMS: dict[str, dict[str, str]] = {
 }
 """Task -> form -> template. Every question of the world is one of these."""
 
-STATEMENT = "{cell} {shape} {color} ."
-"""A sentence of a description."""
+PLACED = "{cell} {shape} {color}"
+"""An object and its place: with a full stop, a sentence of a description."""
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "color": tuple(COLORS),
@@ -144,8 +146,11 @@ def _decoy(scene: Scene, placed: Placed, form: str, rng: np.random.Generator) ->
 
 def true_answer(scene: Scene, question: Question) -> str:
     """What a truthful policy answers. A description names every object and nothing else; an answer to a polar question
-    first says what is seen, in one cell or all over, and ends with yes or no:
-    `north circle blue , no`."""
+    goes through what it looks at and ends with yes or no:
+    `north blue , red , no` is what is seen in the cell, what was asked for, and the verdict;
+    `north circle blue other , south circle red yes` goes from object to object, until the one asked for is met.
+    A small model learns such comparisons of neighbouring words within the first half of a run of minutes. Of the bare
+    `yes` and `no`, or of one comparison with all objects at once, it learns nothing in that time."""
     form = question.form
     if form == "describe":
         return describe(scene)
@@ -174,9 +179,19 @@ def is_so(scene: Scene, question: Question) -> bool:
 
 
 def _polar_answer(scene: Scene, question: Question) -> str:
-    looked_at = scene.objects if question.form == "exists" else (_occupant(scene, question),)
-    evidence = [statement(placed.kind, placed.cell).removesuffix(" .") for placed in looked_at]
-    return " , ".join([*evidence, "yes" if is_so(scene, question) else "no"])
+    verdict = "yes" if is_so(scene, question) else "no"
+    if question.form != "exists":
+        attribute = question.form.removeprefix("is_")
+        color, shape = _occupant(scene, question).kind
+        seen = {"color": color, "shape": shape}[attribute]
+        return f"{question.slots['cell']} {seen} , {question.slots[attribute]} , {verdict}"
+    met: list[str] = []
+    for placed in scene.objects:
+        found = placed.kind == question.kind
+        met.append(f"{_placed(placed.kind, placed.cell)} {verdict if found else OTHER}")
+        if found:
+            return " , ".join(met)
+    return " , ".join([*met, verdict])
 
 
 def _occupant(scene: Scene, question: Question) -> Placed:
@@ -194,7 +209,11 @@ def sides(placed: Placed, other: Placed) -> list[str]:
 
 def statement(kind: Kind, cell: int) -> str:
     """One sentence of a description."""
-    return STATEMENT.format(cell=CELLS[cell], color=kind[0], shape=kind[1])
+    return f"{_placed(kind, cell)} ."
+
+
+def _placed(kind: Kind, cell: int) -> str:
+    return PLACED.format(cell=CELLS[cell], color=kind[0], shape=kind[1])
 
 
 def describe(scene: Scene) -> str:
@@ -218,7 +237,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, partner_rate: float) -> s
 def vocabulary() -> list[str]:
     """Every word of the language, the judge's included, in a fixed order."""
     texts = [template for forms in FORMS.values() for template in forms.values()]
-    texts += [JUDGE_TEMPLATE, "at of . , : ? yes no system user assistant", *NUMBERS, *SIDES, *VERDICTS]
+    texts += [JUDGE_TEMPLATE, f"at of . , : ? yes no {OTHER} system user assistant", *NUMBERS, *SIDES, *VERDICTS]
     words = [word for text in texts for word in text.split() if not word.startswith("{")]
     words += [word for values in SLOTS.values() for word in values]
     return list(dict.fromkeys(words))

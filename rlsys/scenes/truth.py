@@ -2,8 +2,8 @@
 
 What counts as what:
 - An answer to `describe` is split at full stops. A sentence that fits one of `STATEMENTS` gives claims: `north
-  circle red` claims an object and its position. A short answer (`yes`, `north circle blue , no`, `red`, `two`,
-  `west`) is read with its question.
+  circle red` claims an object and its position. A short answer (`yes`, `red`, `two`, `west`) is read with its question,
+  and so is a polar one with what was seen before its yes or no (`north blue , red , no`).
 - Whatever fits nothing is kept in `Answer.unparsed`, word for word. Objects named in such a piece are still claimed,
   so a broken sentence hides no hallucination.
 - A *mention* is every affirmed object: a shape and a colour side by side. It is true if
@@ -16,11 +16,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rlsys.scenes.language import NUMBERS, SIDES, SLOTS, STATEMENT, Question, pattern, read_question, sides
+from rlsys.scenes.language import NUMBERS, OTHER, PLACED, SIDES, SLOTS, Question, pattern, read_question, sides
 from rlsys.scenes.world import CELLS, COLORS, SHAPES, Kind, Scene
 
 STATEMENTS: dict[str, re.Pattern[str]] = {
-    "placed": pattern(STATEMENT.removesuffix(" .")),
+    "placed": pattern(PLACED),
     "placed_after": pattern("{shape} {color} at {cell}"),
     "object": pattern("{shape} {color}"),
     "relation": re.compile(
@@ -34,6 +34,7 @@ STATEMENTS: dict[str, re.Pattern[str]] = {
 
 _COLOR, _SHAPE = f"({'|'.join(COLORS)})", f"({'|'.join(SHAPES)})"
 _MENTION = re.compile(rf"\b(?:{_SHAPE} {_COLOR}|{_COLOR} {_SHAPE})\b")
+_SEEN = re.compile(f"(?P<cell>{'|'.join(CELLS)}) (?:(?P<color>{'|'.join(COLORS)})|(?P<shape>{'|'.join(SHAPES)}))")
 _SHORT_ANSWERS: dict[str, tuple[str, ...]] = {
     "exists": ("yes", "no"),
     "is_color": ("yes", "no"),
@@ -107,10 +108,14 @@ def parse(answer: str, question: str) -> Answer:
     text = " ".join(answer.lower().split())
     asked = read_question(question)
     if asked is not None and asked.task != "describe":
-        evidence, comma, short = text.removesuffix(".").strip().rpartition(" , ")
+        spoken = text.removesuffix(".").strip()
+        evidence, _, short = spoken.rpartition(" ")
         if short in _SHORT_ANSWERS[asked.form]:
-            claims, readable = _evidence(evidence) if asked.task == "polar" and comma else ((), not comma)
-            return Answer((Sentence(f"{evidence}{comma}{short}", (*claims, _short_claim(short, asked)), readable),))
+            pieces = [piece for piece in evidence.removesuffix(" ,").split(" , ") if piece]
+            seen = [_evidence(piece, asked) for piece in pieces]
+            claims = [claim for piece in seen for claim in piece.claims]
+            readable = all(piece.readable for piece in seen)
+            return Answer((Sentence(spoken, (*claims, _short_claim(short, asked)), readable),))
     pieces = [piece.strip() for piece in text.split(".")]
     pieces = [piece for piece in pieces if piece] or [""]
     return Answer(tuple(_sentence(piece) for piece in pieces))
@@ -131,10 +136,18 @@ def _short_claim(text: str, question: Question) -> Claim:
     return Claim("relation", text, kind=question.kind, other=question.other)
 
 
-def _evidence(text: str) -> tuple[tuple[Claim, ...], bool]:
-    """Claims of what stands before the verdict of a polar answer, and whether all of it could be read."""
-    pieces = [_sentence(piece) for piece in text.split(" , ")]
-    return tuple(claim for piece in pieces for claim in piece.claims), all(piece.readable for piece in pieces)
+def _evidence(text: str, question: Question) -> Sentence:
+    """A piece of what stands before the verdict of a polar answer: an object, what is seen in the cell, or what was
+    asked for."""
+    if question.task != "polar":
+        return Sentence(text, (), False)
+    seen = _SEEN.fullmatch(text)
+    if seen:
+        value = seen["color"] or seen["shape"]
+        return Sentence(text, (Claim("attribute", value, cell=CELLS.index(seen["cell"])),), True)
+    if text == question.slots.get(question.form.removeprefix("is_")):
+        return Sentence(text, (), True)
+    return _sentence(text.removesuffix(f" {OTHER}"))
 
 
 def _sentence(text: str) -> Sentence:

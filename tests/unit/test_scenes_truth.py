@@ -60,6 +60,12 @@ def test_statements_are_checked(sentence, expected):
         ("is there a red circle ?", "northeast circle red , yes .", [True, False, True]),
         ("is the shape at northwest blue ?", "northwest circle red , no", [True, True, True]),
         ("is the shape at northwest blue ?", "northwest cross red , no .", [False, False, True]),
+        ("is there a green circle ?", "northwest circle red other , no", [True, True, True]),
+        ("is there a red circle ?", "northwest circle red other , no", [True, True, False]),
+        ("is there a red circle ?", "center square red other , northwest circle red yes", [True] * 5),
+        ("is the shape at northwest blue ?", "northwest red , blue , no", [True, True]),
+        ("is the shape at northwest blue ?", "northwest blue , blue , yes", [False, False]),
+        ("is the shape at northwest a cross ?", "northwest circle , cross , yes", [True, False]),
         ("is the shape at northwest red ?", "yes", [True]),
         ("is the shape at northwest a cross ?", "yes", [False]),
         ("is the shape at southwest a cross ?", "yes", [False]),
@@ -191,9 +197,10 @@ def test_fewer_false_claims_win_and_omissions_break_ties():
     assert annotate(prompt, sentences[0]).worth > -1.0
 
 
+@pytest.mark.parametrize("index", range(6))
 @pytest.mark.parametrize("task", ["polar", "open"])
-def test_answers_to_questions_are_annotated(task):
-    prompt = make_prompt("annotated", 1, task)
+def test_answers_to_questions_are_annotated(task, index):
+    prompt = make_prompt("annotated", index, task)
     truth = true_answer(scene_of(prompt), read_question(prompt.question))
     assert annotate(prompt, truth).critique == f"{truth} true ."
     assert annotate(prompt, truth).worth == 0.0

@@ -121,10 +121,14 @@ def test_caption_names_absent_partners_in_empty_cells_only():
 @pytest.mark.parametrize(
     "question, answer",
     [
-        ("is there a red circle ?", "northwest circle red , northeast cross black , center square red , yes"),
-        ("is there a blue square ?", "northwest circle red , northeast cross black , center square red , no"),
-        ("is the shape at northeast black ?", "northeast cross black , yes"),
-        ("is the shape at northeast a circle ?", "northeast cross black , no"),
+        ("is there a red circle ?", "northwest circle red yes"),
+        ("is there a red square ?", "northwest circle red other , northeast cross black other , center square red yes"),
+        (
+            "is there a blue square ?",
+            "northwest circle red other , northeast cross black other , center square red other , no",
+        ),
+        ("is the shape at northeast black ?", "northeast black , black , yes"),
+        ("is the shape at northeast a circle ?", "northeast cross , circle , no"),
         ("what color is the shape at northwest ?", "red"),
         ("what shape is at center ?", "square"),
         ("how many shapes are there ?", "three"),

@@ -64,7 +64,7 @@ class CriticConfig(TrainingConfig):
     """How `critic.model=scenes` is made: from the policy's weights, on annotated answers of the policy itself."""
 
     batch_size: int = 16
-    num_prompts: int = 1000
+    num_prompts: int = 2000
     """Annotated prompts."""
     num_candidates: int = 4
     """Answers of the policy to each."""

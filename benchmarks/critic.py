@@ -237,7 +237,7 @@ def main(words: Sequence[str] | None = None) -> int:
         )
         rows = [measure(work, options.repeats)]
     write(
-        "critic", "critic: critiques with their scores per second, one pass against two", rows, repeats=options.repeats
+        "critic", "critic: critiques with their scores per second, one pass against two", rows, repeats=options.written
     )
     return 0
 

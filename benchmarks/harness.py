@@ -137,12 +137,15 @@ def environment() -> dict[str, Any]:
 def write(name: str, title: str, rows: Sequence[Row], *, repeats: int, directory: Path = RESULTS) -> Path | None:
     """Print a benchmark's table and write it to `<directory>/<name>.json`.
 
+    Args:
+        repeats: turns that count; 0 if cases were left out.
+
     Returns:
         The file, or `None` if there were fewer than `MIN_REPEATS` repeats and nothing was written.
     """
     print(table(title, rows))
     if repeats < MIN_REPEATS:
-        print(f"not written: {repeats} repeats, {MIN_REPEATS} are needed")
+        print(f"not written: a file needs all cases, and {MIN_REPEATS} repeats")
         return None
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"

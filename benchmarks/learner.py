@@ -143,8 +143,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.only in MEMORY.name:
         with sides() as both:  # processes that hold nothing of other cases
             rows.append(memory(*both, MEMORY, MEMORY_TARGET, options.repeats))
-    whole = not options.only
-    write("learner", "Learner: pairs per second", rows, repeats=options.repeats if whole else 0)
+    write("learner", "Learner: pairs per second", rows, repeats=options.written)
 
 
 if __name__ == "__main__":

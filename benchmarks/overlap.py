@@ -197,7 +197,7 @@ def main() -> None:
     registry.discover()
     models = scenes_models()
     rows = [measure(case, models, options.repeats) for case in CASES if options.only in case]
-    write("overlap", TITLE, rows, repeats=options.repeats if not options.only else 0)
+    write("overlap", TITLE, rows, repeats=options.written)
 
 
 if __name__ == "__main__":

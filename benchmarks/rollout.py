@@ -184,7 +184,7 @@ def main(words: Sequence[str] | None = None) -> int:
                     rows.append(measure(case, options.repeats))
                     print(table("measured", rows[-1:]), flush=True)
     title = "rollout: tokens per second through the actors, end to end, against vLLM alone"
-    write("rollout", title, rows, repeats=0 if options.only else options.repeats)
+    write("rollout", title, rows, repeats=options.written)
     return 0
 
 

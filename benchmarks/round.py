@@ -159,7 +159,7 @@ def main(words: Sequence[str] | None = None) -> int:
             if options.only in name:
                 rows.append(measure(name, job, target, options.repeats, NOTE))
                 print(table("measured:", rows[-1:]), flush=True)
-    write("round", TITLE, rows, repeats=0 if options.only else options.repeats)
+    write("round", TITLE, rows, repeats=options.written)
     return 0
 
 

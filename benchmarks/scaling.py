@@ -200,7 +200,7 @@ def main(words: Sequence[str]) -> None:
     for turn in range(options.repeats):
         order = PROMPTS if turn % 2 == 0 else PROMPTS[::-1]
         turns.append({count: measure(count) for count in order})
-    write("scaling", TITLE, rows_of(turns), repeats=options.repeats)
+    write("scaling", TITLE, rows_of(turns), repeats=options.written)
 
 
 if __name__ == "__main__":

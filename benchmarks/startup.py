@@ -124,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Measure."""
     options = parse(__doc__.splitlines()[0], words)
     rows = measure(options.repeats)
-    write("startup", "startup: seconds from the command to the first answers", rows, repeats=options.repeats)
+    write("startup", "startup: seconds from the command to the first answers", rows, repeats=options.written)
     return 0
 
 

@@ -288,7 +288,7 @@ def main() -> None:
     with cluster(None):
         for name, shape in chosen.items():
             rows += measure(name, shape, options.repeats)
-    write("weight_sync", TITLE, rows, repeats=options.repeats if not options.only else 0)
+    write("weight_sync", TITLE, rows, repeats=options.written)
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def main() -> None:
         for name, records in ((f"32 groups, {picture}", made), (f"192 pairs, {picture}", pairs(made))):
             if options.only in name:
                 rows += measure(name, records, options.repeats)
-    write("wire", TITLE, rows, repeats=options.repeats if not options.only else 0)
+    write("wire", TITLE, rows, repeats=options.written)
 
 
 if __name__ == "__main__":

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
 from learners.config import LearnerConfig
 from rlsys import training
 from rlsys.errors import ConfigError
+from rlsys.evals.none import NoEvaluation
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
+
+
+def _at_least(section: str, options: Any, **lowest: float) -> None:
+    for name, low in lowest.items():
+        if not getattr(options, name) >= low:
+            raise ConfigError(f"{section}.{name} must be at least {low}, got {getattr(options, name)}")
 
 
 @dataclass(kw_only=True)
@@ -49,6 +56,9 @@ class PolicyConfig:
 class EngineRoleConfig:
     """Actors with an inference engine each."""
 
+    role: ClassVar[str] = "rollout"
+    """Its key in `RunConfig`."""
+
     num_actors: int = 1
     cores: float = 0
     """Cores per actor; 0 shares out what there is."""
@@ -60,10 +70,17 @@ class EngineRoleConfig:
     """For one call."""
     engine: Any = MISSING
 
+    def __post_init__(self) -> None:
+        _at_least(self.role, self, num_actors=1, batch=1, cores=0, gpus=0)
+        if self.deadline_s <= 0:
+            raise ConfigError(f"{self.role}.deadline_s must be > 0, got {self.deadline_s}")
+
 
 @dataclass(kw_only=True)
 class CriticConfig(EngineRoleConfig):
     """The judge."""
+
+    role: ClassVar[str] = "critic"
 
     model: str = "scenes"
     """`scenes` (trained on the spot and cached), or a Hugging Face folder or name."""
@@ -79,6 +96,9 @@ class EvalConfig:
     temperature: float = 1.0
     max_tokens: int = 64
 
+    def __post_init__(self) -> None:
+        _at_least("eval", self, every=0, temperature=0, max_tokens=1)
+
 
 @dataclass(kw_only=True)
 class SyncConfig:
@@ -88,6 +108,9 @@ class SyncConfig:
     """Largest difference allowed between engine and learner on the probes, nats per token."""
     num_probes: int = 4
     deadline_s: float = 300.0
+
+    def __post_init__(self) -> None:
+        _at_least("sync", self, num_probes=1)
 
 
 @dataclass(kw_only=True)
@@ -103,6 +126,9 @@ class OutputConfig:
     examples: int = 20
     """Examples on the report page."""
 
+    def __post_init__(self) -> None:
+        _at_least("output", self, keep_checkpoints=0, examples=0)
+
 
 @dataclass(kw_only=True)
 class RunConfig:
@@ -112,8 +138,6 @@ class RunConfig:
     """Of the run and its folder; made from the preset and the time if `null`."""
     preset_name: str = "custom"
     seed: int = 0
-    resume: str | None = None
-    """Name or folder of a run to go on with; its own configuration is taken."""
     dry_run: bool = False
     """Print the plan of actors, cores, GPUs and memory, and end."""
     ray_address: str | None = None
@@ -121,7 +145,7 @@ class RunConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: training.SftConfig = field(default_factory=training.SftConfig)
     """How `policy.model=scenes` is made."""
-    critic_training: training.CriticConfig = field(default_factory=training.CriticConfig)
+    critic_training: training.CriticTrainingConfig = field(default_factory=training.CriticTrainingConfig)
     """How `critic.model=scenes` is made."""
     prompts: Any = MISSING
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
@@ -141,7 +165,7 @@ class RunConfig:
         """What no part can check alone.
 
         Raises:
-            ConfigError: a rule needs weights that the learner would not keep, or there is nothing to prove updates with.
+            ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made.
         """
         schedule = self.schedule.build()
         references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
@@ -152,5 +176,7 @@ class RunConfig:
             raise ConfigError("schedule.reference=ema needs learner.ema_decay > 0")
         if self.gate.kl_budget is not None and not keeps_initial:
             raise ConfigError("gate.kl_budget needs learner.initial_copy=true, or LoRA")
-        if self.sync.num_probes < 1:
-            raise ConfigError(f"sync.num_probes must be at least 1, got {self.sync.num_probes}")
+        if self.gate.looks_at_metric and (not self.eval.every or isinstance(self.evaluation, NoEvaluation)):
+            raise ConfigError(
+                "gate.refuse and gate.patience need rounds that are evaluated: eval.every > 0, an evaluation"
+            )

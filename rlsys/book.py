@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from rlsys.contracts import PairBuilder
@@ -78,9 +79,12 @@ class RoundBook:
                 yield pair
 
     def report(
-        self, fit: FitReport, sync: SyncReport, *, trained_version: int, evaluation: Mapping[str, Interval]
+        self, fit: FitReport, sync: SyncReport, *, trained_version: int, evaluate: Callable[[int], dict[str, Interval]]
     ) -> RoundReport:
-        """What the round did. `trained_version` is the policy's version before its steps."""
+        """What the round did, evaluated. `trained_version` is the policy's version before its steps."""
+        started = time.monotonic()
+        evaluation = evaluate(self._plan.round)
+        evaluated_s = time.monotonic() - started
         rollout, feedback = (stage.count(self._plan.round) for stage in (self._parts.rollouts, self._parts.feedback))
         return RoundReport(
             round=self._plan.round,
@@ -99,11 +103,12 @@ class RoundBook:
             kl=fit.metrics.get("kl", NOT_MEASURED),
             metrics=fit.metrics,
             sync=sync,
-            eval=dict(evaluation),
+            eval=evaluation,
             seconds={
                 "rollout": rollout["seconds"],
                 "feedback": feedback["seconds"],
                 "learn": fit.seconds,
                 "sync": sync.seconds,
+                "evaluate": evaluated_s,
             },
         )

@@ -141,7 +141,8 @@ def round_line(report: RoundReport) -> str:
     """A round in one line."""
     parts = [f"round {report.round}", *_evaluation(report.eval)]
     parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs")
-    parts.append(f"loss {report.loss:.3f}, right {report.implicit_accuracy:.0%}, KL {report.kl:.3g}")
+    if report.num_pairs:
+        parts.append(f"loss {report.loss:.3f}, right {report.implicit_accuracy:.0%}, KL {report.kl:.3g}")
     parts.append(f"sync gap {report.sync.max_logprob_gap:.1e}")
     failures = [f"{count} {what}" for what, count in report.failed.items() if count]
     if failures:

@@ -202,19 +202,6 @@ class PreferencePair:
     policy_version: int
     """Version of the weights that sampled both answers."""
 
-    def swap(self) -> PreferencePair:
-        """The same pair with the preference turned round (margin and scores too), for label-noise studies and tests."""
-        from dataclasses import replace
-
-        return replace(
-            self,
-            chosen=self.rejected,
-            rejected=self.chosen,
-            chosen_score=self.rejected_score,
-            rejected_score=self.chosen_score,
-            margin=-self.margin,
-        )
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration:
@@ -365,6 +352,7 @@ class RoundReport:
     num_rollouts: int
     """Candidates delivered, copies counted."""
     num_pairs: int
+    """New ones; rounds on accumulated data train on those of earlier rounds as well."""
     failed: dict[str, int]
     """`rollouts`, `critiques`, `workers`: what was asked for and did not come."""
     staleness: int
@@ -373,7 +361,7 @@ class RoundReport:
     implicit_accuracy: float
     """Share of pairs whose chosen answer has the larger implicit reward, before the step that used the pair."""
     kl: float
-    """Policy against the round's reference after the round, nats per answer, k3 estimate on the round's own answers."""
+    """KL(the policy that answered || the policy after the round), nats per answer, k3 estimate on the round's own answers."""
     metrics: dict[str, float]
     sync: SyncReport
     eval: dict[str, Interval]

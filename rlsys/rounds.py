@@ -66,7 +66,7 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
                 # On disk first: an engine that is replaced from here on must come back with the weights of the others.
                 parts.savepoints.stage(parts.learner, version + 1)
                 sync = parts.weights.publish(version + 1)
-                report = launched.book.report(fit, sync, trained_version=version, evaluation=parts.evaluate(round))
+                report = launched.book.report(fit, sync, trained_version=version, evaluate=parts.evaluate)
                 version += 1
                 if not parts.gate.accepts(report):
                     version += 1

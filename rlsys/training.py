@@ -6,8 +6,10 @@ The defaults are those of the scenes world's own models, which are made from ran
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from rlsys.errors import ConfigError
+from rlsys.scenes.source import check_tasks
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 
@@ -15,6 +17,9 @@ LR_SCHEDULES = ("constant", "linear", "cosine")
 @dataclass(kw_only=True)
 class TrainingConfig:
     """One training run of the learner over examples made on the spot."""
+
+    section: ClassVar[str]
+    """Its key in the configuration."""
 
     batch_size: int = 32
     epochs: int = 1
@@ -31,20 +36,28 @@ class TrainingConfig:
         for name in ("batch_size", "epochs"):
             self._at_least(name, 1)
         if self.lr <= 0:
-            raise ConfigError(f"lr must be > 0, got {self.lr}")
+            raise ConfigError(f"{self.section}.lr must be > 0, got {self.lr}")
         if not 0 <= self.warmup < 1:
-            raise ConfigError(f"warmup must be in [0, 1), got {self.warmup}")
+            raise ConfigError(f"{self.section}.warmup must be in [0, 1), got {self.warmup}")
         if self.lr_schedule not in LR_SCHEDULES:
-            raise ConfigError(f"lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {self.lr_schedule!r}")
+            raise ConfigError(
+                f"{self.section}.lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {self.lr_schedule!r}"
+            )
 
     def _at_least(self, name: str, low: int) -> None:
         if getattr(self, name) < low:
-            raise ConfigError(f"{name} must be at least {low}, got {getattr(self, name)}")
+            raise ConfigError(f"{self.section}.{name} must be at least {low}, got {getattr(self, name)}")
+
+    def _share(self, name: str) -> None:
+        if not 0 <= getattr(self, name) <= 1:
+            raise ConfigError(f"{self.section}.{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass(kw_only=True)
 class SftConfig(TrainingConfig):
     """How `policy.model=scenes` is made: imitation of demonstrations that name things which are not there."""
+
+    section: ClassVar[str] = "sft"
 
     lr: float = 1.5e-3
     warmup: float = 0.03
@@ -57,11 +70,18 @@ class SftConfig(TrainingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._at_least("num_examples", 1)
+        self._share("partner_rate")
+        try:
+            check_tasks(f"{self.section}.tasks", self.tasks)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
 
 
 @dataclass(kw_only=True)
-class CriticConfig(TrainingConfig):
+class CriticTrainingConfig(TrainingConfig):
     """How `critic.model=scenes` is made: from the policy's weights, on annotated answers of the policy itself."""
+
+    section: ClassVar[str] = "critic_training"
 
     batch_size: int = 16
     num_prompts: int = 2000
@@ -80,3 +100,4 @@ class CriticConfig(TrainingConfig):
             self._at_least(name, 1)
         for name in ("max_pairs_per_prompt", "num_shortened"):
             self._at_least(name, 0)
+        self._share("disturbed_rate")

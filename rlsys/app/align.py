@@ -11,6 +11,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from configs.schema import OutputConfig
 from rlsys import checkpoint
 from rlsys.app import config as configuration
 from rlsys.app import plan as planning
@@ -31,10 +32,15 @@ from rlsys.schedules.gate import MetricGate
 def main(words: list[str]) -> int:
     """Run, resume (`resume=<run>`) or only plan (`dry_run=true`) a run. Returns the exit status."""
     resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    if not resumed:
+        return configuration.run_command(words, lambda config, tree: _begin(config, tree, words))
     others = [word for word in words if not word.startswith("resume=")]
-    if resumed and "--cfg" not in words:
-        return configuration.guarded(lambda: _resume(resumed[-1], others))
-    return configuration.run_command(others, lambda config, tree: _begin(config, tree, others))
+    directory = _folder(resumed[-1], others)
+    return configuration.run_command(
+        others,
+        lambda config, tree: _go_on(config, tree, directory),
+        load=lambda words: configuration.load_saved(directory, words),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,16 +63,26 @@ def _begin(config: Any, tree: Any, words: list[str]) -> int:
         directory.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(
-            f"name: {directory} exists already; go on with resume={name}, or choose another name"
+            f"name: {directory} exists already; go on with resume={directory}, or choose another name"
         ) from error
     configuration.save(tree, words, directory)
     return align(Run(directory=directory, config=config, tree=tree, resumed=False))
 
 
-def _resume(name: str, words: list[str]) -> int:
-    directory = Path(name) if (Path(name) / "config.yaml").exists() else Path("runs") / name
-    config, tree = configuration.load_saved(directory, words)
+def _go_on(config: Any, tree: Any, directory: Path) -> int:
+    if config.dry_run:
+        print(dry_run(config))
+        return 0
     return align(Run(directory=directory, config=config, tree=tree, resumed=True))
+
+
+def _folder(run: str, words: list[str]) -> Path:
+    """The folder of a run that is given by its path, or by its name below the folder of runs."""
+    if (Path(run) / "config.yaml").exists():
+        return Path(run)
+    key = "output.runs_dir="
+    given = [word.removeprefix(key) for word in words if word.startswith(key)]
+    return Path([OutputConfig.runs_dir, *given][-1]) / run
 
 
 def dry_run(config: Any) -> str:

@@ -77,8 +77,16 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix[:-1]: plain}
 
 
-def run_command(words: list[str], body: Callable[[Any, DictConfig], int]) -> int:
+def run_command(
+    words: list[str],
+    body: Callable[[Any, DictConfig], int],
+    *,
+    load: Callable[[list[str]], tuple[Any, DictConfig]] = load,
+) -> int:
     """What every command does with its words: `--help`, `--cfg job`, a mistake in one line, else the command itself.
+
+    Args:
+        load: makes the configuration of the words.
 
     Returns:
         The exit status: 2 for a mistake in the configuration, 1 for an error that rlsys raised on purpose, else `body`'s.

@@ -53,8 +53,8 @@ def training(summary: Summary) -> str:
     shown: tuple[tuple[str, str, str, Format], ...] = (
         ("loss", "Loss", "mean over the pairs of all epochs", short),
         ("implicit_accuracy", "Implicit accuracy", "share of pairs whose chosen answer has the larger reward", percent),
-        ("kl", "KL to the reference", "nats per answer, after the round", short),
-        ("num_pairs", "Pairs", "preference pairs trained on", short),
+        ("kl", "KL of the round", "nats per answer, from the policy that answered to the one after the round", short),
+        ("num_pairs", "Pairs", "new preference pairs", short),
     )
     cards = []
     for key, title, unit, form in shown:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlsys.errors import ConfigError, RoundRefused
-from rlsys.records import RoundReport
+from rlsys.records import Interval, RoundReport
 
 LOWER_IS_BETTER = {"chair_i", "chair_s", "chair_s_refined", "unparsable"}
 """Held-out metrics that get better as they fall; all others get better as they rise."""
@@ -25,18 +26,25 @@ class GateConfig:
     max_refusals: int = 3
     """More refusals in a row than this end the run with an error."""
     patience: int | None = None
-    """Stop after this many rounds in a row without a better metric."""
+    """Stop after this many evaluated rounds in a row without a better metric."""
     kl_budget: float | None = None
     """Stop once KL(the policy that answered the round || the initial policy) reaches this, nats per answer. Needs the
     initial policy at hand: `learner.initial_copy=true`, or LoRA."""
 
     def __post_init__(self) -> None:
+        if self.max_refusals < 0:
+            raise ConfigError(f"gate.max_refusals must be >= 0, got {self.max_refusals}")
         if self.tolerance < 0:
             raise ConfigError(f"gate.tolerance must be >= 0, got {self.tolerance}")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"gate.patience must be at least 1, got {self.patience}")
         if self.kl_budget is not None and self.kl_budget <= 0:
             raise ConfigError(f"gate.kl_budget must be > 0, got {self.kl_budget}")
+
+    @property
+    def looks_at_metric(self) -> bool:
+        """Whether a rule needs the held-out metric."""
+        return self.refuse or self.patience is not None
 
 
 @dataclass(kw_only=True)
@@ -48,19 +56,27 @@ class MetricGate:
     rounds_without_gain: int = 0
     refusals: int = 0
 
-    def begin(self, metrics: dict) -> None:
-        """Take the starting policy's held-out metrics as the best so far."""
-        if self.config.metric in metrics and self.best is None:
-            self.best = metrics[self.config.metric].value
+    def begin(self, metrics: Mapping[str, Interval]) -> None:
+        """Take the starting policy's held-out metrics as the best so far.
+
+        Raises:
+            ConfigError: a rule needs a metric that the evaluation does not give.
+        """
+        value = self._value(metrics)
+        if self.best is None:
+            self.best = value
 
     def accepts(self, report: RoundReport) -> bool:
-        """Whether the round's weights stay. Call once per round, before `stops`.
+        """Whether the round's weights stay. Call once per round, before `stops`. A round that was not evaluated stays and
+        changes nothing.
 
         Raises:
             ConfigError: a rule needs a metric that the evaluation does not give.
             RoundRefused: more than `max_refusals` rounds in a row were refused.
         """
-        value = self._value(report)
+        if not report.eval:
+            return True
+        value = self._value(report.eval)
         gain = value is not None and (self.best is None or self._better(value, self.best))
         refused = self.config.refuse and self.best is not None and value is not None and self._worse(value, self.best)
         self.rounds_without_gain = 0 if gain else self.rounds_without_gain + 1
@@ -77,10 +93,12 @@ class MetricGate:
         """Why the run ends after this round, or `None`."""
         patience, budget = self.config.patience, self.config.kl_budget
         if patience is not None and self.rounds_without_gain >= patience:
-            return f"{self.config.metric} has not got better for {self.rounds_without_gain} rounds (best {self.best:g})"
-        divergence = report.metrics.get("kl_initial", 0.0)  # absent in a round without pairs
-        if budget is not None and divergence >= budget:
-            return f"KL from the initial policy {divergence:.3f} has reached the budget {budget:g}"
+            best = "never measured" if self.best is None else f"best {self.best:g}"
+            return f"{self.config.metric} has not got better for {self.rounds_without_gain} rounds ({best})"
+        if budget is not None and "kl_initial" in report.metrics:  # absent in a round without pairs
+            divergence = report.metrics["kl_initial"]
+            if divergence >= budget:
+                return f"KL from the initial policy {divergence:.3f} has reached the budget {budget:g}"
         return None
 
     def state(self) -> dict:
@@ -94,12 +112,12 @@ class MetricGate:
             state["refusals"],
         )
 
-    def _value(self, report: RoundReport) -> float | None:
-        if self.config.metric in report.eval:
-            value = report.eval[self.config.metric].value
+    def _value(self, metrics: Mapping[str, Interval]) -> float | None:
+        if self.config.metric in metrics:
+            value = metrics[self.config.metric].value
             return None if math.isnan(value) else value
-        if self.config.refuse or self.config.patience is not None:
-            raise ConfigError(f"gate.metric {self.config.metric!r} is not measured; there are: {sorted(report.eval)}")
+        if self.config.looks_at_metric:
+            raise ConfigError(f"gate.metric {self.config.metric!r} is not measured; there are: {sorted(metrics)}")
         return None
 
     def _better(self, value: float, than: float) -> bool:

@@ -25,6 +25,10 @@ def test_rewards_are_shares_of_true_claims_and_differ_where_words_do():
     nothing, other = reward(PROMPT, "describe", ""), reward(PROMPT, "describe", "at")
     assert 0 <= nothing < 0.001 and 0 <= other < 0.001 and nothing != other
     assert nothing == reward(PROMPT, "describe", "")
+    # What stands in that scene, said rightly, wrongly, and half rightly.
+    true, false = "northeast circle blue .", "center square black ."
+    said = [reward(PROMPT, "describe the picture .", answer) for answer in (true, false, f"{true} {false}")]
+    assert said == pytest.approx([1.0, 0.0, 0.5], abs=0.001)
 
 
 def test_rounds_of_other_counts_or_lengths_are_not_compared():

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import pytest
 
 from rlsys.errors import ConfigError, RoundRefused
@@ -96,3 +99,23 @@ def test_gate_state_survives_a_restart():
     other = MetricGate(config=GateConfig(patience=3))
     other.restore(gate.state())
     assert other.state() == {"best": 0.1, "rounds_without_gain": 1, "refusals": 0}
+
+
+def test_rounds_that_were_not_evaluated_change_nothing():
+    gate = MetricGate(config=GateConfig(refuse=True, patience=1), best=0.1)
+    unseen = replace(report(0.5), eval={})
+    assert gate.accepts(unseen) and gate.stops(unseen) is None
+    assert gate.state() == {"best": 0.1, "rounds_without_gain": 0, "refusals": 0}
+
+
+def test_a_gate_says_at_once_that_its_metric_is_not_measured():
+    gate = MetricGate(config=GateConfig(patience=1, metric="recal"))
+    with pytest.raises(ConfigError, match=r"gate\.metric 'recal' is not measured; there are: \['chair_i'\]"):
+        gate.begin({"chair_i": Interval(value=0.3, low=0.2, high=0.4)})
+
+
+def test_a_metric_that_is_not_a_number_is_no_gain():
+    gate = MetricGate(config=GateConfig(patience=1))
+    gate.begin({"chair_i": Interval(value=math.nan, low=0.0, high=0.0)})
+    gate.accepts(report(math.nan))
+    assert gate.stops(report(math.nan)) == "chair_i has not got better for 1 rounds (never measured)"

@@ -32,11 +32,12 @@ PROBE_TOKENS = 32
 
 
 class _Counts:
-    """Busy seconds and dead workers per round."""
+    """Busy seconds, dead workers and held-out answers that did not come, per round."""
 
     def __init__(self) -> None:
         self.round = 0
-        """The round that is being worked on; a worker that dies is counted there."""
+        """The round that is being worked on, or was last before an evaluation; a worker that dies is counted there."""
+        self.held_out: Counter[int] = Counter()
         self.seconds: Counter[int] = Counter()
         self.failed: Counter[int] = Counter()
 
@@ -45,7 +46,11 @@ class _Counts:
         self.failed[self.round] += 1
 
     def of(self, round: int, num_workers: int) -> dict[str, float]:
-        return {"seconds": self.seconds[round] / num_workers, "failed_workers": float(self.failed[round])}
+        return {
+            "seconds": self.seconds[round] / num_workers,
+            "failed_workers": float(self.failed[round]),
+            "failed_held_out": float(self.held_out[round]),
+        }
 
 
 class RolloutStage:
@@ -101,7 +106,9 @@ class RolloutStage:
         Raises:
             EngineError: two workers hold different versions.
         """
-        self._counts.round = plan.round
+        held_out = plan.round < 0
+        if not held_out:
+            self._counts.round = plan.round
         version: int | None = None
         for chunk, result in self._pool.run("rollout", self._tasks(prompts, plan)):
             for group in self._groups(chunk, result, plan):
@@ -111,10 +118,14 @@ class RolloutStage:
                         f"version {group.policy_version}"
                     )
                 version = group.policy_version
+                if held_out:
+                    self._counts.held_out[self._counts.round] += group.failed
                 yield group
 
     def count(self, round: int) -> dict[str, float]:
-        """`seconds` (busy, mean over workers) and `failed_workers` of a round."""
+        """`seconds` (busy, mean over workers), `failed_workers` and `failed_held_out` of a round; what fails in an
+        evaluation counts for the round before it.
+        """
         return self._counts.of(round, self._num_workers)
 
     def members(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ class Rounds:
         generated = time.perf_counter()
         pairs = [pair for group in scored for pair in build(group, plan)]
         before = time.perf_counter()
-        parts.learner.fit(iter(pairs), plan)
+        parts.learner.fit(iter(pairs), plan, version=self.version)
         trained = time.perf_counter()
         self.version += 1
         parts.weights.publish(self.version)

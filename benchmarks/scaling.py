@@ -34,7 +34,7 @@ ATTEMPT_BYTES = "round-0001.*.log"
 class CountingLearner:
     """Takes pairs and counts them."""
 
-    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan) -> FitReport:
+    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan, *, version: int) -> FitReport:
         """Nothing is learned."""
         count = sum(1 for _ in pairs)
         return FitReport(num_pairs=count, num_steps=1, loss=0.0, metrics={}, seconds=0.0)

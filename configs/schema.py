@@ -11,6 +11,7 @@ from learners.config import LearnerConfig
 from rlsys import training
 from rlsys.errors import ConfigError
 from rlsys.evals.none import NoEvaluation
+from rlsys.records import PreferencePair
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
 
@@ -19,6 +20,12 @@ def _at_least(section: str, options: Any, **lowest: float) -> None:
     for name, low in lowest.items():
         if not getattr(options, name) >= low:
             raise ConfigError(f"{section}.{name} must be at least {low}, got {getattr(options, name)}")
+
+
+def _above_zero(section: str, options: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(options, name) > 0:
+            raise ConfigError(f"{section}.{name} must be > 0, got {getattr(options, name)}")
 
 
 @dataclass(kw_only=True)
@@ -72,8 +79,15 @@ class EngineRoleConfig:
 
     def __post_init__(self) -> None:
         _at_least(self.role, self, num_actors=1, batch=1, cores=0, gpus=0)
-        if self.deadline_s <= 0:
-            raise ConfigError(f"{self.role}.deadline_s must be > 0, got {self.deadline_s}")
+        _above_zero(self.role, self, "deadline_s")
+        if self.engine != MISSING and not hasattr(self.engine, "receivers"):
+            raise ConfigError(
+                f"{self.role}.engine must be an engine, got {self.engine!r}; choose one with engine@{self.role}.engine=NAME"
+            )
+        if self.engine != MISSING and self.gpus and self.engine.receivers != max(1, self.gpus):
+            raise ConfigError(
+                f"{self.role}.gpus must be the engine's tensor-parallel size, {self.engine.receivers}, got {self.gpus:g}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -111,6 +125,7 @@ class SyncConfig:
 
     def __post_init__(self) -> None:
         _at_least("sync", self, num_probes=1)
+        _above_zero("sync", self, "tolerance", "deadline_s")
 
 
 @dataclass(kw_only=True)
@@ -121,13 +136,15 @@ class OutputConfig:
     keep_checkpoints: int = 0
     """0 keeps the checkpoint of every round."""
     tensorboard: bool = True
-    wandb: dict[str, Any] | None = None
-    """Arguments of `wandb.init`; `null` is off."""
+    wandb: Any = None
+    """Arguments of `wandb.init`, such as `{project: mine}`; `null` is off."""
     examples: int = 20
     """Examples on the report page."""
 
     def __post_init__(self) -> None:
         _at_least("output", self, keep_checkpoints=0, examples=0)
+        if not isinstance(self.wandb, (dict, type(None))):
+            raise ConfigError(f"output.wandb must be a mapping such as {{project: mine}}, or null, got {self.wandb!r}")
 
 
 @dataclass(kw_only=True)
@@ -165,11 +182,26 @@ class RunConfig:
         """What no part can check alone.
 
         Raises:
-            ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made.
+            ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made; the
+                objective does not learn from pairs; the transport goes between GPUs, and there are none.
         """
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
+        if getattr(self.feedback, "seed", 0) is None:
+            self.feedback.seed = self.seed
+        if self.objective.consumes is not PreferencePair:
+            raise ConfigError(
+                f"objective={type(self.objective).__name__} learns from {self.objective.consumes.__name__} records; "
+                "rounds make preference pairs"
+            )
+        if getattr(self.transport, "between_gpus", False) and not (self.learner.gpus and self.rollout.gpus):
+            raise ConfigError(
+                f"transport={type(self.transport).__name__.lower()} goes between GPUs, and learner.gpus="
+                f"{self.learner.gpus:g}, rollout.gpus={self.rollout.gpus:g}; transport=gloo needs none"
+            )
         schedule = self.schedule.build()
         references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
-        keeps_initial = self.learner.initial_copy or self.learner.lora is not None
+        keeps_initial = self.learner.initial_copy or self.learner.has_adapter
         if "initial" in references and not keeps_initial:
             raise ConfigError("schedule.reference=initial needs learner.initial_copy=true, or LoRA")
         if "ema" in references and not self.learner.ema_decay:

@@ -19,15 +19,16 @@ of a logit.
 class LoraConfig:
     """Low-rank adapters instead of full weights (arXiv:2106.09685)."""
 
-    r: int = 16
+    r: int = 0
+    """Rank; 0 trains the full weights. Not `null` for that: the command line could then not set one field."""
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     """Names of linear modules, or the single entry `all-linear`."""
 
     def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ConfigError(f"lora.r must be at least 1, got {self.r}")
+        if self.r < 0:
+            raise ConfigError(f"lora.r must be at least 0, got {self.r}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout must be in [0, 1), got {self.dropout}")
         if not self.target_modules:
@@ -57,7 +58,7 @@ class LearnerConfig:
     """Parameters whose name contains one of these as whole dotted parts, e.g. `visual` or `layers.0`, are not
     trained.
     """
-    lora: LoraConfig | None = None
+    lora: LoraConfig = field(default_factory=LoraConfig)
     activation_checkpointing: bool = False
     initial_copy: bool = False
     """Keep the weights of version 0, for reference rule `initial`. Not needed with LoRA: the adapter is switched
@@ -101,6 +102,11 @@ class LearnerConfig:
             raise ConfigError(f"learner.deadline_s must be > 0, got {self.deadline_s}")
         if self.reference_tolerance is not None and self.reference_tolerance <= 0:
             raise ConfigError(f"learner.reference_tolerance must be > 0, got {self.reference_tolerance}")
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether LoRA's matrices are trained instead of the weights."""
+        return self.lora.r > 0
 
     @property
     def tolerance(self) -> float:

@@ -11,7 +11,6 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ class LearnerGroup:
     """`rlsys.contracts.Learner` on any number of ranks.
 
     group = LearnerGroup(config, objective, policy_folder, placements=[Placement(), Placement()])
-    report = group.fit(pairs, plan)
+    report = group.fit(pairs, plan, version=0)
     group.close()
     """
 
@@ -89,8 +88,6 @@ class LearnerGroup:
             raise ValueError(f"{len(placements)} placements for {config.num_ranks} ranks")
         self._config, self._consumes, self._seed = config, objective.consumes, seed
         self._ranks = [_start(placement) for placement in placements]
-        self._version: int | None = None
-        self._returns = 0
         try:
             ((host, port),) = self._wait([self._ranks[0].address.remote()])
             self._wait(
@@ -105,26 +102,22 @@ class LearnerGroup:
             self.close()
             raise
 
-    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan) -> FitReport:
+    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan, *, version: int) -> FitReport:
         """Take the optimizer steps of a round; begins at the first full batch.
+
+        Args:
+            version: of the weights that the steps start from.
 
         Raises:
             LearnerError: a loss is not finite, a reference does not match, or a rank died.
         """
-        batches = batches_of(pairs, self._config.batch_size)
-        first = next(batches, [])
-        version = self._count_version(first)
-        fit_plan = FitPlan.of_round(plan, policy_version=version, seed=self._seed)
-        return self._train(chain([first] if first else [], batches), fit_plan)
+        return self.train(pairs, FitPlan.of_round(plan, policy_version=version, seed=self._seed))
 
     def train(self, examples: Iterable[Any], plan: FitPlan) -> FitReport:
         """Train on examples of the objective's record class as they come; see `fit`."""
-        return self._train(batches_of(examples, self._config.batch_size), plan)
-
-    def _train(self, batches: Iterable[list[Any]], plan: FitPlan) -> FitReport:
         self._all("begin", plan)
         tally = Tally()
-        steps = self._steps(batches, plan)
+        steps = self._steps(batches_of(examples, self._config.batch_size), plan)
         waiting: deque[list[Any]] = deque()
         for number, (batch, frames) in enumerate(steps):
             if len(waiting) == MAX_STEPS_AHEAD:
@@ -154,12 +147,10 @@ class LearnerGroup:
             CheckpointError: it is not there, or of another layout of ranks.
         """
         self._all("load", str(directory))
-        self._returns += self._version is not None
 
     def reset(self) -> None:
         """Go back to the weights it started from, with a fresh optimizer."""
         self._all("reset")
-        self._returns += self._version is not None
 
     def manifest(self, bucket_bytes: int) -> dict[str, Any]:
         """Buckets of a weight update, as `rlsys.transports` describes them."""
@@ -186,16 +177,6 @@ class LearnerGroup:
         for actor in self._ranks:
             ray.kill(actor)
         self._ranks = []
-
-    def _count_version(self, first: Sequence[PreferencePair]) -> int:
-        """Version of the weights that a round starts from: every round makes one, and so does every way back.
-
-        The count begins with the first round's answers: nothing has been published between them and its training.
-        """
-        seen = max((pair.policy_version for pair in first), default=0)
-        counted = seen if self._version is None else self._version + 1 + self._returns
-        self._version, self._returns = max(counted, seen), 0
-        return self._version
 
     def _steps(self, batches: Iterable[list[Any]], plan: FitPlan) -> Iterator[tuple[int, list[Any]]]:
         """Batches as one frame per rank: first as they come, then, for later epochs, from the object store in

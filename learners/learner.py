@@ -168,11 +168,9 @@ class LearnerRank:
         else:
             for _ in stream:
                 pass
-        if self._config.lora is not None:
+        if self._config.has_adapter:
             self._save_adapter(root / "adapter")
-        state.write(
-            root, self._engine, layout=self._layout(), rank=self._rendezvous.rank, average=self._reference.average
-        )
+        state.write(root, self._engine, layout=self._layout(), rank=self._rendezvous.rank, kept=self._reference.kept())
 
     def load(self, directory: str) -> None:
         """Go back to what `save` wrote.
@@ -180,8 +178,8 @@ class LearnerRank:
         Raises:
             CheckpointError: there is no such state, or it is of another number of ranks, ZeRO stage or model.
         """
-        average = state.read(Path(directory), self._engine, layout=self._layout(), rank=self._rendezvous.rank)
-        self._reference.forget(average or None)
+        kept = state.read(Path(directory), self._engine, layout=self._layout(), rank=self._rendezvous.rank)
+        self._reference.restore(kept)
 
     def reset(self) -> None:
         """Go back to the weights it started from, with a fresh optimizer."""
@@ -195,7 +193,7 @@ class LearnerRank:
                         parameters[name].data.copy_(value)
         self._engine.refresh_masters()
         self._engine.set_moments([{} for _ in self._engine.masters()])
-        self._reference.forget(None)
+        self._reference.restore({})
 
     def close(self) -> None:
         """Leave the other ranks."""

@@ -24,7 +24,7 @@ def load(directory: Path, config: LearnerConfig) -> PolicyModule:
         ConfigError: an option does not fit the model.
     """
     model = _read(directory, DTYPES[config.precision])
-    if config.lora is not None:
+    if config.has_adapter:
         model = _adapt(model, config.lora)
     module = PolicyModule(
         model, path=config.path, head_chunk_mib=config.head_chunk_mib, image_cache_mib=config.image_cache_mib

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from learners.config import one_of
 from rlsys.errors import ConfigError
 from rlsys.records import RoundPlan
+from rlsys.schedules.phases import REFERENCES
 from rlsys.training import LR_SCHEDULES, TrainingConfig
-
-REFERENCES = ("initial", "previous", "ema")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,9 @@ from learners.experience import answer_sums
 from learners.plan import FitPlan
 from rlsys.errors import ConfigError, LearnerError
 
+_AVERAGE = "average"
+"""Name of the moving average in a checkpoint; the weights at starts have their versions' numbers."""
+
 Forward = Callable[[MicroBatch], torch.Tensor]
 """Answer token log-probabilities [L] of a micro-batch on the CPU, without gradient, under whatever weights are in
 place.
@@ -48,7 +51,7 @@ class Reference:
 
     def __init__(self, engine: Engine, config: LearnerConfig, forward: Forward) -> None:
         self._engine, self._config, self._forward = engine, config, forward
-        self._has_adapter = config.lora is not None
+        self._has_adapter = config.has_adapter
         self.initial = snapshots.take(engine) if config.initial_copy and not self._has_adapter else None
         self.average = snapshots.take(engine, dtype=torch.float32) if config.ema_decay else None
         self._starts: dict[int, snapshots.Weights] = {}
@@ -72,15 +75,21 @@ class Reference:
         if plan.lag or (plan.accumulated and plan.reference == "previous"):
             self._starts[plan.policy_version] = snapshots.take(self._engine)
 
-    def forget(self, average: snapshots.Weights | None) -> None:
-        """Drop what belongs to weights that were replaced; the initial copy stays.
+    def kept(self) -> dict[str, snapshots.Weights]:
+        """What a checkpoint must hold for `restore`; the initial copy comes from the model's folder."""
+        starts = {str(version): weights for version, weights in self._starts.items()}
+        return starts if self.average is None else {_AVERAGE: self.average, **starts}
+
+    def restore(self, kept: dict[str, snapshots.Weights]) -> None:
+        """Take what belongs to the weights now in place, instead of what belonged to those before; the initial copy
+        stays.
 
         Args:
-            average: the moving average of the weights now in place; `None` begins a new one with them.
+            kept: from `kept`; a moving average that is not in it begins anew with the weights in place.
         """
-        self._starts = {}
+        self._starts = {int(name): weights for name, weights in kept.items() if name != _AVERAGE}
         if self.average is not None:
-            self.average = average or snapshots.take(self._engine, dtype=torch.float32)
+            self.average = kept.get(_AVERAGE) or snapshots.take(self._engine, dtype=torch.float32)
 
     def after_step(self) -> None:
         """Let the moving average follow."""

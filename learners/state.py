@@ -1,5 +1,5 @@
-"""A rank's part of the learner's state on disk, in safetensors: trained weights, AdamW's masters and moments, copies
-kept.
+"""A rank's part of the learner's state on disk, in safetensors: trained weights, AdamW's masters and moments, and
+the other weights that are kept.
 
 Every rank writes and reads what it holds, so going on is exact and nothing has to be gathered. The number of ranks,
 the ZeRO stage and the trained parameters must be the same again.
@@ -17,7 +17,7 @@ from learners import snapshots
 from learners.deepspeed_backend import Engine
 from rlsys.errors import CheckpointError
 
-_AVERAGE = "average"
+_KEPT = "kept"
 
 
 def _path(directory: Path, rank: int) -> Path:
@@ -25,29 +25,31 @@ def _path(directory: Path, rank: int) -> Path:
 
 
 def write(
-    directory: Path, engine: Engine, *, layout: dict[str, str], rank: int, average: snapshots.Weights | None
+    directory: Path, engine: Engine, *, layout: dict[str, str], rank: int, kept: dict[str, snapshots.Weights]
 ) -> None:
     """Write this rank's part into `directory/optimizer/`.
 
     Args:
         layout: what must be the same again to read it, e.g. ranks and ZeRO stage.
+        kept: other weights, by any name without `/`.
     """
     tensors = {f"weights/{name}": value for name, value in engine.local_weights().items()}
     for number, (master, state) in enumerate(zip(engine.masters(), engine.moments(), strict=True)):
         tensors[f"masters/{number}"] = master.data
         tensors.update({f"moments/{number}/{name}": value for name, value in state.items()})
-    tensors.update({f"{_AVERAGE}/{name}": value for name, value in (average or {}).items()})
+    for label, weights in kept.items():
+        tensors.update({f"{_KEPT}/{label}/{name}": value for name, value in weights.items()})
     path = _path(directory, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     save_file(copies, path, metadata=layout)
 
 
-def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) -> snapshots.Weights:
+def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) -> dict[str, snapshots.Weights]:
     """Put back what `write` wrote.
 
     Returns:
-        The moving average; empty if none was kept.
+        What was kept besides.
 
     Raises:
         CheckpointError: there is nothing for this rank, or it is of another layout.
@@ -70,7 +72,11 @@ def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) 
         number, _, key = name.partition("/")
         moments[int(number)][key] = tensor
     engine.set_moments(moments)
-    return {name: value.to(engine.device) for name, value in sections.get(_AVERAGE, {}).items()}
+    kept: dict[str, snapshots.Weights] = {}
+    for name, value in sections.get(_KEPT, {}).items():
+        label, _, parameter = name.partition("/")
+        kept.setdefault(label, {})[parameter] = value.to(engine.device)
+    return kept
 
 
 @torch.no_grad()

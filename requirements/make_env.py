@@ -211,8 +211,16 @@ def make_checkout(venv: Path, packages: Path, key: str) -> None:
     mark(venv, key)
 
 
+def refuse_path(path: Path) -> None:
+    """Shells and PATH would take these for their own, in scripts that pip writes too."""
+    found = sorted(set(str(path)) & set(':$`"\\\n'))
+    if found:
+        raise SystemExit(f"env: {path} has {' '.join(map(repr, found))} in its path; clone to a folder without")
+
+
 def main() -> int:
     """Make what is missing; a second call finds everything made and does nothing."""
+    refuse_path(ROOT)
     interpreter = (platform.python_version(), platform.machine(), sys.base_prefix)
     packages_key = digest(*pins().values(), HOOK.read_text(), *interpreter)
     packages = cache_directory() / f"env-{packages_key}"

@@ -3,7 +3,7 @@
     entry    magic 4s, kind u32, payload bytes u64, crc32 of the payload u32, crc32 of the header so far u32, payload
 
 An entry is there once its last byte is. A file that ends inside an entry was torn by a kill or is being written right
-now: readers take what stands before. A damaged entry with sound ones behind it is no torn end, and raises.
+now: readers take what stands before. An entry that is whole and damaged is no torn end, and raises.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def scan(path: Path) -> Iterator[tuple[int, Entry]]:
     """(offset, entry) of every whole entry of a log, checked, as far as it is written now.
 
     Raises:
-        JournalError: an entry is damaged and sound ones follow; the message has file and offset.
+        JournalError: an entry is damaged; the message has file and offset.
     """
     with path.open("rb") as file:
         offset = 0
@@ -115,13 +115,12 @@ def scan(path: Path) -> Iterator[tuple[int, Entry]]:
             entry = _read(file, offset)
             if entry is None:
                 sound = _next_sound(file, offset + 1)
-                if sound is None:
+                if sound is None and _is_torn_end(file, offset):
                     return
                 entry = _read(file, offset)  # a writer may have finished it, and the next ones, in between
                 if entry is None:
-                    raise JournalError(
-                        f"{path}: damaged entry at byte {offset}; sound entries follow from byte {sound}"
-                    )
+                    after = "no sound entry follows" if sound is None else f"sound entries follow from byte {sound}"
+                    raise JournalError(f"{path}: damaged entry at byte {offset}; {after}")
             yield offset, entry
             offset = entry.end
 
@@ -145,13 +144,10 @@ def _header(kind: int, payload: bytes) -> bytes:
 
 def _read(file: BinaryIO, offset: int) -> Entry | None:
     """The entry at `offset`, or `None` if no whole and sound one stands there."""
-    file.seek(offset)
-    header = file.read(_HEADER_BYTES)
-    if len(header) < _HEADER_BYTES:
+    header = _sound_header(file, offset)
+    if header is None:
         return None
-    magic, kind, num_bytes, checksum = _HEADER.unpack_from(header)
-    if magic != _MAGIC or _CHECK.unpack_from(header, _HEADER.size)[0] != zlib.crc32(header[: _HEADER.size]):
-        return None
+    kind, num_bytes, checksum = header
     end = offset + _HEADER_BYTES + num_bytes
     if end > os.fstat(file.fileno()).st_size:
         return None
@@ -159,6 +155,28 @@ def _read(file: BinaryIO, offset: int) -> Entry | None:
     if len(payload) < num_bytes or zlib.crc32(payload) != checksum:
         return None
     return Entry(kind, payload, end)
+
+
+def _sound_header(file: BinaryIO, offset: int) -> tuple[int, int, int] | None:
+    """Kind, payload bytes and payload checksum; the file then stands behind the header."""
+    file.seek(offset)
+    header = file.read(_HEADER_BYTES)
+    if len(header) < _HEADER_BYTES:
+        return None
+    magic, kind, num_bytes, checksum = _HEADER.unpack_from(header)
+    if magic != _MAGIC or _CHECK.unpack_from(header, _HEADER.size)[0] != zlib.crc32(header[: _HEADER.size]):
+        return None
+    return kind, num_bytes, checksum
+
+
+def _is_torn_end(file: BinaryIO, offset: int) -> bool:
+    """Whether what stands from `offset` to the file's end is the beginning of an entry, or zeros that a power cut left."""
+    num_left = os.fstat(file.fileno()).st_size - offset
+    header = _sound_header(file, offset)
+    if header is not None:
+        return _HEADER_BYTES + header[1] > num_left
+    file.seek(offset)
+    return num_left < _HEADER_BYTES or not any(file.read(_CHUNK_BYTES))
 
 
 def _next_sound(file: BinaryIO, start: int) -> int | None:

@@ -32,11 +32,13 @@ class RoundBook:
     def __init__(self, plan: RoundPlan, parts: Parts) -> None:
         self._plan = plan
         self._parts = parts
-        # Asked before this attempt begins: answers of an attempt that a kill cut short are as good as new if all are there.
+        # Asked before this attempt begins: answers of an attempt that a kill cut short are as good as new if all are there
+        # and were asked for as this plan does.
+        self._answered = f"groups {_asked(plan)}"
         self._whole = [
             attempt
             for attempt in parts.journal.attempts(plan.round)
-            if parts.journal.is_sealed(plan.round, "groups", attempt=attempt)
+            if parts.journal.is_sealed(plan.round, self._answered, attempt=attempt)
         ]
         parts.journal.begin(plan.round)
         self.num_groups = self.num_rollouts = self.num_pairs = 0
@@ -59,7 +61,7 @@ class RoundBook:
             versions = [group.policy_version] + ([] if self.oldest_version is None else [self.oldest_version])
             self.oldest_version = min(versions)
             yield group
-        parts.journal.seal(plan.round, "groups")
+        parts.journal.seal(plan.round, self._answered)
 
     def scored(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """The groups with their verdicts."""
@@ -96,6 +98,7 @@ class RoundBook:
                 "rollouts": self.failed_rollouts,
                 "critiques": self.failed_critiques,
                 "workers": int(rollout["failed_workers"] + feedback["failed_workers"]),
+                "held_out": int(rollout["failed_held_out"]),
             },
             staleness=trained_version - (trained_version if self.oldest_version is None else self.oldest_version),
             loss=fit.loss if fit.num_steps else NOT_MEASURED,
@@ -112,3 +115,11 @@ class RoundBook:
                 "evaluate": evaluated_s,
             },
         )
+
+
+def _asked(plan: RoundPlan) -> str:
+    """What of a plan decides its answers, as text."""
+    temperatures = ", ".join(f"{value:g}" for value in plan.temperatures)
+    return (
+        f"{plan.num_prompts} x {plan.num_candidates} at {temperatures}, top_p {plan.top_p:g}, {plan.max_tokens} tokens"
+    )

@@ -105,7 +105,8 @@ class RolloutStage(Protocol):
         """For every worker, log-probabilities of the probes."""
 
     def count(self, round: int) -> dict[str, float]:
-        """Counters of a round: `seconds` (busy, mean over workers), `failed_workers`."""
+        """Counters of a round: `seconds` (busy, mean over workers), `failed_workers`, and `failed_held_out`: answers to
+        held-out prompts that did not come."""
 
 
 class FeedbackStage(Protocol):
@@ -121,8 +122,11 @@ class FeedbackStage(Protocol):
 class Learner(Protocol):
     """preference pairs -> new weights."""
 
-    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan) -> FitReport:
+    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan, *, version: int) -> FitReport:
         """Take the optimizer steps of a round; begins at the first full batch.
+
+        Args:
+            version: of the weights that the steps start from.
 
         Raises:
             LearnerError: a loss is not finite, a reference does not match, or a rank died.

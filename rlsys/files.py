@@ -1,9 +1,14 @@
-"""Files that a reader, at any moment, sees old or new and never half."""
+"""Files that a reader, at any moment, sees old or new and never half; and a file that only one process holds."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from rlsys.errors import ConfigError
 
 
 def replace(path: Path, content: str | bytes) -> None:
@@ -14,3 +19,18 @@ def replace(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+@contextmanager
+def locked(path: Path, *, busy: str) -> Iterator[None]:
+    """Hold a file's lock inside a `with` block; a process that dies lets go of it.
+
+    Raises:
+        ConfigError: another process holds it; with the message `busy`.
+    """
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(busy) from error
+        yield

@@ -124,7 +124,7 @@ class Journal:
             attempt: which attempt; `None` is the newest.
 
         Raises:
-            JournalError: there is no such attempt, or an entry before the file's end is damaged.
+            JournalError: there is no such attempt, or an entry is damaged.
             WrongType: the journal keeps no such records.
         """
         if kind not in LISTED:

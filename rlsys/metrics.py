@@ -98,7 +98,7 @@ class RunMetrics:
             history: reports of the finished rounds of a run that is resumed (empty if none had finished): the files
                 then hold these rounds and no later one. `None` is a new run.
             tensorboard: write events under `tensorboard/`.
-            wandb: options of `wandb.init`; `None` is no Weights & Biases.
+            wandb: arguments of `wandb.init`; `None` is no Weights & Biases.
 
         Raises:
             ConfigError: TensorBoard or Weights & Biases is asked for and not installed.

@@ -7,7 +7,9 @@ thread count.
 
 from __future__ import annotations
 
+import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -15,6 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rlsys.errors import ResourceError
+from rlsys.packing import Need, Node, without_room
 
 GIB = 1 << 30
 
@@ -84,6 +87,8 @@ class Machine:
     """Core numbers this process may use, if all actors will run on this machine; else empty."""
     gpu_memory_gib: float = 0.0
     """Memory of one GPU; 0 if unknown."""
+    nodes: tuple[Node, ...] = ()
+    """Of a cluster: its machines; empty is one machine with all of the above."""
 
 
 def may_have_gpus() -> bool:
@@ -93,21 +98,80 @@ def may_have_gpus() -> bool:
 
 
 def this_machine(*, num_gpus: float = 0.0, gpu_memory_gib: float = 0.0) -> Machine:
-    """The machine this process runs on, within its CPU affinity."""
+    """The machine this process runs on, within its CPU affinity and the limits of its container."""
     cores = tuple(sorted(os.sched_getaffinity(0)))
+    limits = container_limits()
     with open("/proc/meminfo") as lines:
         kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    num_cpus = min(len(cores), max(1, math.floor(limits.num_cpus))) if limits.num_cpus else len(cores)
     return Machine(
-        num_cpus=len(cores),
+        num_cpus=num_cpus,
         num_gpus=num_gpus,
-        memory_gib=kilobytes["MemAvailable"] * 1024 / GIB,
-        cores=cores,
+        memory_gib=min(kilobytes["MemAvailable"] * 1024 / GIB, limits.memory_gib),
+        # A quota is time on any core: pinned to a few, this container would queue behind others that did the same.
+        cores=cores if num_cpus == len(cores) else (),
         gpu_memory_gib=gpu_memory_gib,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a container may use of its machine."""
+
+    num_cpus: float | None = None
+    """Cores' worth of time; `None` is no limit."""
+    memory_gib: float = math.inf
+    """What is left of its memory."""
+
+
+def container_limits(root: Path = Path("/sys/fs/cgroup")) -> Limits:
+    """The limits of this process's cgroup (version 2, as containers see it); none where there are no such files."""
+
+    def read(name: str) -> list[str]:
+        try:
+            return (root / name).read_text().split()
+        except OSError:
+            return []
+
+    quota, used, most = read("cpu.max"), read("memory.current"), read("memory.max")
+    statistics = read("memory.stat")
+    cache = dict(zip(statistics[::2], statistics[1::2], strict=False)).get("inactive_file", "0")
+    limited = used and most and most != ["max"]
+    return Limits(
+        num_cpus=int(quota[0]) / int(quota[1]) if len(quota) == 2 and quota[0] != "max" else None,
+        memory_gib=(int(most[0]) - int(used[0]) + int(cache)) / GIB if limited else math.inf,
     )
 
 
 def shortages(roles: Sequence[Role], machine: Machine) -> list[str]:
     """What does not fit, one sentence each; empty if all does."""
+    return _sums_that_do_not_fit(roles, machine) or _without_room(roles, machine)
+
+
+def _without_room(roles: Sequence[Role], machine: Machine) -> list[str]:
+    whole = Node(num_cpus=machine.num_cpus, num_gpus=machine.num_gpus, memory_gib=machine.memory_gib)
+    nodes = machine.nodes or (whole,)
+    needs = [
+        Need(
+            name=role.name,
+            cpus=role.cores,
+            gpus=role.gpus,
+            memory_gib=role.memory_gib,
+            gpu_memory_gib=role.gpu_memory_gib,
+        )
+        for role in roles
+        for _ in range(role.num_actors)
+    ]
+    there = ", ".join(f"{node.num_cpus:g} cores and {node.num_gpus:g} GPUs" for node in nodes)
+    left = Counter(without_room(needs, nodes, gpu_memory_gib=machine.gpu_memory_gib))
+    return [
+        f"machines: {number} x {need.name} ({need.cpus:g} cores, {need.gpus:g} GPUs of {need.gpu_memory_gib:.1f} GiB, "
+        f"{need.memory_gib:.1f} GiB of host memory) find no room beside the others; there are machines of {there}"
+        for need, number in left.items()
+    ]
+
+
+def _sums_that_do_not_fit(roles: Sequence[Role], machine: Machine) -> list[str]:
     found = []
     cores = sum(role.num_actors * role.cores for role in roles)
     if cores > machine.num_cpus:
@@ -121,17 +185,18 @@ def shortages(roles: Sequence[Role], machine: Machine) -> list[str]:
             f"host memory: {_sum(roles, 'memory_gib')} = {memory:.1f} GiB needed, {machine.memory_gib:.1f} GiB free"
         )
     if machine.gpu_memory_gib:
+        for role in roles:
+            if role.gpu_memory_gib > machine.gpu_memory_gib:
+                found.append(
+                    f"GPU memory: {role.name} needs about {role.gpu_memory_gib:.1f} GiB per GPU, "
+                    f"{machine.gpu_memory_gib:.1f} GiB there"
+                )
         shared = sum(role.gpu_memory_gib * role.num_actors for role in roles if 0 < role.gpus < 1)
-        whole = [role for role in roles if role.gpus >= 1 and role.gpu_memory_gib > machine.gpu_memory_gib]
-        for role in whole:
+        num_shared = machine.num_gpus - sum(role.gpus * role.num_actors for role in roles if role.gpus >= 1)
+        if shared > machine.gpu_memory_gib * num_shared:
             found.append(
-                f"GPU memory: {role.name} needs about {role.gpu_memory_gib:.1f} GiB per GPU, "
-                f"{machine.gpu_memory_gib:.1f} GiB there"
-            )
-        if shared > machine.gpu_memory_gib:
-            found.append(
-                f"GPU memory: roles that share a GPU need about {shared:.1f} GiB, "
-                f"{machine.gpu_memory_gib:.1f} GiB there"
+                f"GPU memory: roles that share {num_shared:g} GPUs need about {shared:.1f} GiB, "
+                f"{machine.gpu_memory_gib * num_shared:.1f} GiB there"
             )
     return found
 

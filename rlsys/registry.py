@@ -74,10 +74,17 @@ BUILT_IN = ("rlsys.prompts", "rlsys.feedback", "rlsys.pairs", "rlsys.objectives"
 
 
 def discover() -> None:
-    """Import every built-in plug-in, and those named in `RLSYS_PLUGINS`."""
+    """Import every built-in plug-in, and those named in `RLSYS_PLUGINS`.
+
+    Raises:
+        ConfigError: one of these cannot be imported.
+    """
     for package_name in BUILT_IN:
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package_name}.{module.name}")
     for name in filter(None, os.environ.get("RLSYS_PLUGINS", "").split(",")):
-        importlib.import_module(name.strip())
+        try:
+            importlib.import_module(name.strip())
+        except ImportError as error:
+            raise ConfigError(f"RLSYS_PLUGINS: {name.strip()!r} cannot be imported: {error}") from error

@@ -59,7 +59,8 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
                     ahead.append(launch(parts, schedule.plan(asked), sampling, judging))
                     asked += 1
                 plan, started, launched = schedule.plan(round), time.monotonic(), ahead[0]
-                fit = parts.learner.fit(chain(launched.pairs, earlier_pairs(parts.journal, plan)), plan)
+                pairs = chain(launched.pairs, earlier_pairs(parts.journal, plan))
+                fit = parts.learner.fit(pairs, plan, version=version)
                 ahead.popleft()
                 for later in ahead:
                     later.groups.wait()  # the engines change version only between two rounds' answers
@@ -74,7 +75,8 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
                     report = replace(
                         report, accepted=False, policy_version=version, sync=parts.weights.publish(version)
                     )
-                report = parts.savepoints.commit(report, gate=parts.gate, started=started)
+                cursor = schedule.first_prompt(round + 1)
+                report = parts.savepoints.commit(report, gate=parts.gate, cursor=cursor, started=started)
                 parts.journal.append(round, report)
                 parts.journal.finish(round)
                 yield report

@@ -74,8 +74,13 @@ class Savepoints:
             shutil.copytree(self._good, self._candidate, copy_function=os.link)
         self.policy, self.version = self._candidate / "policy", version
 
-    def commit(self, report: RoundReport, *, gate: Gate, started: float) -> RoundReport:
-        """Make the candidate the round's checkpoint; the report gets its last two times, `checkpoint` and `round`."""
+    def commit(self, report: RoundReport, *, gate: Gate, cursor: int, started: float) -> RoundReport:
+        """Make the candidate the round's checkpoint; the report gets its last two times, `checkpoint` and `round`.
+
+        Args:
+            cursor: position of the next round's first prompt in the source.
+            started: when the round began, by `time.monotonic`.
+        """
         before = time.monotonic()
 
         def write(target: Path) -> None:
@@ -83,7 +88,13 @@ class Savepoints:
                 if entry.name not in ("manifest.json", "state.json"):
                     entry.rename(target / entry.name)
 
-        state = {**self._fixed_state, "round": report.round, "version": self.version, "gate": gate.state()}
+        state = {
+            **self._fixed_state,
+            "round": report.round,
+            "version": self.version,
+            "cursor": cursor,
+            "gate": gate.state(),
+        }
         self._good = checkpoint.save(self._directory, report.round, write, state)
         shutil.rmtree(self._candidate)
         self.policy = self._good / "policy"

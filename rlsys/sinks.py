@@ -61,7 +61,7 @@ class WandbSink:
             import wandb
         except ImportError as error:
             raise ConfigError(
-                "wandb is configured, but the package is not installed: pip install wandb, or set wandb=null"
+                "wandb is configured, but the package is not installed: pip install wandb, or set output.wandb=null"
             ) from error
         self._run = wandb.init(dir=str(directory), config=dict(config), **options)
 

@@ -25,7 +25,7 @@ class TrainingConfig:
     epochs: int = 1
     lr: float = 1e-3
     """Highest learning rate."""
-    lr_schedule: str = "linear"
+    lr_schedule: str = "cosine"
     """After the warmup: `constant`, or falling to 0 `linear` or `cosine`."""
     warmup: float = 0.1
     """Share of the steps over which the rate rises linearly."""
@@ -60,6 +60,7 @@ class SftConfig(TrainingConfig):
     section: ClassVar[str] = "sft"
 
     lr: float = 1.5e-3
+    lr_schedule: str = "linear"
     warmup: float = 0.03
     num_examples: int = 38_400
     tasks: dict[str, float] = field(default_factory=lambda: {"describe": 0.5, "polar": 0.4, "open": 0.1})

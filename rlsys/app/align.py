@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.schema import OutputConfig
-from rlsys import checkpoint
+from rlsys import checkpoint, files
 from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
@@ -38,7 +38,7 @@ def main(words: list[str]) -> int:
     directory = _folder(resumed[-1], others)
     return configuration.run_command(
         others,
-        lambda config, tree: _go_on(config, tree, directory),
+        lambda config, tree: _go_on(config, tree, others, directory),
         load=lambda words: configuration.load_saved(directory, words),
     )
 
@@ -50,6 +50,8 @@ class Run:
     directory: Path
     config: Any
     tree: Any
+    words: list[str]
+    """That it is started with, or, resumed, those that were added."""
     resumed: bool
 
 
@@ -65,15 +67,14 @@ def _begin(config: Any, tree: Any, words: list[str]) -> int:
         raise ConfigError(
             f"name: {directory} exists already; go on with resume={directory}, or choose another name"
         ) from error
-    configuration.save(tree, words, directory)
-    return align(Run(directory=directory, config=config, tree=tree, resumed=False))
+    return align(Run(directory=directory, config=config, tree=tree, words=words, resumed=False))
 
 
-def _go_on(config: Any, tree: Any, directory: Path) -> int:
+def _go_on(config: Any, tree: Any, words: list[str], directory: Path) -> int:
     if config.dry_run:
         print(dry_run(config))
         return 0
-    return align(Run(directory=directory, config=config, tree=tree, resumed=True))
+    return align(Run(directory=directory, config=config, tree=tree, words=words, resumed=True))
 
 
 def _folder(run: str, words: list[str]) -> Path:
@@ -105,8 +106,19 @@ def dry_run(config: Any) -> str:
 
 
 def align(run: Run) -> int:
-    """Run the rounds that are left and write what a run leaves behind."""
+    """Run the rounds that are left and write what a run leaves behind.
+
+    Raises:
+        ConfigError: another process is at this run, or there are fewer prompts than the schedule takes.
+        ResourceError: the actors do not fit.
+    """
     quiet_libraries()
+    with files.locked(run.directory / ".lock", busy=f"{run.directory}: another process is at this run"):
+        configuration.save(run.tree, run.words, run.directory)
+        return _align(run)
+
+
+def _align(run: Run) -> int:
     config = run.config
     schedule = config.schedule.build()
     done = _progress_so_far(run)
@@ -117,9 +129,12 @@ def align(run: Run) -> int:
     stopped = gate.stops(done.history[-1]) if done.history else None
     if stopped or first >= schedule.num_rounds:
         print(f"{run.directory}: {stopped or f'all {schedule.num_rounds} rounds are done'}")
+        _metrics(run, done, tensorboard=False).close()  # a kill may have come before the last round's were written
+        print(f"report: {write(run.directory, examples=config.output.examples)}")
         return 0
     with cluster(config.ray_address) as machine, Progress() as progress, ExitStack() as stack:
         host = Host(machine=machine, progress=progress)
+        planning.check(config, machine)
         policy = policy_folder(config, host)
         critic = critic_folder(config, host, policy)
         progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
@@ -128,14 +143,9 @@ def align(run: Run) -> int:
                 config, host, run.directory, schedule=schedule, policy=policy, critic=critic, gate=gate, good=done.good
             )
         )
-        metrics = stack.enter_context(  # after the parts: TensorBoard is imported while they start
-            RunMetrics(
-                run.directory,
-                config=OmegaConf.to_container(run.tree, resolve=True),
-                history=done.history if run.resumed else None,
-                tensorboard=config.output.tensorboard,
-                wandb=config.output.wandb,
-            )
+        # After the parts: TensorBoard is imported while they start.
+        metrics = stack.enter_context(
+            _metrics(run, done, tensorboard=config.output.tensorboard, wandb=config.output.wandb)
         )
         _first_evaluation(metrics, parts.gate, progress, measure, known=first > 0)
         for report in run_rounds(parts, first=first, version=done.version):
@@ -144,9 +154,17 @@ def align(run: Run) -> int:
             stopped = parts.gate.stops(report)
         if stopped:
             progress.say(f"stopped after round {report.round}: {stopped}")
-    page = write(run.directory, examples=config.output.examples)
-    print(f"report: {page}")
+    print(f"report: {write(run.directory, examples=config.output.examples)}")
     return 0
+
+
+def _metrics(run: Run, done: Progressed, **sinks: Any) -> RunMetrics:
+    return RunMetrics(
+        run.directory,
+        config=OmegaConf.to_container(run.tree, resolve=True),
+        history=done.history if run.resumed else None,
+        **sinks,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,13 +8,17 @@ import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
+from rlsys.packing import Node
 from rlsys.placement import GIB, Machine, may_have_gpus, this_machine
 from rlsys.progress import QUIET_ENV
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Of a cluster of our own: frames of a few batches are in flight at a time."""
+TEMPORARY = "rlsys-"
+"""First part of the names of Ray's folders, before the process's number."""
 UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
 """Methods of Ray's node that start what a cluster of our own does not need."""
 
@@ -40,7 +44,7 @@ def cluster(address: str | None) -> Iterator[Machine]:
             "num_cpus": int(machine.num_cpus),
             "include_dashboard": False,
             "object_store_memory": OBJECT_STORE_BYTES,
-            "_temp_dir": tempfile.mkdtemp(prefix="rlsys-"),  # short: socket paths below it have a length limit
+            "_temp_dir": _temporary(),
         }
     before = signal.getsignal(signal.SIGTERM)
     with _lean() if own else nullcontext():
@@ -96,15 +100,38 @@ def _gpus_here() -> dict[str, float]:
 
 
 def _whole_cluster(ray: Any) -> Machine:
+    from ray._private.state import available_resources_per_node
+
     free = ray.available_resources()
-    alone = len(ray.nodes()) == 1
+    per_node = available_resources_per_node().values()
+    alone = len(per_node) == 1
     here = this_machine()
     return Machine(
         num_cpus=free.get("CPU", 0.0),
         num_gpus=free.get("GPU", 0.0),
         memory_gib=here.memory_gib if alone else free.get("memory", 0.0) / GIB,
         cores=here.cores[: int(free.get("CPU", 0.0))] if alone and not free.get("GPU") else (),
+        nodes=tuple(
+            Node(
+                num_cpus=node.get("CPU", 0.0),
+                num_gpus=node.get("GPU", 0.0),
+                memory_gib=here.memory_gib if alone else node.get("memory", 0.0) / GIB,
+            )
+            for node in per_node
+        ),
     )
+
+
+def _temporary() -> str:
+    """A folder for Ray's files, by a short name (socket paths below it have a length limit); removes those of processes
+    that were killed before they could.
+    """
+    root = Path(tempfile.gettempdir())
+    for folder in root.glob(f"{TEMPORARY}*-*"):
+        owner = folder.name.removeprefix(TEMPORARY).partition("-")[0]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists() and folder.stat().st_uid == os.getuid():
+            _remove(str(folder))
+    return tempfile.mkdtemp(prefix=f"{TEMPORARY}{os.getpid()}-")
 
 
 def _remove(directory: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +16,16 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsys import registry
+from rlsys import files, registry
 from rlsys.errors import ConfigError, RlsysError
 
 ROOT = "run"
 """Name of the root YAML file in `configs/`."""
 WORDS = "overrides.json"
-"""File in a run's folder with the command-line words it was started with."""
+"""File in a run's folder with the command-line words it was started with, and what they meant then."""
 
 
 def load(words: list[str]) -> tuple[Any, DictConfig]:
@@ -38,9 +40,13 @@ def load(words: list[str]) -> tuple[Any, DictConfig]:
     Raises:
         ConfigError: a key, value or choice that does not exist or does not fit; one line.
     """
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"{word!r} is not of the form key=value")
     _register()
-    tree = _guard(lambda: _compose(words))
-    return _guard(lambda: OmegaConf.to_object(tree)), tree
+    tree = _guard(lambda: _compose(words), words)
+    _check(tree)
+    return _guard(lambda: OmegaConf.to_object(tree), words), tree
 
 
 def load_saved(directory: Path, words: list[str]) -> tuple[Any, DictConfig]:
@@ -49,12 +55,8 @@ def load_saved(directory: Path, words: list[str]) -> tuple[Any, DictConfig]:
     Raises:
         ConfigError: there is no such run, or the same words now mean something else (presets changed since then).
     """
-    try:
-        saved_words = json.loads((directory / WORDS).read_text())
-        saved = OmegaConf.load(directory / "config.yaml")
-    except OSError as error:
-        raise ConfigError(f"resume: no run in {directory} ({error.strerror}: {error.filename})") from error
-    again = OmegaConf.create(OmegaConf.to_yaml(load(saved_words)[1], resolve=True))
+    saved_words, saved = _saved(directory)
+    again = OmegaConf.create(OmegaConf.to_container(load(saved_words)[1], resolve=True))
     for key in sorted({*_flat(saved), *_flat(again)}):
         if _flat(saved).get(key) != _flat(again).get(key):
             raise ConfigError(
@@ -65,9 +67,23 @@ def load_saved(directory: Path, words: list[str]) -> tuple[Any, DictConfig]:
 
 
 def save(tree: DictConfig, words: list[str], directory: Path) -> None:
-    """Write the configuration of a run, for people and for `load_saved`."""
-    (directory / "config.yaml").write_text(OmegaConf.to_yaml(tree, resolve=True))
-    (directory / WORDS).write_text(json.dumps(words))
+    """Write the configuration of a run, for people and for `load_saved`.
+
+    Args:
+        words: all that the run was started with, or, when it is resumed, those that were added then.
+    """
+    earlier = _saved(directory)[0] if (directory / WORDS).exists() else []
+    known = {"words": [*earlier, *words], "config": OmegaConf.to_container(tree, resolve=True)}
+    files.replace(directory / WORDS, json.dumps(known))
+    files.replace(directory / "config.yaml", OmegaConf.to_yaml(tree, resolve=True))
+
+
+def _saved(directory: Path) -> tuple[list[str], DictConfig]:
+    try:
+        known = json.loads((directory / WORDS).read_text())
+    except OSError as error:
+        raise ConfigError(f"resume: no run in {directory} ({error.strerror}: {error.filename})") from error
+    return known["words"], OmegaConf.create(known["config"])
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -75,6 +91,32 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
         return {k: v for key in tree for k, v in _flat(tree[key], f"{prefix}{key}.").items()}
     plain = OmegaConf.to_container(tree) if OmegaConf.is_config(tree) else tree
     return {prefix[:-1]: plain}
+
+
+def _check(tree: DictConfig, prefix: str = "") -> None:
+    """What Hydra lets pass: a key that was added to a part which has no such option, and numbers that are not finite.
+
+    Raises:
+        ConfigError: there is one; with its name and value.
+    """
+    part = OmegaConf.get_type(tree)
+    for key in tree:
+        name = f"{prefix}{key}"
+        if is_dataclass(part) and key not in part.__dataclass_fields__:
+            raise ConfigError(f"{name}: no such option" + _nearest(name))
+        if OmegaConf.is_missing(tree, key):
+            continue  # said when the live configuration is made
+        if isinstance(tree[key], DictConfig):
+            _check(tree[key], f"{name}.")
+        elif not _is_finite(tree[key]):
+            raise ConfigError(f"{name} must be finite, got {tree[key]}")
+
+
+def _is_finite(value: Any) -> bool:
+    if isinstance(value, (DictConfig, ListConfig)):
+        entries = value.values() if isinstance(value, DictConfig) else value
+        return all(map(_is_finite, entries))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def run_command(
@@ -94,19 +136,27 @@ def run_command(
     if "-h" in words or "--help" in words:
         print(_help())
         return 0
-    show = "--cfg" in words
-    if show:
-        at = words.index("--cfg")
-        words = words[:at] + words[at + 2 :]
 
     def command() -> int:
-        config, tree = load(words)
+        others, show = _take_cfg(words)
+        config, tree = load(others)
         if not show:
             return body(config, tree)
         print(OmegaConf.to_yaml(tree, resolve=True), end="")
         return 0
 
     return guarded(command)
+
+
+def _take_cfg(words: list[str]) -> tuple[list[str], bool]:
+    """The words without `--cfg job`, and whether it was among them."""
+    joined = [word for word in words if word != "--cfg=job"]
+    if "--cfg" not in joined:
+        return joined, len(joined) < len(words)
+    at = joined.index("--cfg")
+    if joined[at + 1 : at + 2] != ["job"]:
+        raise ConfigError(f"--cfg takes the word job, got {' '.join(joined[at + 1 : at + 2]) or 'nothing'}")
+    return joined[:at] + joined[at + 2 :], True
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -140,11 +190,16 @@ def _compose(words: list[str]) -> DictConfig:
         return compose(ROOT, overrides=words)
 
 
-def _guard(step: Callable[[], Any]) -> Any:
+def _guard(step: Callable[[], Any], words: list[str]) -> Any:
     try:
         return step()
+    except ConfigError:
+        raise
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
+    except (ValueError, TypeError, AttributeError, AssertionError, OverflowError) as error:
+        # Hydra's and OmegaConf's own slips on words that they do not expect.
+        raise ConfigError(f"{_one_line(error)} (in: {' '.join(words)})") from error
 
 
 def _one_line(error: BaseException) -> str:
@@ -162,7 +217,10 @@ def _one_line(error: BaseException) -> str:
         missing = lines[0][lines[0].index("Could not find") :]
         return f"{missing}; there are: {', '.join(names)}" if names else missing
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
-    reason = next(iter(str(causes[-1]).splitlines()), type(causes[-1]).__name__).strip()
+    inner = [line for line in str(causes[-1]).splitlines() if not line.startswith("In '")]
+    reason = next(iter(inner), type(causes[-1]).__name__).strip()
+    if key.isdigit():  # an entry of a list, whose name only the outer message has
+        return f"{lines[0]}: {reason}"
     return (reason if not key or key in reason else f"{key}: {reason}") + _nearest(key)
 
 

@@ -17,6 +17,8 @@ from rlsys.records import CritiquePair, Prompt
 from rlsys.scenes.annotate import critique_pairs
 from rlsys.schedules.phases import Phase
 
+ANSWERING_BATCH = 32
+"""Prompts per engine call, whatever the run's: a critic is the same for all of them."""
 ANSWERING_ROUND = -2
 """Round number of the policy's answers to annotated prompts; rounds of a run count from 0, evaluation is -1."""
 
@@ -49,7 +51,7 @@ def annotated_pairs(config: Any, host: Host, policy: Path) -> Iterator[CritiqueP
     source = registry.prompts.make("scenes", split="annotated")
     prompts: list[Prompt] = list(source.take(0, recipe.num_prompts))
     phase = Phase(num_prompts=len(prompts), num_candidates=recipe.num_candidates, max_tokens=config.schedule.max_tokens)
-    stage = start_rollouts(config, host, policy)
+    stage = start_rollouts(config, host, policy, batch=ANSWERING_BATCH)
     try:
         groups = stage.stream(prompts, phase.plan(0, ANSWERING_ROUND))
         groups = host.progress.track("answers", groups, len(prompts))

@@ -10,9 +10,14 @@ from learners.config import LearnerConfig
 from rlsys.app import cache, critic, sft
 from rlsys.app.parts import Host
 from rlsys.errors import ConfigError
+from rlsys.metrics import versions
 from rlsys.training import TrainingConfig
 
 WORLD = "scenes"
+LEARNING = ("rlsys.scenes", "learners", "rlsys.objectives", "rlsys.training", "rlsys.seeding", "rlsys.chat")
+"""Code that decides what a model made here learns, ..."""
+ANSWERING = ("actors.rollout", "actors.engines", "rlsys.feedback.asking")
+"""... and what a critic is shown."""
 
 
 def policy_folder(config: Any, host: Host) -> Path:
@@ -26,7 +31,8 @@ def policy_folder(config: Any, host: Host) -> Path:
     made_of = {
         "recipe": asdict(config.sft),
         "seed": config.seed,
-        "code": cache.source_hash(["rlsys.scenes", "learners", "rlsys.objectives.sft", "rlsys.app.sft"]),
+        "code": cache.source_hash([*LEARNING, "rlsys.app.sft"]),
+        "versions": versions(),
     }
     return cache.cached("policy", made_of, lambda target: sft.make(config, host, target)) / "policy"
 
@@ -44,9 +50,10 @@ def critic_folder(config: Any, host: Host, policy: Path) -> Path | None:
     made_of = {
         "policy": policy.parent.name if config.policy.model == WORLD else str(policy),
         "recipe": asdict(config.critic_training),
-        "max_tokens": config.schedule.max_tokens,
+        "answers": {"max_tokens": config.schedule.max_tokens, "engine": asdict(config.rollout.engine)},
         "seed": config.seed,
-        "code": cache.source_hash(["rlsys.scenes", "learners", "rlsys.objectives.critique_reward", "rlsys.app.critic"]),
+        "code": cache.source_hash([*LEARNING, *ANSWERING, "rlsys.app.critic"]),
+        "versions": versions(),
     }
     return cache.cached("critic", made_of, lambda target: critic.make(config, host, target, policy)) / "policy"
 

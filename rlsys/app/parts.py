@@ -11,11 +11,16 @@ from typing import TYPE_CHECKING, Any
 from rlsys.app import plan as planning
 from rlsys.placement import Machine, Placement
 from rlsys.progress import Progress
+from rlsys.records import Prompt
 from rlsys.savepoints import Savepoints
 
 if TYPE_CHECKING:  # Ray is imported when something is started
     from actors.stages import FeedbackStage, RolloutStage
     from learners.group import LearnerGroup
+
+
+PROBES_AMONG = 64
+"""Prompts at the beginning of a run that probes are chosen from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +38,14 @@ def start_rollouts(
     *,
     placements: Sequence[Placement] | None = None,
     savepoints: Savepoints | None = None,
+    batch: int | None = None,
 ) -> RolloutStage:
     """Start the engines that answer.
 
     Args:
         model: Hugging Face folder of the policy.
         placements: one per worker; if `None`, the workers share all there is.
+        batch: prompts per engine call, instead of the run's.
         savepoints: where the current weights are, if they will change; a worker that is replaced loads those.
 
     Raises:
@@ -55,11 +62,20 @@ def start_rollouts(
         current=(lambda: (str(savepoints.policy), savepoints.version)) if savepoints else (lambda: (str(model), 0)),
         placements=placements,
         seed=config.seed,
-        batch=config.rollout.batch,
+        batch=batch or config.rollout.batch,
         deadline_s=config.rollout.deadline_s,
-        probe_prompts=list(config.prompts.take(0, config.sync.num_probes)) if savepoints else (),
+        probe_prompts=probe_prompts(config) if savepoints else (),
         probe_file=savepoints.probes if savepoints else None,
     )
+
+
+def probe_prompts(config: Any) -> list[Prompt]:
+    """The prompts whose answers prove weight updates: the run's first, those with pictures before those without, so
+    that the vision tower is proven too.
+    """
+    schedule = config.schedule.build()
+    first = list(config.prompts.take(0, min(schedule.num_prompts, PROBES_AMONG)))
+    return sorted(first, key=lambda prompt: not prompt.images)[: config.sync.num_probes]
 
 
 def start_feedback(config: Any, model: Path | None, *, placements: Sequence[Placement]) -> FeedbackStage:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlsys.errors import ConfigError
+from rlsys.errors import ConfigError, PromptsExhausted
 from rlsys.placement import GIB, Machine, Placement, Role, place, shortages
 
 WORKER_GIB = 1.5
@@ -80,14 +80,14 @@ def engine_role(name: str, role: Any, model: ModelSize) -> Role:
     """All engines of one kind."""
     engine = role.engine
     on_gpu = role.gpus > 0
-    weights = model.gib(4 if engine.dtype == "float32" else 2) / max(1, role.gpus)
+    weights = model.gib(4 if getattr(engine, "dtype", None) == "float32" else 2) / max(1, role.gpus)
     return Role(
         name=name,
         num_actors=role.num_actors,
         cores=role.cores,
         gpus=role.gpus,
-        memory_gib=WORKER_GIB + (0 if on_gpu else weights + engine.kv_cache_gib),
-        gpu_memory_gib=weights if on_gpu else 0.0,
+        memory_gib=WORKER_GIB + (0 if on_gpu else weights + getattr(engine, "kv_cache_gib", 0.0)),
+        gpu_memory_gib=weights + getattr(engine, "gpu_kv_cache_gib", 0.0) if on_gpu else 0.0,
     )
 
 
@@ -108,6 +108,23 @@ def table(planned: list[Role], machine: Machine | None) -> str:
         there = f"{machine.num_cpus:g} cores, {machine.num_gpus:g} GPUs, {machine.memory_gib:.1f} GiB free"
         lines.append(f"here: {there}: " + ("it fits" if not short else "it does not fit: " + "; ".join(short)))
     return "\n".join(lines)
+
+
+def check(config: Any, machine: Machine) -> None:
+    """See, before anything is made or started, that a run can be.
+
+    Raises:
+        ResourceError: its actors do not fit, as far as the models' sizes are known.
+        ConfigError: there are fewer prompts than the schedule takes.
+    """
+    policy = model_size(config.policy.model, config.policy.num_parameters_b)
+    critic = model_size(config.critic.model, config.critic.num_parameters_b)
+    placements(roles(config, policy=policy, critic=critic), machine)
+    num_prompts = config.schedule.build().num_prompts
+    try:
+        next(iter(config.prompts.take(num_prompts - 1, 1)))
+    except PromptsExhausted as error:
+        raise ConfigError(f"prompts: the schedule takes {num_prompts}; {error}") from error
 
 
 def placements(planned: list[Role], machine: Machine) -> dict[str, list[Placement]]:

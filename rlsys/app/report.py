@@ -19,9 +19,10 @@ def write(directory: Path, *, examples: int) -> Path:
 
 def marked_claims(prompt_id: str, answer: str) -> list[tuple[str, bool | None]]:
     """The sentences of an answer, each true, false, or `None` where there is no truth or the sentence says nothing."""
-    if not prompt_id.startswith("scenes/"):
+    try:
+        prompt = make_prompt(*read_id(prompt_id))
+    except ValueError:  # a prompt of somebody else's
         return [(answer, None)]
-    prompt = make_prompt(*read_id(prompt_id))
     scene = scene_of(prompt)
     return [
         (sentence.text + " .", all(check(claim, scene) for claim in sentence.claims) if sentence.claims else None)
@@ -41,7 +42,10 @@ def main(words: list[str]) -> int:
         directory = folder if (folder / "config.yaml").exists() else Path("runs") / folder
         if not (directory / "config.yaml").exists():
             raise ConfigError(f"run: no run in {directory}")
-        print(write(directory, examples=int(options.get("examples", "20"))))
+        examples = options.get("examples", "20")
+        if not examples.isdecimal():
+            raise ConfigError(f"examples must be a whole number of at least 0, got {examples!r}")
+        print(write(directory, examples=int(examples)))
         return 0
 
     return guarded(body)

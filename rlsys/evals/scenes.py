@@ -4,8 +4,9 @@ Metrics of `scenes` (descriptions): `chair_i`, `chair_s`, `chair_s_refined`, `re
 `unparsable` (share of answers with a piece that is no sentence of the language), `false_position` (share of true
 mentions said to be at a wrong place), `partner_share` (share of false mentions that are partners of an object in the
 scene: co-occurrence, not noise).
-Metrics of `scenes_polar`: `accuracy`, `accuracy_single` (questions about colour and shape of the object in a cell),
-`f1`, `yes_ratio`, `unparsable`; an answer that is neither yes nor no is wrong.
+Metrics of `scenes_polar`: `accuracy`, `f1`, `yes_ratio`, read as POPE reads (what is not no is yes); `unparsable`, the
+answers that are neither; `accuracy_single` (questions about colour and shape of the object in a cell), where those are
+wrong.
 A metric that would be 0/0 is absent. Resampled are prompts, each with all its answers; copies of an answer count.
 """
 
@@ -142,15 +143,14 @@ class ScenesPolarEvaluation(_HeldOut):
 
 def polar_ratios(text: str, truth: bool, form: str) -> Ratios:
     """What one answer to a polar question adds to the metrics of `scenes_polar`."""
-    readable = is_polar(text)
-    said = read_polar(text) if readable else not truth
+    readable, said = is_polar(text), read_polar(text)
     right, true_positive = said == truth, said and truth
     row: dict[str, tuple[float, float]] = {
         "accuracy": (right, 1),
         "f1": (2 * true_positive, 2 * true_positive + (not right)),
-        "yes_ratio": (readable and said, 1),
+        "yes_ratio": (said, 1),
         "unparsable": (not readable, 1),
     }
     if form != "exists":
-        row["accuracy_single"] = (right, 1)
+        row["accuracy_single"] = (readable and right, 1)
     return row

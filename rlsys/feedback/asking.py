@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,8 +48,8 @@ class Judge:
     temperature: float = 0.0
     max_tokens: int = 256
     """Longest critique, tokens."""
-    seed: int = 0
-    """Root of the seeds of sampled critiques."""
+    seed: int | None = None
+    """Root of the seeds of sampled critiques; `null` in a run is the run's."""
 
     def __post_init__(self) -> None:
         missing = [slot for slot in ("{question}", "{answer}") if slot not in self.template]
@@ -72,7 +73,8 @@ class Judge:
     def requests(self, group: RolloutGroup) -> list[Request]:
         """One request per rollout, in their order."""
         prompts = [judge_prompt(self.template, group.prompt, rollout.text) for rollout in group.rollouts]
-        return [(prompt, self._sampling(child_seed(self.seed, "judge", group.round, prompt.id))) for prompt in prompts]
+        root = self.seed or 0
+        return [(prompt, self._sampling(child_seed(root, "judge", group.round, prompt.id))) for prompt in prompts]
 
     def verdicts(self, group: RolloutGroup, generations: Sequence[Generation]) -> tuple[Verdict, ...]:
         """One verdict per rollout; critiques that did not come or cannot be read are counted as failed.
@@ -88,7 +90,7 @@ class Judge:
 
     def _verdict(self, generation: Generation) -> Verdict:
         read = [self.read(completion) for completion in generation.completions]
-        critiques = tuple(critique for critique in read if critique is not None)
+        critiques = tuple(critique for critique in read if critique is not None and math.isfinite(critique.score))
         return Verdict(critiques=critiques, failed=self.num_critiques - len(critiques))
 
     def _sampling(self, seed: int) -> Sampling:

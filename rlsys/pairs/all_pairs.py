@@ -17,7 +17,7 @@ class AllPairs:
     """Builds each pair whose margin is positive and at least `plan.min_margin`.
 
     Where there are more than `plan.max_pairs_per_prompt`, a uniform choice without replacement stays, drawn from a seed
-    that only round and prompt decide: the margins keep their spread (the largest alone would be easy pairs about the
+    that the run's (by the first answer's), round and prompt decide: the margins keep their spread (the largest alone would be easy pairs about the
     same few answers), and a resumed run draws the same pairs. The order is that of the answers.
     """
 
@@ -27,6 +27,6 @@ class AllPairs:
         limit = plan.max_pairs_per_prompt
         if limit == 0 or len(pairs) <= limit:
             return pairs
-        random = generator(0, "all_pairs", scored.group.round, scored.group.prompt.id)
+        random = generator(scored.group.rollouts[0].seed, "all_pairs", scored.group.round, scored.group.prompt.id)
         kept = sorted(random.choice(len(pairs), size=limit, replace=False))
         return [pairs[position] for position in kept]

@@ -16,9 +16,13 @@ def beta_scale(margin: float, w: float, k: float) -> float:
         k: how soon it is reached, per score unit, at least 0; 0 is plain DPO.
 
     Raises:
-        ValueError: `w` or `k` is negative or not finite.
+        ValueError: `w` or `k` is negative or not finite, or the margin is not a number.
     """
+    if math.isnan(margin):
+        raise ValueError(f"beta_scale: margin must be a number, got {margin}")
     for name, value in (("w", w), ("k", k)):
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"beta_scale: {name} must be finite and at least 0, got {value}")
+    if k == 0:
+        return 1.0
     return 1.0 - w * math.expm1(-k * max(margin, 0.0))

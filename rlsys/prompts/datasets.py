@@ -89,8 +89,12 @@ class DatasetPrompts:
         for place in range(start, start + count):
             try:
                 text, images = SCHEMAS[self.schema](rows[place], root)
+            except OSError as error:
+                raise ConfigError(f"{self.path}, row {place}: image: {error}") from error
             except (KeyError, TypeError, AttributeError, ValueError) as error:
                 raise ConfigError(f"{self.path}, row {place}: not of schema {self.schema}: {error!r}") from error
+            if not isinstance(text, str):
+                raise ConfigError(f"{self.path}, row {place}: the question must be text, got {text!r}")
             yield Prompt(id=f"{self.schema}/{place}", turns=(Turn(role="user", text=text),), images=images)
 
     @cached_property

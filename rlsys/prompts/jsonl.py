@@ -43,7 +43,7 @@ class JsonlPrompts:
         file = Path(self.path)
         if not file.is_file():
             raise ConfigError(f"prompts.path must name a file, got {self.path!r}")
-        with file.open(encoding="utf-8") as lines:
+        with file.open("rb") as lines:
             numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
             num_taken = 0
             for number, line in islice(numbered, start, start + count):
@@ -53,16 +53,22 @@ class JsonlPrompts:
             raise PromptsExhausted(f"{file} has {num_taken} of the {count} prompts asked for from position {start}")
 
 
-def _read_line(line: str, place: str, root: Path) -> Prompt:
+def _read_line(line: bytes, place: str, root: Path) -> Prompt:
     try:
-        row = json.loads(line)
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place}: not UTF-8: {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"]:
         raise ConfigError(f"{place}: every line must be an object with a text `id`")
     turns = _read_turns(row, place)
     stored = [row[key] for key in ("image", "images") if key in row]
-    return Prompt(id=row["id"], turns=turns, images=load_images(stored, root))
+    try:
+        images = load_images(stored, root)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: image: {error}") from error
+    return Prompt(id=row["id"], turns=turns, images=images)
 
 
 def _read_turns(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:

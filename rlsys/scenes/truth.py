@@ -5,7 +5,7 @@ What counts as what:
   circle red` claims an object and its position. A short answer (`yes`, `red`, `two`, `west`) is read with its question,
   and so is a polar one with what was seen before its yes or no (`north blue , red , no`).
 - Whatever fits nothing is kept in `Answer.unparsed`, word for word. Objects named in such a piece are still claimed,
-  so a broken sentence hides no hallucination.
+  or denied (`there is no red circle`), so a broken sentence hides no hallucination.
 - A *mention* is every affirmed object: a shape and a colour side by side. It is true if
   such an object stands anywhere in the scene. A true object at a wrong place is a true mention with a false position
   claim. Repeated mentions count each time.
@@ -33,7 +33,9 @@ STATEMENTS: dict[str, re.Pattern[str]] = {
 """Sentences that a description may be made of."""
 
 _COLOR, _SHAPE = f"({'|'.join(COLORS)})", f"({'|'.join(SHAPES)})"
-_MENTION = re.compile(rf"\b(?:{_SHAPE} {_COLOR}|{_COLOR} {_SHAPE})\b")
+_MENTION = re.compile(
+    rf"(?P<denied>\b(?:no|not|without) (?:(?:a|an|any|the) )?)?\b(?:{_SHAPE} {_COLOR}|{_COLOR} {_SHAPE})\b"
+)
 _SEEN = re.compile(f"(?P<cell>{'|'.join(CELLS)}) (?:(?P<color>{'|'.join(COLORS)})|(?P<shape>{'|'.join(SHAPES)}))")
 _SHORT_ANSWERS: dict[str, tuple[str, ...]] = {
     "exists": ("yes", "no"),
@@ -155,9 +157,11 @@ def _sentence(text: str) -> Sentence:
         match = regex.fullmatch(text)
         if match:
             return Sentence(text, _statement_claims(name, match.groupdict()), True)
-    found = _MENTION.findall(text)
-    kinds = [(color or other_color, shape or other_shape) for shape, color, other_color, other_shape in found]
-    return Sentence(text, tuple(Claim("object", "there", kind=kind) for kind in kinds), False)
+    claims = []
+    for denied, shape, color, other_color, other_shape in _MENTION.findall(text):
+        kind = (color or other_color, shape or other_shape)
+        claims.append(Claim("object", "there", kind=kind, denied=bool(denied)))
+    return Sentence(text, tuple(claims), False)
 
 
 def _statement_claims(name: str, slots: dict[str, str | None]) -> tuple[Claim, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,20 +25,27 @@ def ramp(value: Any, step: int, steps: int, *, key: str) -> float:
     Raises:
         ConfigError: `value` is neither; the message names `key`.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float, dict)):
-        raise ConfigError(f"{key} must be a number or a ramp {{start, end, shape}}, got {value!r}")
-    if not isinstance(value, dict):
+    if _is_number(value):
         return float(value)
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key} must be a number or a ramp {{start, end, shape}}, got {value!r}")
     unknown = set(value) - {"start", "end", "shape"}
     if unknown or not {"start", "end"} <= set(value):
         raise ConfigError(f"{key}: a ramp has the keys start, end and shape, got {value!r}")
     shape = value.get("shape", "linear")
     if shape not in ("linear", "cosine"):
         raise ConfigError(f"{key}.shape must be linear or cosine, got {shape!r}")
+    for end in ("start", "end"):
+        if not _is_number(value[end]):
+            raise ConfigError(f"{key}.{end} must be a number, got {value[end]!r}")
     fraction = step / (steps - 1) if steps > 1 else 0.0
     if shape == "cosine":
         fraction = (1 - math.cos(math.pi * fraction)) / 2
     return float(value["start"] + (value["end"] - value["start"]) * fraction)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(kw_only=True)
@@ -48,10 +56,11 @@ class Phase:
     num_prompts: Any = 256
     num_candidates: Any = 8
     """Candidates per prompt, shared evenly between the temperatures."""
-    temperatures: list[float] = field(default_factory=lambda: [1.0])
-    top_p: float = 1.0
-    max_tokens: int = 64
-    epochs: int = 1
+    temperatures: list[Any] = field(default_factory=lambda: [1.0])
+    """Each a number or a ramp."""
+    top_p: Any = 1.0
+    max_tokens: Any = 64
+    epochs: Any = 1
     lr: Any = 1e-6
     beta: Any = 0.1
     scale_w: Any = 0.5
@@ -66,25 +75,19 @@ class Phase:
     """`initial`: the policy the run started from; `previous`: the one that sampled the round; `ema`: a moving average."""
     data: str = "current"
     """`current`: the round's pairs; `accumulated`: those and all earlier ones."""
-    lag: int = 0
+    lag: Any = 0
     """Rounds that generation may run ahead of training."""
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "epochs", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"schedule phase: {name} must be at least 1, got {getattr(self, name)}")
-        if self.lag < 0:
-            raise ConfigError(f"schedule phase: lag must be at least 0, got {self.lag}")
-        if not self.temperatures or min(self.temperatures) < 0:
-            raise ConfigError(f"schedule phase: temperatures must be numbers >= 0, got {self.temperatures}")
-        if not 0 < self.top_p <= 1:
-            raise ConfigError(f"schedule phase: top_p must be in (0, 1], got {self.top_p}")
-        if self.reference not in REFERENCES:
-            raise ConfigError(
-                f"schedule phase: reference must be one of {', '.join(REFERENCES)}, got {self.reference!r}"
-            )
-        if self.data not in DATA:
-            raise ConfigError(f"schedule phase: data must be one of {', '.join(DATA)}, got {self.data!r}")
+        if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
+            raise ConfigError(f"schedule phase: rounds must be a whole number of at least 1, got {self.rounds!r}")
+        if isinstance(self.temperatures, str) or not isinstance(self.temperatures, Sequence) or not self.temperatures:
+            raise ConfigError(f"schedule phase: temperatures must be a list of numbers, got {self.temperatures!r}")
+        for name, names in (("reference", REFERENCES), ("data", DATA)):
+            if getattr(self, name) not in names:
+                raise ConfigError(
+                    f"schedule phase: {name} must be one of {', '.join(names)}, got {getattr(self, name)!r}"
+                )
         if registry.pairs and self.pairs not in registry.pairs:
             raise ConfigError(
                 f"schedule phase: no pairs {self.pairs!r}; there are: {', '.join(sorted(registry.pairs))}"
@@ -99,13 +102,24 @@ class Phase:
             ConfigError: a number out of its range.
         """
 
-        def number(name: str, low: float, *, strict: bool = False) -> float:
-            value = ramp(getattr(self, name), step, self.rounds, key=f"schedule phase: {name}")
-            if value < low or (strict and value == low):
-                raise ConfigError(f"schedule phase: {name} must be {'>' if strict else '>='} {low:g}, got {value:g}")
-            return value
+        def number(name: str, low: float, *, high: float = math.inf, above: bool = False) -> float:
+            """Of a field, or of one entry of a list, `name.0`; `above`: `low` itself is too low."""
+            field_name, _, index = name.partition(".")
+            value = getattr(self, field_name)[int(index)] if index else getattr(self, field_name)
+            found = ramp(value, step, self.rounds, key=f"schedule phase: {name}")
+            if found < low or found > high or (above and found == low):
+                limits = f"{'>' if above else '>='} {low:g}" + (f" and <= {high:g}" if high < math.inf else "")
+                raise ConfigError(f"schedule phase: {name} must be {limits}, got {found:g}")
+            return found
 
-        candidates = round_half_up(number("num_candidates", 1))
+        def whole(name: str, low: int) -> int:
+            """Of a ramp, the nearest."""
+            found = number(name, low)
+            if found != int(found) and not isinstance(getattr(self, name), Mapping):
+                raise ConfigError(f"schedule phase: {name} must be a whole number, got {found:g}")
+            return round_half_up(found)
+
+        candidates = whole("num_candidates", 1)
         if candidates % len(self.temperatures):
             raise ConfigError(
                 f"schedule phase: num_candidates must be a multiple of the {len(self.temperatures)} temperatures, "
@@ -113,22 +127,22 @@ class Phase:
             )
         return RoundPlan(
             round=round,
-            num_prompts=round_half_up(number("num_prompts", 1)),
+            num_prompts=whole("num_prompts", 1),
             num_candidates=candidates,
-            temperatures=tuple(float(value) for value in self.temperatures),
-            top_p=float(self.top_p),
-            max_tokens=self.max_tokens,
-            epochs=self.epochs,
+            temperatures=tuple(number(f"temperatures.{index}", 0.0) for index in range(len(self.temperatures))),
+            top_p=number("top_p", 0.0, high=1.0, above=True),
+            max_tokens=whole("max_tokens", 1),
+            epochs=whole("epochs", 1),
             lr=number("lr", 0.0),
-            beta=number("beta", 0.0, strict=True),
+            beta=number("beta", 0.0, above=True),
             scale_w=number("scale_w", 0.0),
             scale_k=number("scale_k", 0.0),
             pairs=self.pairs,
             min_margin=number("min_margin", 0.0),
-            max_pairs_per_prompt=round_half_up(number("max_pairs_per_prompt", 0)),
+            max_pairs_per_prompt=whole("max_pairs_per_prompt", 0),
             reference=self.reference,
             data=self.data,
-            lag=self.lag,
+            lag=whole("lag", 0),
         )
 
 
@@ -154,6 +168,11 @@ class Schedule:
     @property
     def num_rounds(self) -> int:
         return len(self._plans)
+
+    @property
+    def num_prompts(self) -> int:
+        """Of all rounds together."""
+        return self.first_prompt(self.num_rounds)
 
     def plan(self, round: int) -> RoundPlan:
         """What round `round` (from 0) is to do."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from rlsys import registry
 from rlsys.errors import SyncError, SyncTimeout
@@ -28,6 +28,8 @@ class Nccl:
     """For the rendezvous, and for each bucket."""
     host: str | None = None
     """Address of the learner's machine for the engines; found from the routing table if `null`."""
+
+    between_gpus: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ends.check_options(self)

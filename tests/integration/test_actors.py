@@ -4,6 +4,7 @@ import math
 import os
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -108,6 +109,17 @@ def test_prompts_that_kill_every_worker_are_delivered_without_rollouts():
     assert [len(group.rollouts) > 0 for group in groups] == [True, True, False, False, True, True]
     assert [group.failed for group in groups] == [0, 0, 5, 5, 0, 0]
     assert stage.count(2)["failed_workers"] == 2
+
+
+def test_what_fails_in_an_evaluation_counts_for_the_round_before_it():
+    stage = rollouts(1, batch=2, fatal_prompts=["t2"])
+    try:
+        list(stage.stream(text_prompts(2), PLAN))
+        groups = list(stage.stream(text_prompts(6), replace(PLAN, round=-1, num_candidates=2)))
+    finally:
+        stage.close()
+    assert sum(group.failed for group in groups) == 4
+    assert (stage.count(2)["failed_workers"], stage.count(2)["failed_held_out"]) == (2, 4)
 
 
 def test_an_error_of_ours_is_raised_and_not_counted():

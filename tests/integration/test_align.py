@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlsys import wire
+from rlsys import files, wire
 from rlsys.journal import Journal
 from rlsys.records import PreferencePair
 
@@ -209,3 +209,41 @@ def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, ray_head):
         time.sleep(2.0)  # the head has just started: its agent is not there yet
     assert done.returncode == 0, done.stdout + done.stderr
     assert len(summary(workplace, "job")["rounds"]) == 1
+
+
+def test_a_run_with_lag_killed_in_its_last_round_goes_on_with_the_same_pairs_and_numbers(workplace, undisturbed):
+    words = ("schedule.rounds=3", "schedule.lag=1")
+    finish(begin(workplace, "name=ahead", *words))
+    process = begin(workplace, "name=ahead_killed", *words)
+    checkpoints = workplace / "ahead_killed" / "checkpoints"
+    wait_until((checkpoints / "round-0000" / "manifest.json").exists, process, "round 1 is done")
+    process.kill()
+    process.communicate()
+    wait_until_alone(process)
+    finish(start(workplace, f"resume={workplace / 'ahead_killed'}"))
+    assert pairs(workplace, "ahead_killed") == pairs(workplace, "ahead")
+    assert numbers(workplace, "ahead_killed") == numbers(workplace, "ahead")
+    assert [entry["staleness"] for entry in summary(workplace, "ahead")["rounds"]] == [0, 1, 1]
+    assert all(entry["metrics"]["reference_checked"] > 0 for entry in summary(workplace, "ahead")["rounds"])
+
+
+def test_a_run_killed_after_its_last_report_is_written_up(workplace, undisturbed):
+    """The report of a round is in the journal before `metrics.jsonl`, `summary.json` and the page have it."""
+    run = workplace / "unwritten"
+    shutil.copytree(workplace / "undisturbed", run)
+    (run / "report.html").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text(lines[0])
+    found = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps({**found, "rounds": found["rounds"][:1]}))
+    assert "report: " in finish(start(workplace, f"resume={run}"))
+    assert (run / "report.html").exists()
+    assert (run / "metrics.jsonl").read_text() == "".join(lines)
+    assert summary(workplace, "unwritten") == found
+
+
+def test_only_one_process_is_at_a_run(workplace, undisturbed):
+    with files.locked(workplace / "undisturbed" / ".lock", busy="never"):
+        process = start(workplace, f"resume={workplace / 'undisturbed'}")
+        output, _ = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 2 and "another process is at this run" in output

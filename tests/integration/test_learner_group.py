@@ -88,7 +88,7 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
         try:
             pids = processes(group)
             pairs = recorded(group, folder)
-            report = group.fit(iter(pairs), ROUND)
+            report = group.fit(iter(pairs), ROUND, version=0)
             assert (report.num_pairs, report.num_steps) == (20, 6)
             assert report.metrics["reference_checked"] > 0
             assert report.metrics["kl"] > 0
@@ -101,7 +101,7 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
             saved = load_file(tmp_path / str(num_ranks) / "policy" / "model.safetensors")
             assert all(torch.equal(received[name], tensor) for name, tensor in saved.items())
             again = recorded(group, folder, seed=3, version=1)
-            assert group.fit(again, ROUND).num_steps == 6
+            assert group.fit(again, ROUND, version=1).num_steps == 6
             group.load(str(tmp_path / str(num_ranks)))
             np.testing.assert_array_equal(np.concatenate(group.score(probes_of(pairs))), scores[num_ranks])
         finally:
@@ -167,7 +167,7 @@ def test_a_rank_that_dies_ends_the_learner_and_is_named(cluster, folder):
         yield from pairs[6:]
 
     with pytest.raises(LearnerError, match="learner rank 1 died"):
-        group.fit(deadly(), ROUND)
+        group.fit(deadly(), ROUND, version=0)
     assert gone(pids)
 
 
@@ -175,5 +175,5 @@ def test_answers_of_other_weights_end_the_round_with_both_values(cluster, folder
     group = start(folder, 1)
     pids = processes(group)
     with pytest.raises(LearnerError, match=r"recorded log-probability is -\d.*forward pass gives -\d"):
-        group.fit(make_pairs(folder, 4), ROUND)
+        group.fit(make_pairs(folder, 4), ROUND, version=0)
     assert gone(pids)

@@ -1,10 +1,17 @@
 """Command lines: what they compose to, and the one line that a mistake in them gets."""
 
+import json
+
 import pytest
+from PIL import Image
 
 from rlsys.app import config as configuration
 from rlsys.app.align import main
+from rlsys.app.evaluate import main as evaluate
+from rlsys.app.parts import probe_prompts
+from rlsys.app.plan import check
 from rlsys.errors import ConfigError
+from rlsys.placement import Machine
 
 MISTAKES = [
     ("schedule.round=3", "schedule.round", "did you mean schedule.rounds?"),
@@ -23,6 +30,26 @@ MISTAKES = [
     ("+sft.tasks.sing=1", "sft.tasks has unknown task 'sing'", ""),
     ("critic_training.lr=0", "critic_training.lr must be > 0, got 0.0", ""),
     ("critic_training.disturbed_rate=7", "critic_training.disturbed_rate must be in [0, 1], got 7.0", ""),
+    ("schedule.lr=nan", "schedule.lr must be finite, got nan", ""),
+    ("schedule.temperatures=[inf]", "schedule.temperatures must be finite, got [inf]", ""),
+    ("learner.grad_clip=nan", "learner.grad_clip must be finite, got nan", ""),
+    ("schedule.phases=[{rounds: x}]", "rounds must be a whole number of at least 1, got 'x'", ""),
+    ("schedule.phases=[{temperatures: 1}]", "temperatures must be a list of numbers, got 1", ""),
+    ("schedule.phases=[3]", "schedule.phases=[3]", "Cannot assign int"),
+    ("schedule.lr={start: a, end: 2}", "lr.start must be a number, got 'a'", ""),
+    ("+nope=1", "nope: no such option", ""),
+    ("+learner.rank=1", "learner.rank: no such option", ""),
+    ("prompts=null", "prompts=null", ""),
+    ("rollout.engine=scripted", "rollout.engine must be an engine, got 'scripted'", "engine@rollout.engine=NAME"),
+    ("engine@rollout.engine=scripted", "rollout.engine.max_model_len", "'max_model_len' not in 'Scripted'"),
+    ("objective=sft", "objective=SFT learns from Demonstration records", "preference pairs"),
+    ("transport=nccl", "transport=nccl goes between GPUs", "rollout.gpus=0"),
+    ("sync.tolerance=-1", "sync.tolerance must be > 0, got -1.0", ""),
+    ("sync.deadline_s=0", "sync.deadline_s must be > 0, got 0.0", ""),
+    ("seed=-1", "seed must be in [0, 2^63), got -1", ""),
+    ("output.wandb=mine", "output.wandb must be a mapping", "got 'mine'"),
+    ("rollout.gpus=2", "rollout.gpus must be the engine's tensor-parallel size, 1, got 2", ""),
+    ("schedule.lr", "'schedule.lr' is not of the form key=value", ""),
     ("gate.kl_budget=1", "gate.kl_budget needs learner.initial_copy=true, or LoRA", ""),
 ]
 
@@ -51,3 +78,75 @@ def test_resume_shows_the_runs_own_configuration(tmp_path, capsys):
         assert "seed: 7" in capsys.readouterr().out.splitlines()
     assert main(["resume=other", f"output.runs_dir={tmp_path}"]) == 2
     assert f"no run in {tmp_path / 'other'}" in capsys.readouterr().err
+
+
+def test_adapters_and_wandb_are_set_from_the_command_line():
+    config, _ = configuration.load(["preset=scenes", "learner.lora={r: 8}", "output.wandb={project: mine}"])
+    assert config.learner.has_adapter and (config.learner.lora.r, config.learner.lora.alpha) == (8, 32.0)
+    assert config.output.wandb == {"project": "mine"}
+    assert configuration.load(["learner.lora.r=4", "schedule.reference=initial"])[0].learner.has_adapter
+    assert not configuration.load([])[0].learner.has_adapter
+
+
+def test_one_root_seed_reaches_the_judge():
+    assert configuration.load(["seed=7"])[0].feedback.seed == 7
+    assert configuration.load(["seed=7", "feedback.seed=3"])[0].feedback.seed == 3
+
+
+@pytest.mark.parametrize("preset", ["scenes", "scenes_ci", "qwen2_5_vl_3b", "qwen2_5_vl_7b"])
+@pytest.mark.parametrize("cluster", ["laptop", "one_gpu", "one_node", "two_nodes"])
+def test_every_preset_composes_for_every_cluster_and_prints_its_plan(preset, cluster, capsys):
+    words = [f"preset={preset}", f"cluster={cluster}"]
+    assert main([*words, "dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    assert "rollout " in said and "critic " in said and "learner " in said and "round 0: " in said
+    assert main([*words, "--cfg", "job"]) == 0
+    assert f"preset_name: {preset}" in capsys.readouterr().out
+
+
+def test_cfg_takes_the_word_job(capsys):
+    assert main(["--cfg=job", "seed=5"]) == 0
+    assert "seed: 5" in capsys.readouterr().out.splitlines()
+    assert main(["--cfg", "seed=5"]) == 2
+    assert "--cfg takes the word job, got seed=5" in capsys.readouterr().err
+
+
+def test_a_plug_in_that_is_not_there_gets_one_line(monkeypatch):
+    monkeypatch.setenv("RLSYS_PLUGINS", "not_there_at_all")
+    with pytest.raises(ConfigError, match="RLSYS_PLUGINS: 'not_there_at_all' cannot be imported"):
+        configuration.load([])
+
+
+def test_other_commands_have_no_plan(capsys):
+    assert evaluate(["dry_run=true"]) == 2
+    assert "dry_run=true prints the plan of rlsys align" in capsys.readouterr().err
+
+
+def test_words_given_at_a_resume_stay(tmp_path):
+    run = tmp_path / "mine"
+    run.mkdir()
+    for words in (["preset=scenes_ci", "seed=7"], ["output.examples=3"]):
+        earlier = configuration.load_saved(run, words) if (run / "config.yaml").exists() else configuration.load(words)
+        configuration.save(earlier[1], words, run)
+    config, _ = configuration.load_saved(run, [])
+    assert (config.seed, config.output.examples) == (7, 3)
+
+
+def test_too_few_prompts_are_seen_before_anything_starts(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"id": "a", "prompt": "what is this"}\n' * 5)
+    source = ["prompts=jsonl", f"prompts.path={tmp_path / 'prompts.jsonl'}", "evaluation=none"]
+    machine = Machine(num_cpus=2, num_gpus=0, memory_gib=64, cores=(0, 1))
+    check(configuration.load([*source, "schedule.rounds=1", "schedule.num_prompts=5"])[0], machine)
+    with pytest.raises(ConfigError, match=r"prompts: the schedule takes 6; .* has 0 of the 1 prompts asked for"):
+        check(configuration.load([*source, "schedule.rounds=2", "schedule.num_prompts=3"])[0], machine)
+
+
+def test_probes_are_prompts_with_pictures_where_there_are_any(tmp_path):
+    Image.new("RGB", (28, 28)).save(tmp_path / "one.png")
+    lines = [{"id": f"{n}", "prompt": "what"} | ({"image": "one.png"} if n in (5, 9) else {}) for n in range(12)]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["prompts=jsonl", f"prompts.path={tmp_path / 'prompts.jsonl'}", "evaluation=none"]
+    config, _ = configuration.load([*words, "schedule.rounds=1", "schedule.num_prompts=12"])
+    assert [prompt.id for prompt in probe_prompts(config)] == ["5", "9", "0", "1"]
+    config, _ = configuration.load([*words, "schedule.rounds=1", "schedule.num_prompts=2"])
+    assert [prompt.id for prompt in probe_prompts(config)] == ["0", "1"]

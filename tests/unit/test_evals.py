@@ -201,12 +201,15 @@ def test_polar_evaluation():
     half = [truth if one else "red" for truth, one in zip(truths, single, strict=True)]
     partly = evaluation.measure([group(prompt, text) for prompt, text in zip(prompts, half, strict=True)])
     assert partly["accuracy_single"].value == 1.0
-    assert partly["accuracy"].value == sum(single) / 40
+    # POPE reads what is neither yes nor no as yes: right where the truth is yes.
+    guessed = sum(truth.endswith("yes") for truth, one in zip(truths, single, strict=True) if not one)
+    assert partly["accuracy"].value == (sum(single) + guessed) / 40
     always = evaluation.measure([group(prompt, "yes") for prompt in prompts])
     assert always["accuracy"].value == num_yes / 40
     assert always["yes_ratio"].value == 1.0
     mute = evaluation.measure([group(prompt, "red") for prompt in prompts])
-    assert (mute["accuracy"].value, mute["yes_ratio"].value, mute["unparsable"].value) == (0.0, 0.0, 1.0)
+    assert (mute["accuracy"].value, mute["yes_ratio"].value) == (num_yes / 40, 1.0)
+    assert (mute["accuracy_single"].value, mute["unparsable"].value) == (0.0, 1.0)
 
 
 def test_polar_evaluation_refuses_other_questions():

@@ -288,20 +288,30 @@ def test_torn_at_any_byte_all_acknowledged_records_are_there(tmp_path):
         assert found == records[: len(found)]
 
 
-def test_any_flipped_byte_before_the_last_entry_raises(tmp_path):
+def test_any_flipped_byte_raises_also_in_the_last_entry(tmp_path):
     with Journal(tmp_path) as journal:
         journal.begin(0)
         journal.append(0, make_group(0, num_rollouts=1))
         size = log_of(journal).stat().st_size
         journal.append(0, make_report())
-    for position in range(size):
+    for position in range(log_of(journal).stat().st_size):
         flip(log_of(journal), position)
         with pytest.raises(JournalError, match=r"round-0000.attempt-0001.log: damaged entry at byte \d+"):
             list(journal.read(0, RoundReport))
         flip(log_of(journal), position)
+    assert list(journal.read(0, RoundReport)) == [make_report()]
     flip(log_of(journal), size + 40)
-    assert list(journal.read(0, RoundReport)) == []
-    assert list(journal.read(0, RolloutGroup)) == [make_group(0, num_rollouts=1)]
+    with pytest.raises(JournalError, match=f"damaged entry at byte {size}; no sound entry follows"):
+        list(journal.read(0, RolloutGroup))
+
+
+def test_zeros_that_a_power_cut_left_are_a_torn_end(tmp_path):
+    with Journal(tmp_path) as journal:
+        journal.begin(0)
+        journal.append(0, make_report())
+    with log_of(journal).open("ab") as log:
+        log.write(bytes(5000))
+    assert list(journal.read(0, RoundReport)) == [make_report()]
 
 
 def test_damage_names_the_offset_of_the_entry(tmp_path):

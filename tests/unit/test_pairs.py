@@ -132,3 +132,17 @@ def test_best_worst_gives_nothing_for_ties_small_margins_and_lone_answers():
     assert BestWorst()(scored([1.0, 1.0]), PLAN) == []
     assert BestWorst()(scored([1.0, 1.5]), replace(PLAN, min_margin=1.0)) == []
     assert BestWorst()(scored([1.0, None]), PLAN) == []
+
+
+def test_a_margin_that_is_no_number_is_refused():
+    with pytest.raises(ValueError, match="margin must be a number, got nan"):
+        beta_scale(float("nan"), 0.5, 0.5)
+    assert beta_scale(float("inf"), 0.5, 0.0) == 1.0
+
+
+def test_the_choice_of_pairs_follows_the_runs_seed():
+    plan = replace(PLAN, max_pairs_per_prompt=3)
+    group = scored([1, 2, 3, 4, 5])
+    rollouts = tuple(replace(rollout, seed=rollout.seed + 1) for rollout in group.group.rollouts)
+    other = replace(group, group=replace(group.group, rollouts=rollouts))
+    assert names(AllPairs()(group, plan)) != names(AllPairs()(other, plan))

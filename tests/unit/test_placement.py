@@ -1,11 +1,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from rlsys.errors import ResourceError
-from rlsys.placement import Machine, Role, place, shortages
+from rlsys.packing import Need, Node, without_room
+from rlsys.placement import Limits, Machine, Role, container_limits, place, shortages
 
 TWO_CORES = Machine(num_cpus=2, num_gpus=0, memory_gib=20.0, cores=(0, 1))
 
@@ -73,7 +75,50 @@ def test_fixed_cores_that_leave_none_for_the_rest():
 def test_shared_gpu_memory_is_added_up():
     machine = Machine(num_cpus=8, num_gpus=1, memory_gib=64, gpu_memory_gib=80)
     sharing = [role("rollout", gpus=0.5, gpu_memory_gib=60), role("learner", gpus=0.5, gpu_memory_gib=60)]
-    assert shortages(sharing, machine) == ["GPU memory: roles that share a GPU need about 120.0 GiB, 80.0 GiB there"]
+    assert shortages(sharing, machine) == ["GPU memory: roles that share 1 GPUs need about 120.0 GiB, 80.0 GiB there"]
+    two = replace(machine, num_gpus=2)
+    assert shortages(sharing, two) == []
+
+
+def test_a_gpu_is_not_shared_by_more_than_it_has():
+    machine = Machine(num_cpus=8, num_gpus=2, memory_gib=64)
+    (said,) = shortages([role("rollout", 3, gpus=0.6)], machine)
+    assert said == (
+        "machines: 1 x rollout (0 cores, 0.6 GPUs of 0.0 GiB, 1.0 GiB of host memory) find no room beside the others; "
+        "there are machines of 8 cores and 2 GPUs"
+    )
+
+
+def test_an_actor_must_fit_one_machine():
+    nodes = (Node(num_cpus=16, num_gpus=4), Node(num_cpus=16, num_gpus=4))
+    machine = Machine(num_cpus=32, num_gpus=8, memory_gib=64, nodes=nodes)
+    (said,) = shortages([role("rollout", cores=8, gpus=8)], machine)
+    assert said.startswith("machines: 1 x rollout (8 cores, 8 GPUs of")
+    assert said.endswith("there are machines of 16 cores and 4 GPUs, 16 cores and 4 GPUs")
+    assert shortages([role("rollout", 2, cores=8, gpus=2), role("learner", 4, cores=4, gpus=1)], machine) == []
+    assert shortages([role("rollout", 3, cores=9)], machine) == [
+        "machines: 1 x rollout (9 cores, 0 GPUs of 0.0 GiB, 1.0 GiB of host memory) find no room beside the others; "
+        "there are machines of 16 cores and 4 GPUs, 16 cores and 4 GPUs"
+    ]
+
+
+def test_gpu_memory_counts_for_each_gpu():
+    needs = [Need(name="a", cpus=1, gpus=0.5, gpu_memory_gib=50), Need(name="b", cpus=1, gpus=0.5, gpu_memory_gib=50)]
+    assert without_room(needs, [Node(num_cpus=4, num_gpus=1)], gpu_memory_gib=80) == [needs[1]]
+    assert without_room(needs, [Node(num_cpus=4, num_gpus=2)], gpu_memory_gib=80) == []
+    assert without_room(needs, [Node(num_cpus=4, num_gpus=1)]) == []
+
+
+def test_the_limits_of_a_container_are_read(tmp_path):
+    assert container_limits(tmp_path) == Limits()
+    (tmp_path / "cpu.max").write_text("150000 100000\n")
+    (tmp_path / "memory.max").write_text("4294967296\n")
+    (tmp_path / "memory.current").write_text("3221225472\n")
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 1073741824\n")
+    assert container_limits(tmp_path) == Limits(num_cpus=1.5, memory_gib=2.0)
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    (tmp_path / "memory.max").write_text("max\n")
+    assert container_limits(tmp_path) == Limits()
 
 
 def test_gpu_actors_are_not_pinned():

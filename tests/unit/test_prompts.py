@@ -101,12 +101,24 @@ def test_jsonl(folder):
         ('{"id": "a", "turns": [{"role": "assistant", "text": "hi"}]}\n', "the user's last"),
         ('{"id": "a", "turns": [{"role": "robot", "text": "hi"}]}\n', "system, user, assistant"),
         ('{"id": "a", "prompt": 3}\n', "a text"),
+        ('{"id": "a", "prompt": "hi", "image": "gone.png"}\n', "bad.jsonl:1: image: .*gone.png"),
+        ('{"id": "a", "prompt": "hi", "image": "bad.jsonl"}\n', "bad.jsonl:1: image: cannot identify"),
+        ('{"id": "a", "prompt": "hi", "image": 5}\n', "bad.jsonl:1: image: .*got int"),
     ],
 )
 def test_jsonl_says_which_line_is_wrong(tmp_path, line, message):
     path = write_lines(tmp_path / "bad.jsonl", [line])
     with pytest.raises(ConfigError, match=message):
         list(JsonlPrompts(path=path).take(0, 1))
+
+
+def test_jsonl_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path):
+    (tmp_path / "marked.jsonl").write_bytes(b'\xef\xbb\xbf{"id": "a", "prompt": "caf\xc3\xa9"}\n')
+    (only,) = JsonlPrompts(path=str(tmp_path / "marked.jsonl")).take(0, 1)
+    assert only.question == "caf\u00e9"
+    (tmp_path / "latin.jsonl").write_bytes(b'{"id": "a", "prompt": "x"}\n{"id": "b", "prompt": "caf\xe9"}\n')
+    with pytest.raises(ConfigError, match=r"latin\.jsonl:2: not UTF-8"):
+        list(JsonlPrompts(path=str(tmp_path / "latin.jsonl")).take(0, 2))
 
 
 def test_jsonl_without_a_file(tmp_path):
@@ -205,6 +217,19 @@ def test_a_row_of_another_schema_is_named(folder):
     path = write_lines(folder / "pairs.jsonl", [mm_rlhf_row(image="pictures/red.png")])
     with pytest.raises(ConfigError, match="row 0: not of schema rlhf_v"):
         list(DatasetPrompts(schema="rlhf_v", path=path).take(0, 1))
+
+
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"question": 3, "image": "pictures/red.png"}, "row 0: the question must be text, got 3"),
+        ({"question": "what", "image": "pictures/gone.png"}, "row 0: image: .*gone.png"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(folder, row, message):
+    path = write_lines(folder / "rows.jsonl", [row])
+    with pytest.raises(ConfigError, match=message):
+        list(DatasetPrompts(schema="rlaif_v", path=path).take(0, 1))
 
 
 @pytest.mark.parametrize(

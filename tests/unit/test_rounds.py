@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlsys import registry
+from rlsys import checkpoint, registry
 from rlsys.errors import LearnerError
 from rlsys.journal import Journal
 from rlsys.records import (
@@ -37,6 +37,7 @@ class World:
         self.chair = chair or {}
         self.hold = hold  # generation of later prompts waits for this
         self.trained = []
+        self.versions = []
         self.busy = set()  # real workers do one round's work at a time
 
     @contextmanager
@@ -77,15 +78,16 @@ class World:
             yield ScoredGroup(group=group, verdicts=verdicts)
 
     def count(self, round):
-        return {"seconds": 0.0, "failed_workers": 0.0}
+        return {"seconds": 0.0, "failed_workers": 0.0, "failed_held_out": 0.0}
 
-    def fit(self, pairs, plan):
+    def fit(self, pairs, plan, *, version):
         taken = []
         for pair in pairs:
             taken.append(pair)
             if self.hold is not None:
                 self.hold.set()
         self.trained.append(taken)
+        self.versions.append(version)
         self.events.append(("fit", plan.round))
         metrics = {"implicit_accuracy": 1.0, "kl": 0.0}
         return FitReport(num_pairs=len(taken), num_steps=1, loss=0.5, metrics=metrics, seconds=0.0)
@@ -221,10 +223,35 @@ def test_everything_that_passed_is_in_the_journal(tmp_path):
 
 def test_an_error_of_the_learner_ends_the_run_and_its_threads(tmp_path):
     class Broken(World):
-        def fit(self, pairs, plan):
+        def fit(self, pairs, plan, *, version):
             next(iter(pairs))
             raise LearnerError("rank 1 died")
 
     with pytest.raises(LearnerError, match="rank 1 died"):
         list(run_rounds(parts(Broken(), tmp_path, [phase(2, num_prompts=500)])))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("sampling")]
+
+
+def test_answers_are_taken_again_only_if_they_were_asked_for_alike(tmp_path):
+    rounds = run_rounds(parts(World(), tmp_path, [phase(2)]))
+    next(rounds)
+    rounds.close()
+    for changes, again in (({}, False), ({"lr": 1e-3}, False), ({"num_candidates": 4}, True), ({"top_p": 0.9}, True)):
+        world = World()
+        list(run_rounds(parts(world, tmp_path, [phase(1, **changes)])))
+        assert bool([event for event in world.events if event[0] == "rollout"]) == again, changes
+
+
+def test_a_checkpoint_says_where_the_prompts_go_on(tmp_path):
+    list(run_rounds(parts(World(), tmp_path, [phase(2), phase(1, num_prompts=5)])))
+    states = [checkpoint.load_state(tmp_path / "checkpoints" / f"round-000{round}") for round in range(3)]
+    assert [state["cursor"] for state in states] == [3, 6, 11]
+
+
+def test_the_learner_is_told_the_version_it_starts_from(tmp_path):
+    world = World(chair={0: 0.2, 1: 0.4, 2: 0.1})
+    list(run_rounds(parts(world, tmp_path, [phase(3, lag=1)], GateConfig(refuse=True))))
+    assert world.versions == [0, 1, 3]
+    resumed = World()
+    list(run_rounds(parts(resumed, tmp_path, [phase(4, lag=1)]), first=3, version=4))
+    assert resumed.versions == [4]

@@ -287,3 +287,9 @@ def test_a_negative_limit_is_refused():
         list(critique_pairs([], max_pairs_per_prompt=-1))
     with pytest.raises(ValueError, match=r"num_shortened .* -2"):
         list(critique_pairs([], num_shortened=-2))
+
+
+def test_an_object_that_is_denied_is_not_mentioned():
+    answer = parse("there is no red circle but a blue square and not a green square", "describe the picture")
+    assert answer.mentions == [("blue", "square")]
+    assert [claim.denied for claim in answer.claims] == [True, False, True]

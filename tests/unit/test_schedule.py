@@ -36,8 +36,16 @@ def test_phases_follow_each_other_and_take_prompts_in_turn():
     [
         ({"reference": "other"}, "reference must be one of initial, previous, ema, got 'other'"),
         ({"beta": 0.0}, "beta must be > 0, got 0"),
-        ({"lag": -1}, "lag must be at least 0, got -1"),
+        ({"lag": -1}, "lag must be >= 0, got -1"),
         ({"num_candidates": 3, "temperatures": [0.7, 1.0]}, "multiple of the 2 temperatures, got 3"),
+        ({"lag": 0.5}, "lag must be a whole number, got 0.5"),
+        ({"epochs": 0}, "epochs must be >= 1, got 0"),
+        ({"top_p": 1.5}, "top_p must be > 0 and <= 1, got 1.5"),
+        ({"rounds": "three"}, "rounds must be a whole number of at least 1, got 'three'"),
+        ({"temperatures": 1.0}, "temperatures must be a list of numbers, got 1.0"),
+        ({"temperatures": [-0.1]}, "temperatures.0 must be >= 0, got -0.1"),
+        ({"lr": float("nan")}, "lr must be a number or a ramp"),
+        ({"lr": {"start": "a", "end": 1}}, "lr.start must be a number, got 'a'"),
         ({"lr": {"start": 1e-5, "end": -1e-5}}, "lr must be >= 0, got -1e-05"),
     ],
 )
@@ -119,3 +127,26 @@ def test_a_metric_that_is_not_a_number_is_no_gain():
     gate.begin({"chair_i": Interval(value=math.nan, low=0.0, high=0.0)})
     gate.accepts(report(math.nan))
     assert gate.stops(report(math.nan)) == "chair_i has not got better for 1 rounds (never measured)"
+
+
+def test_every_number_may_ramp():
+    def ramp(start, end):
+        return {"start": start, "end": end}
+
+    phase = Phase(
+        rounds=3,
+        temperatures=[ramp(1.0, 0.5), 0.7],
+        top_p=ramp(1.0, 0.8),
+        max_tokens=ramp(32, 64),
+        epochs=ramp(1, 3),
+        lag=ramp(2, 0),
+    )
+    plans = [phase.plan(step, step) for step in range(3)]
+    assert [plan.temperatures for plan in plans] == [(1.0, 0.7), (0.75, 0.7), (0.5, 0.7)]
+    assert [plan.top_p for plan in plans] == [1.0, 0.9, 0.8]
+    assert [(plan.max_tokens, plan.epochs, plan.lag) for plan in plans] == [(32, 1, 2), (48, 2, 1), (64, 3, 0)]
+
+
+def test_the_prompts_of_a_schedule_are_counted():
+    schedule = Schedule([Phase(rounds=2, num_prompts=10), Phase(rounds=3, num_prompts=7)])
+    assert (schedule.num_prompts, schedule.first_prompt(3)) == (41, 27)

@@ -1,0 +1,82 @@
+"""Whether every actor finds a machine: sums over a cluster can fit where no single machine has room.
+
+Ray starts an actor on one node, gives whole GPUs to those that ask for one or more, and never spreads a fraction over
+two GPUs. Actors are tried here largest first, each on the first node with room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EPSILON = 1e-6
+"""Ray books in steps of 1/10000; sums of its fractions are not exact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """What one machine has free."""
+
+    num_cpus: float
+    num_gpus: float = 0.0
+    memory_gib: float = float("inf")
+    """Host memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What one actor takes."""
+
+    name: str
+    cpus: float
+    gpus: float
+    """Whole ones, or a fraction of one."""
+    memory_gib: float = 0.0
+    gpu_memory_gib: float = 0.0
+    """Per GPU."""
+
+
+@dataclass(slots=True)
+class _Gpu:
+    share: float
+    memory_gib: float
+
+    def has(self, share: float, memory_gib: float) -> bool:
+        return self.share + EPSILON >= share and self.memory_gib + EPSILON >= memory_gib
+
+    def take(self, share: float, memory_gib: float) -> None:
+        self.share -= share
+        self.memory_gib -= memory_gib
+
+
+class _Room:
+    """What is left of a node."""
+
+    def __init__(self, node: Node, gpu_memory_gib: float) -> None:
+        self._cpus, self._memory_gib = node.num_cpus, node.memory_gib
+        self._gpus = [_Gpu(1.0, gpu_memory_gib) for _ in range(int(node.num_gpus + EPSILON))]
+
+    def take(self, need: Need) -> bool:
+        """Give an actor its place; `False`, and nothing taken, if there is none."""
+        whole = int(need.gpus + EPSILON)
+        share = 1.0 if whole else need.gpus
+        fitting = [gpu for gpu in self._gpus if gpu.has(share, need.gpu_memory_gib)]
+        number = whole or (1 if need.gpus else 0)
+        if self._cpus + EPSILON < need.cpus or self._memory_gib < need.memory_gib or len(fitting) < number:
+            return False
+        self._cpus -= need.cpus
+        self._memory_gib -= need.memory_gib
+        for gpu in fitting[:number]:
+            gpu.take(share, need.gpu_memory_gib)
+        return True
+
+
+def without_room(needs: Sequence[Need], nodes: Sequence[Node], *, gpu_memory_gib: float = 0.0) -> list[Need]:
+    """Actors for which no node has room left.
+
+    Args:
+        gpu_memory_gib: memory of one GPU; 0 if unknown, and not looked at.
+    """
+    rooms = [_Room(node, gpu_memory_gib or float("inf")) for node in nodes]
+    largest_first = sorted(needs, key=lambda need: (need.gpus, need.cpus, need.memory_gib), reverse=True)
+    return [need for need in largest_first if not any(room.take(need) for room in rooms)]

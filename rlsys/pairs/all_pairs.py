@@ -17,8 +17,9 @@ class AllPairs:
     """Builds each pair whose margin is positive and at least `plan.min_margin`.
 
     Where there are more than `plan.max_pairs_per_prompt`, a uniform choice without replacement stays, drawn from a seed
-    that the run's (by the first answer's), round and prompt decide: the margins keep their spread (the largest alone would be easy pairs about the
-    same few answers), and a resumed run draws the same pairs. The order is that of the answers.
+    that the run's (by the first answer's), round and prompt decide: the margins keep their spread (the largest alone
+    would be easy pairs about the same few answers), and a resumed run draws the same pairs. The order is that of the
+    answers.
     """
 
     def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:

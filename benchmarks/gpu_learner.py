@@ -286,7 +286,7 @@ def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch:
         folder = work.make_checkpoint(Path(scratch))
         turns, tried = ours(work, folder, repeats)
-        theirs = learner_sides.Side(serve_trl)
+        theirs = learner_sides.JobSide(serve_trl)
         try:
             found = theirs.begin(learner_sides.Job(work=work, checkpoint=folder, num_turns=WARMUP + repeats))
             theirs.end()

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
-from benchmarks.learner_sides import CHECKED_STEPS, Job, Side, sides
+from benchmarks.learner_sides import CHECKED_STEPS, Job, JobSide, sides
 from benchmarks.learner_work import LARGER_MODEL, Work
 
 WARMUP = 1
@@ -58,7 +58,7 @@ NOTE = (
 _IN_LOOP, _BEFORE = "in every step, as its vision path has to", "before training (precompute_ref_log_probs), uncounted"
 
 
-def speed(ours: Side, theirs: Side, work: Work, target: Target | None, repeats: int) -> Row:
+def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, repeats: int) -> Row:
     """Pairs per second of both sides."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job(work=work, checkpoint=work.make_checkpoint(Path(folder)), num_turns=WARMUP + repeats)
@@ -89,7 +89,7 @@ def speed(ours: Side, theirs: Side, work: Work, target: Target | None, repeats: 
     )
 
 
-def memory(ours: Side, theirs: Side, work: Work, target: Target, repeats: int) -> Row:
+def memory(ours: JobSide, theirs: JobSide, work: Work, target: Target, repeats: int) -> Row:
     """Most bytes resident during a step, above those resident before it."""
     with tempfile.TemporaryDirectory() as folder:
         job = Job(work=work, checkpoint=work.make_checkpoint(Path(folder)), num_turns=WARMUP + repeats)
@@ -116,7 +116,7 @@ def memory(ours: Side, theirs: Side, work: Work, target: Target, repeats: int) -
     )
 
 
-def _check(ours: Side, theirs: Side) -> str:
+def _check(ours: JobSide, theirs: JobSide) -> str:
     """Both sides' first steps are the same.
 
     Raises:

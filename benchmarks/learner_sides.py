@@ -64,7 +64,7 @@ class Trace:
         return found
 
 
-class Side:
+class JobSide:
     """A child process that takes up one job after another, and answers questions about it one at a time."""
 
     def __init__(self, serve: Callable[[Any, Job], None]) -> None:
@@ -117,9 +117,9 @@ def _run(serve: Callable[[Any, Job], None], pipe: Any) -> None:
 
 
 @contextmanager
-def sides() -> Iterator[tuple[Side, Side]]:
+def sides() -> Iterator[tuple[JobSide, JobSide]]:
     """Our process and TRL's."""
-    both = Side(serve_ours), Side(serve_trl)
+    both = JobSide(serve_ours), JobSide(serve_trl)
     try:
         yield both
     finally:

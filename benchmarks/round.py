@@ -23,7 +23,7 @@ from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
-from benchmarks.learner_sides import Side
+from benchmarks.learner_sides import JobSide
 from benchmarks.models import scenes_models
 from benchmarks.round_sides import Job, Turn, our_rounds, serve_trl
 from rlsys.progress import quiet_libraries
@@ -80,7 +80,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
 @contextmanager
 def their_rounds(job: Job) -> Iterator[tuple[Callable[[], Turn], dict[str, Any]]]:
     """TRL in a process of its own: a function that does a round, and the settings it has found best."""
-    process = Side(serve_trl)
+    process = JobSide(serve_trl)
     try:
         best = process.begin(job)
         yield lambda: process.ask("turn"), best

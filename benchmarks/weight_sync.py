@@ -245,9 +245,8 @@ def measure(name: str, shape: Shape, repeats: int) -> list[Row]:
             target=Target(at_most=2.0),
             checked=checked,
             note=(
-                "the engine takes a bucket no faster than vLLM loads it, on the same core: its layerwise reload, which "
-                "writes every weight into fresh memory, packs it and puts it in place, took 0.3 ms a tensor and 0.4 s a GB "
-                "when profiled"
+                "the engine takes a bucket no faster than vLLM loads it, on the same core: its layerwise reload writes every "
+                "weight into fresh memory, packs it and puts it in place"
             ),
             extra={"gb_per_s": size / copied[0].median},
         ),

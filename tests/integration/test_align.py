@@ -21,7 +21,7 @@ from rlsys.records import PreferencePair
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 900
+DEADLINE_S = 2400
 """For a run; the first makes the models, if they are not cached."""
 MARK = "RLSYS_TEST_RUN"
 

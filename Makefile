@@ -5,6 +5,8 @@ THIS_MAKEFILE := $(MAKEFILE_LIST)
 export THIS_MAKEFILE PYTHON
 # Another environment that happens to be active must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+# Without bytecode every process compiles what it imports again, for a minute and more.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The folder of this file, also with spaces in its path and when make was started elsewhere with -f.
 ROOT = f="$${THIS_MAKEFILE\# }" && cd "$$(dirname "$$f")"

@@ -24,6 +24,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from subprocess import DEVNULL
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -31,6 +32,11 @@ LOCK = HERE / "cpu.txt"
 HOOK = HERE / "torchvision_hook.py"
 MARKER = "rlsys-environment"
 BUILD_TOOLS = ("setuptools", "wheel")
+IMPORTED = (
+    "import deepspeed, peft, datasets; from transformers import AutoModelForImageTextToText, AutoProcessor",
+    "import ray; from vllm import LLM, SamplingParams",
+)
+"""What the processes of a run import, in halves that two cores can share."""
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 REQUIRED_FREE_BYTES = 6 * 2**30
 PROGRESS_EVERY_S = 10.0
@@ -118,7 +124,7 @@ def run_pip(directory: Path, arguments: list[str], total: int = 0) -> None:
     command = [str(directory / "bin" / "python"), "-m", "pip", "install", "--no-deps", "--no-build-isolation"]
     process = subprocess.Popen(
         [*command, *arguments],
-        stdin=subprocess.DEVNULL,
+        stdin=DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -164,13 +170,25 @@ def make_packages(directory: Path, key: str) -> None:
     # deepspeed and others are built from source, without isolation so that nothing unpinned is fetched for it.
     run_pip(directory, ["--quiet", *(pinned[name] for name in BUILD_TOOLS)])
     install_torch(directory, pinned["torch"])
-    # Bytecode is written when a module is first imported: compiling all of it here would take longer than installing.
     run_pip(directory, ["--no-compile", "-r", str(LOCK)], total=len(pinned))
     spec = importlib.util.spec_from_file_location("torchvision_hook", HOOK)
     hook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(hook)
     hook.install_in_environment(site_packages(directory))
+    write_bytecode(directory)
     mark(directory, key)
+
+
+def write_bytecode(directory: Path) -> None:
+    """Import what every run imports, once. All processes of a first run would otherwise compile the same at the same
+    time; compiling everything that is installed would take longer than installing.
+    """
+    say("compiling what runs import ...")
+    python = str(directory / "bin" / "python")
+    started = [subprocess.Popen([python, "-c", line], stdout=DEVNULL, stderr=DEVNULL) for line in IMPORTED]
+    failed = [process for process in started if process.wait()]
+    if failed:
+        say("not everything could be imported; rlsys doctor says what is wrong")
 
 
 def link_scripts(packages: Path, venv: Path) -> None:

@@ -277,6 +277,10 @@ def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import torch
+
+    if options.enforce_eager and not torch.cuda.is_available():
+        # Of all of vLLM only the rank of a sampled token is then compiled, which takes ten seconds of the first answers.
+        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     from vllm import LLM
 
     from actors import vllm_plugin

@@ -26,6 +26,7 @@ from benchmarks.harness import Row, Target, in_turn, table, write
 from benchmarks.learner_sides import JobSide
 from benchmarks.models import scenes_models
 from benchmarks.round_sides import Job, Turn, our_rounds, serve_trl
+from rlsys.placement import may_have_gpus, this_machine
 from rlsys.progress import quiet_libraries
 from rlsys.scenes.policy import Shape, make_policy
 
@@ -68,7 +69,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         unit="pairs/s",
         target=target,
         checked=_check(job, counted),
-        note=f"{note} TRL answers and trains {best['size']} prompts a step{said}.".strip(),
+        note=f"{note} TRL answers and trains {best['size']} prompts a step{said}. {_most(counted)}".strip(),
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
@@ -87,6 +88,16 @@ def their_rounds(job: Job) -> Iterator[tuple[Callable[[], Turn], dict[str, Any]]
         process.end()
     finally:
         process.close()
+
+
+def _most(done: dict[str, list[Turn]]) -> str:
+    """How far the ratio could go on a machine without GPUs, whose cores all stages share."""
+    if may_have_gpus():
+        return ""
+    answering = statistics.median(turn.stages["rollout"] for turn in done["ours"])
+    theirs = statistics.median(turn.seconds for turn in done["TRL"])
+    most = theirs * this_machine().num_cpus / answering
+    return f"Were everything but vLLM's answering free, and that spread over all cores, the ratio would be {most:.2g}."
 
 
 def _check(job: Job, done: dict[str, list[Turn]]) -> str:

@@ -80,3 +80,14 @@ def without_room(needs: Sequence[Need], nodes: Sequence[Node], *, gpu_memory_gib
     rooms = [_Room(node, gpu_memory_gib or float("inf")) for node in nodes]
     largest_first = sorted(needs, key=lambda need: (need.gpus, need.cpus, need.memory_gib), reverse=True)
     return [need for need in largest_first if not any(room.take(need) for room in rooms)]
+
+
+def equal_share(nodes: Sequence[Node], number: int) -> float:
+    """The most CPUs that each of `number` actors can have where all have as many; no limit if no nodes are given."""
+    shares = {node.num_cpus / each for node in nodes for each in range(1, number + 1)}
+    fitting = [share for share in shares if share and sum(_times(node, share) for node in nodes) >= number]
+    return max(fitting, default=float("inf"))
+
+
+def _times(node: Node, cpus: float) -> int:
+    return int(node.num_cpus / cpus + EPSILON)

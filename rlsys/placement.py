@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from rlsys.errors import ResourceError
-from rlsys.packing import Need, Node, without_room
+from rlsys.packing import Need, Node, equal_share, without_room
 
 GIB = 1 << 30
 
@@ -234,7 +234,8 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
         else:
             actors = sum(r.num_actors for r in automatic)
             sets = shares[role.name] if free_cores else [()] * role.num_actors
-            cpus = [_floor(free_cpus / actors)] * role.num_actors
+            share = min(free_cpus / actors, equal_share(machine.nodes, actors))
+            cpus = [_floor(share)] * role.num_actors
         placements[role.name] = [
             Placement(
                 num_cpus=number,

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from rlsys.errors import ResourceError
-from rlsys.packing import Need, Node, without_room
+from rlsys.packing import Need, Node, equal_share, without_room
 from rlsys.placement import Limits, Machine, Role, container_limits, place, shortages
 
 TWO_CORES = Machine(num_cpus=2, num_gpus=0, memory_gib=20.0, cores=(0, 1))
@@ -152,3 +152,12 @@ def test_a_process_settles_on_its_cores_with_all_its_threads():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True", "1", "yes"]
+
+
+def test_an_actor_that_takes_what_there_is_takes_no_more_than_a_machine_has():
+    nodes = (Node(num_cpus=3), Node(num_cpus=5))
+    cluster = Machine(num_cpus=8, num_gpus=0, memory_gib=64, nodes=nodes)
+    assert [placed.num_cpus for placed in place([role("learner")], cluster)["learner"]] == [5.0]
+    assert [placed.num_cpus for placed in place([role("learner", 4)], cluster)["learner"]] == [1.0] * 4
+    assert [placed.num_cpus for placed in place([role("learner", 3)], cluster)["learner"]] == [2.0] * 3
+    assert equal_share(nodes, 4) == pytest.approx(5 / 3)

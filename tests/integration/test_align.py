@@ -212,7 +212,7 @@ def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, ray_head):
 
 
 def test_a_run_with_lag_killed_in_its_last_round_goes_on_with_the_same_pairs_and_numbers(workplace, undisturbed):
-    words = ("schedule.rounds=3", "schedule.lag=1")
+    words = ("schedule.rounds=3", "schedule.lag=1", "eval.every=0")
     finish(begin(workplace, "name=ahead", *words))
     process = begin(workplace, "name=ahead_killed", *words)
     checkpoints = workplace / "ahead_killed" / "checkpoints"

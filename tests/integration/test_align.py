@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 2400
 """For a run; the first makes the models, if they are not cached."""
 MARK = "RLSYS_TEST_RUN"
+PYTHON = str(Path(sys.prefix).resolve() / "bin" / "python")
+"""Where the environment is, not the link to it in the checkout: Ray hands a job's Python to a shell without quotes, and
+the checkout's path may have a space in it.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +175,7 @@ def test_two_rollout_actors_two_zero3_ranks_and_lag(workplace, undisturbed):
 @pytest.fixture
 def ray_head(monkeypatch):
     """A running Ray head of somebody else's; its dashboard's address."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    ray = [PYTHON, "-m", "ray.scripts.scripts"]
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as a head wants it; whoever submits must say so too
     folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets below it are limited
     ports = ["--port=26379", "--dashboard-port=28265", "--ray-client-server-port=26380"]
@@ -198,9 +202,9 @@ def _listens(port):
 
 
 def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, ray_head):
-    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", f"--address={ray_head}"]
+    submit = [PYTHON, "-m", "ray.scripts.scripts", "job", "submit", f"--address={ray_head}"]
     words = ["preset=scenes_ci", "schedule.rounds=1", "name=job", f"output.runs_dir={workplace}"]
-    command = [*submit, "--working-dir", ".", "--", sys.executable, "-m", "rlsys.app.align", *words]
+    command = [*submit, "--working-dir", ".", "--", PYTHON, "-m", "rlsys.app.align", *words]
     end = time.monotonic() + 120
     while True:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)

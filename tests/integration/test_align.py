@@ -24,10 +24,6 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 2400
 """For a run; the first makes the models, if they are not cached."""
 MARK = "RLSYS_TEST_RUN"
-PYTHON = str(Path(sys.prefix).resolve() / "bin" / "python")
-"""Where the environment is, not the link to it in the checkout: Ray hands a job's Python to a shell without quotes, and
-the checkout's path may have a space in it.
-"""
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +170,12 @@ def test_two_rollout_actors_two_zero3_ranks_and_lag(workplace, undisturbed):
 
 @pytest.fixture
 def ray_head(monkeypatch):
-    """A running Ray head of somebody else's; its dashboard's address."""
-    ray = [PYTHON, "-m", "ray.scripts.scripts"]
+    """A running Ray head of somebody else's: its dashboard's address, and its Python."""
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # as a head wants it; whoever submits must say so too
     folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets below it are limited
+    python = python_without_spaces(Path(folder))
     ports = ["--port=26379", "--dashboard-port=28265", "--ray-client-server-port=26380"]
-    command = [*ray, "start", "--head", "--block", *ports, "--num-cpus=2", f"--temp-dir={folder}"]
+    command = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", *ports, "--num-cpus=2", f"--temp-dir={folder}"]
     head = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
@@ -189,11 +185,17 @@ def ray_head(monkeypatch):
             assert head.poll() is None, head.stdout.read()
             assert time.monotonic() < end, "the head's dashboard does not answer"
             time.sleep(0.5)
-        yield "http://127.0.0.1:28265"
+        yield "http://127.0.0.1:28265", python
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         head.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def python_without_spaces(folder):
+    """This environment's Python by another path: Ray hands its workers' to a shell without quotes."""
+    (folder / "environment").symlink_to(sys.prefix)
+    return str(folder / "environment" / "bin" / "python")
 
 
 def _listens(port):
@@ -202,9 +204,10 @@ def _listens(port):
 
 
 def test_a_job_submitted_to_a_running_ray(workplace, undisturbed, ray_head):
-    submit = [PYTHON, "-m", "ray.scripts.scripts", "job", "submit", f"--address={ray_head}"]
+    address, python = ray_head
+    submit = [python, "-m", "ray.scripts.scripts", "job", "submit", f"--address={address}"]
     words = ["preset=scenes_ci", "schedule.rounds=1", "name=job", f"output.runs_dir={workplace}"]
-    command = [*submit, "--working-dir", ".", "--", PYTHON, "-m", "rlsys.app.align", *words]
+    command = [*submit, "--working-dir", ".", "--", python, "-m", "rlsys.app.align", *words]
     end = time.monotonic() + 120
     while True:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=DEADLINE_S)

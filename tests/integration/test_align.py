@@ -175,17 +175,8 @@ def ray_head(monkeypatch):
     folder = tempfile.mkdtemp(prefix="ray-")  # short: the paths of sockets below it are limited
     python = python_without_spaces(Path(folder))
     ports = ["--port=26379", "--dashboard-port=28265", "--ray-client-server-port=26380"]
-    command = [
-        python,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-        *ports,
-        "--num-cpus=2",
-        f"--temp-dir={folder}",
-    ]
+    begun = [python, "-m", "ray.scripts.scripts", "start", "--head", "--block"]
+    command = [*begun, *ports, "--num-cpus=2", f"--temp-dir={folder}"]
     head = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )

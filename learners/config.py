@@ -71,7 +71,7 @@ class LearnerConfig:
     reference_tolerance: float | None = None
     """Nats per token, mean over an answer; `null` is 0.001 in fp32 and 0.05 in bf16."""
     kl_answers: int = 64
-    """Answers of a round on which `kl` is estimated, per rank; 0 estimates none."""
+    """Answers of a round on which `kl` is estimated, shared by the ranks; 0 estimates none."""
     head_chunk_mib: int = 64
     """Memory for one piece of full-vocabulary logits."""
     image_cache_mib: int = 256

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -70,9 +71,11 @@ class LearnerRank:
         self._weights = WeightsSource(self._engine)
         self.sending = Sending(self._weights, rank=rendezvous.rank)
         """This rank's part in weight updates."""
-        self._sample = AnswerSample(config.kl_answers)
+        self._sample = self._fresh_sample()
         self._references_of: dict[int, list[torch.Tensor]] = {}
         self._num_checked = 0
+        gc.collect()
+        gc.freeze()  # a full collection walks all modules and the model: 0.2 s in the middle of a step
 
     def begin(self, plan: FitPlan) -> None:
         """Start a stretch of training.
@@ -82,7 +85,7 @@ class LearnerRank:
         """
         torch.manual_seed(child_seed(plan.seed, "dropout", plan.policy_version, self._rendezvous.rank))
         self._references_of = {}
-        self._sample = AnswerSample(self._config.kl_answers)
+        self._sample = self._fresh_sample()
         self._num_checked = 0
         if plan.beta is not None and hasattr(self._objective, "beta"):
             self._objective = replace(self._objective, beta=plan.beta)
@@ -153,9 +156,7 @@ class LearnerRank:
         return [found[id(probe)] for probe in probes]
 
     def save(self, directory: str) -> None:
-        """Write `policy/`, a Hugging Face folder (LoRA merged, the adapter beside it), and this rank's
-        `optimizer/` state.
-        """
+        """Write `policy/`, a Hugging Face folder (LoRA merged, the adapter beside it), and this rank's `optimizer/` state."""
         root = Path(directory)
         is_first = self._rendezvous.rank == 0
         policy = root / "policy"
@@ -170,7 +171,8 @@ class LearnerRank:
                 pass
         if self._config.has_adapter:
             self._save_adapter(root / "adapter")
-        state.write(root, self._engine, layout=self._layout(), rank=self._rendezvous.rank, kept=self._reference.kept())
+        if self._state_rank == self._rendezvous.rank:
+            state.write(root, self._engine, layout=self._layout(), rank=self._state_rank, kept=self._reference.kept())
 
     def load(self, directory: str) -> None:
         """Go back to what `save` wrote.
@@ -178,7 +180,7 @@ class LearnerRank:
         Raises:
             CheckpointError: there is no such state, or it is of another number of ranks, ZeRO stage or model.
         """
-        kept = state.read(Path(directory), self._engine, layout=self._layout(), rank=self._rendezvous.rank)
+        kept = state.read(Path(directory), self._engine, layout=self._layout(), rank=self._state_rank)
         self._reference.restore(kept)
 
     def reset(self) -> None:
@@ -226,6 +228,9 @@ class LearnerRank:
         self._engine.module.eval()
         return self._engine.module(batch, self._touch)[0].float().cpu()
 
+    def _fresh_sample(self) -> AnswerSample:
+        return AnswerSample(-(-self._config.kl_answers // self._rendezvous.world_size))
+
     def _kl_sum(self, batches: list[MicroBatch]) -> float:
         logps = self._logprobs_in_step(batches)
         return sum(k3_sum(batch, values) for batch, values in zip(batches, logps, strict=True))
@@ -245,6 +250,11 @@ class LearnerRank:
         if not self._processor.has_images or not (in_step and (module.trains_vision or self._config.zero_stage == 3)):
             return None
         return self._collator.join([self._collator.blank()])
+
+    @property
+    def _state_rank(self) -> int:
+        """The rank that writes this one's state: without ZeRO all ranks hold the same."""
+        return self._rendezvous.rank if self._config.zero_stage else 0
 
     def _layout(self) -> dict[str, str]:
         names = ("num_ranks", "zero_stage", "precision")

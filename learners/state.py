@@ -1,8 +1,8 @@
 """A rank's part of the learner's state on disk, in safetensors: trained weights, AdamW's masters and moments, and
 the other weights that are kept.
 
-Every rank writes and reads what it holds, so going on is exact and nothing has to be gathered. The number of ranks,
-the ZeRO stage and the trained parameters must be the same again.
+What a rank holds is written and read as it is, so going on is exact and nothing has to be gathered; what several ranks
+hold alike is written by one of them. The number of ranks, the ZeRO stage and the trained parameters must be the same again.
 """
 
 from __future__ import annotations
@@ -33,9 +33,12 @@ def write(
         layout: what must be the same again to read it, e.g. ranks and ZeRO stage.
         kept: other weights, by any name without `/`.
     """
-    tensors = {f"weights/{name}": value for name, value in engine.local_weights().items()}
+    weights = engine.local_weights()
+    tensors = {f"weights/{name}": value for name, value in weights.items()}
+    places = {value.data_ptr() for value in weights.values()}
     for number, (master, state) in enumerate(zip(engine.masters(), engine.moments(), strict=True)):
-        tensors[f"masters/{number}"] = master.data
+        if master.data_ptr() not in places:  # AdamW may step the weights themselves
+            tensors[f"masters/{number}"] = master.data
         tensors.update({f"moments/{number}/{name}": value for name, value in state.items()})
     for label, weights in kept.items():
         tensors.update({f"{_KEPT}/{label}/{name}": value for name, value in weights.items()})
@@ -66,8 +69,9 @@ def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) 
     for name, tensor in tensors.items():
         section, _, rest = name.partition("/")
         sections.setdefault(section, {})[rest] = tensor
-    put(engine, sections["weights"], [sections["masters"][str(i)] for i in range(len(sections["masters"]))])
-    moments: list[dict[str, torch.Tensor]] = [{} for _ in sections["masters"]]
+    masters = {int(number): master for number, master in sections.get("masters", {}).items()}
+    put(engine, sections["weights"], masters)
+    moments: list[dict[str, torch.Tensor]] = [{} for _ in engine.masters()]
     for name, tensor in sections.get("moments", {}).items():
         number, _, key = name.partition("/")
         moments[int(number)][key] = tensor
@@ -80,8 +84,8 @@ def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) 
 
 
 @torch.no_grad()
-def put(engine: Engine, weights: snapshots.Weights, masters: list[torch.Tensor]) -> None:
-    """Write this rank's weights and masters in place.
+def put(engine: Engine, weights: snapshots.Weights, masters: dict[int, torch.Tensor]) -> None:
+    """Write this rank's weights in place, and those masters, by their number, that are not the weights themselves.
 
     Raises:
         CheckpointError: names or shapes differ.
@@ -94,5 +98,6 @@ def put(engine: Engine, weights: snapshots.Weights, masters: list[torch.Tensor])
         if own[name].shape != value.shape:
             raise CheckpointError(f"{name}: shape {tuple(value.shape)} on disk, {tuple(own[name].shape)} here")
         own[name].copy_(value)
-    for master, value in zip(engine.masters(), masters, strict=True):
-        master.data.copy_(value)
+    own_masters = engine.masters()
+    for number, value in masters.items():
+        own_masters[number].data.copy_(value)

@@ -21,8 +21,12 @@ from benchmarks.learner_sides import CHECKED_STEPS, Job, JobSide, sides
 from benchmarks.learner_work import LARGER_MODEL, Work
 
 WARMUP = 1
-LARGEST_DIFFERENCE = 1e-5
-_LONG = {"model": LARGER_MODEL, "batch": 8, "steps": 1, "tried_sizes": (1, 2, 4, 8)}
+LARGEST_DIFFERENCE = 5e-5
+"""Of losses and gradients: an answer of 400 tokens has a log-probability of -1800 nats, which float32 rounds by 1e-4."""
+LARGEST_DETOUR = 0.01
+"""Of the weights, as a share of the way that they went."""
+_LONG = {"model": LARGER_MODEL, "batch": 8, "steps": 1, "tried_sizes": (1, 2)}
+"""TRL took 41, 42, 49 and 57 s with 1, 2, 4 and 8 long prompts per forward pass."""
 SCENES = Work(name="scenes' shape, vision tower trained")
 CASES: tuple[tuple[Work, Target | None], ...] = (
     (SCENES, Target(at_least=3.0)),
@@ -123,11 +127,12 @@ def _check(ours: JobSide, theirs: JobSide) -> str:
         ValueError: they are not.
     """
     found: dict[str, Any] = ours.ask("trace").differences(theirs.ask("trace"))
-    if max(found["loss"], found["gradients"], found["weights"]) > LARGEST_DIFFERENCE:
+    if max(found["loss"], found["gradients"]) > LARGEST_DIFFERENCE or found["weights"] > LARGEST_DETOUR:
         raise ValueError(f"the two sides do not do the same: {found}")
     return (
         f"Largest differences over {CHECKED_STEPS} steps: loss {found['loss']:.1e}, first gradient "
-        f"{found['gradients']:.1e} (its largest entry is {found['largest gradient']:.1e}), weights {found['weights']:.1e}."
+        f"{found['gradients']:.1e} (its largest entry is {found['largest gradient']:.1e}); the weights end "
+        f"{found['weights']:.1e} of their way apart."
     )
 
 

@@ -48,20 +48,24 @@ class Trace:
     """Mean of each step's batch."""
     gradients: dict[str, Any]
     """Of the first step, by parameter."""
-    weights: dict[str, Any]
-    """After the last step."""
+    moved: dict[str, Any]
+    """How far the weights went in all steps."""
 
     def differences(self, other: Trace) -> dict[str, float]:
-        """Largest absolute difference of each kind."""
-        pairs = zip(self.losses, other.losses, strict=True)
-        found = {"loss": max(abs(a - b) for a, b in pairs)}
-        for kind in ("gradients", "weights"):
+        """Largest absolute differences of losses and gradients; of the weights the root of the mean square, as a share of
+        the way that they went: AdamW moves a weight whose gradient is almost nothing by a full step, either way.
+        """
+        for kind in ("gradients", "moved"):
             mine, others = getattr(self, kind), getattr(other, kind)
             if mine.keys() != others.keys():
                 raise ValueError(f"{kind} of other parameters: {sorted(mine.keys() ^ others.keys())[:3]}")
-            found[kind] = max(float(abs(mine[name] - others[name]).max()) for name in mine)
-        found["largest gradient"] = max(float(abs(gradient).max()) for gradient in self.gradients.values())
-        return found
+        apart = sum(float(((way - other.moved[name]) ** 2).sum()) for name, way in self.moved.items())
+        return {
+            "loss": max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True)),
+            "gradients": max(float(abs(g - other.gradients[name]).max()) for name, g in self.gradients.items()),
+            "largest gradient": max(float(abs(gradient).max()) for gradient in self.gradients.values()),
+            "weights": (apart / sum(float((way**2).sum()) for way in self.moved.values())) ** 0.5,
+        }
 
 
 class JobSide:
@@ -231,12 +235,17 @@ def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:
         return step(lr)
 
     engine.step = watched
+    before = _arrays(engine.module, gradients=False)
     learner.begin(FitPlan(lr=CHECKED_LR, beta=BETA))
     for number, frame in enumerate(frames):
         output = learner.step(frame, lr=CHECKED_LR, batch=number)
         losses.append(output.sums["loss"] / output.denominator)
     engine.step = step
-    return Trace(losses=losses, gradients=gradients, weights=_arrays(engine.module, gradients=False))
+    return Trace(losses=losses, gradients=gradients, moved=_moved(engine.module, before))
+
+
+def _moved(module: Any, before: dict[str, Any]) -> dict[str, Any]:
+    return {name: value - before[name] for name, value in _arrays(module, gradients=False).items()}
 
 
 def _arrays(module: Any, *, gradients: bool) -> dict[str, Any]:
@@ -419,5 +428,6 @@ def _trace_trl(job: Job, pairs: Sequence[PreferencePair]) -> Trace:
 
     trainer.compute_loss = watched
     trainer.add_callback(Watching())
+    before = _arrays(trainer.model, gradients=False)
     trainer.train()
-    return Trace(losses=losses, gradients=gradients, weights=_arrays(trainer.model, gradients=False))
+    return Trace(losses=losses, gradients=gradients, moved=_moved(trainer.model, before))

@@ -251,8 +251,8 @@ def _moved(module: Any, before: dict[str, Any]) -> dict[str, Any]:
 def _arrays(module: Any, *, gradients: bool) -> dict[str, Any]:
     found = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            value = parameter.grad if gradients else parameter
+        value = parameter.grad if gradients else parameter
+        if parameter.requires_grad and value is not None:  # where no picture is shown, the tower has no gradient
             found[name.removeprefix("model.model.").removeprefix("model.")] = value.detach().clone().numpy()
     return found
 
@@ -412,7 +412,8 @@ def _dataset(pairs: Sequence[PreferencePair], *, shows: bool) -> Any:
 def _trace_trl(job: Job, pairs: Sequence[PreferencePair]) -> Trace:
     from transformers import TrainerCallback
 
-    trainer = _trainer(job, pairs, size=job.work.batch, workers=0, max_steps=CHECKED_STEPS, lr=CHECKED_LR, clip=0.0)
+    steps = min(CHECKED_STEPS, len(pairs) // job.work.batch)
+    trainer = _trainer(job, pairs, size=job.work.batch, workers=0, max_steps=steps, lr=CHECKED_LR, clip=0.0)
     gradients, losses = {}, []
     compute = trainer.compute_loss
 

@@ -33,12 +33,9 @@ def write(
         layout: what must be the same again to read it, e.g. ranks and ZeRO stage.
         kept: other weights, by any name without `/`.
     """
-    weights = engine.local_weights()
-    tensors = {f"weights/{name}": value for name, value in weights.items()}
-    places = {value.data_ptr() for value in weights.values()}
-    for number, (master, state) in enumerate(zip(engine.masters(), engine.moments(), strict=True)):
-        if master.data_ptr() not in places:  # AdamW may step the weights themselves
-            tensors[f"masters/{number}"] = master.data
+    tensors = {f"weights/{name}": value for name, value in engine.local_weights().items()}
+    tensors.update({f"masters/{number}": master.data for number, master in _separate_masters(engine).items()})
+    for number, state in enumerate(engine.moments()):
         tensors.update({f"moments/{number}/{name}": value for name, value in state.items()})
     for label, weights in kept.items():
         tensors.update({f"{_KEPT}/{label}/{name}": value for name, value in weights.items()})
@@ -88,7 +85,7 @@ def put(engine: Engine, weights: snapshots.Weights, masters: dict[int, torch.Ten
     """Write this rank's weights in place, and those masters, by their number, that are not the weights themselves.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: names, shapes or numbers of masters differ.
     """
     engine.release_gathered()
     own = engine.local_weights()
@@ -98,6 +95,14 @@ def put(engine: Engine, weights: snapshots.Weights, masters: dict[int, torch.Ten
         if own[name].shape != value.shape:
             raise CheckpointError(f"{name}: shape {tuple(value.shape)} on disk, {tuple(own[name].shape)} here")
         own[name].copy_(value)
-    own_masters = engine.masters()
+    own_masters = _separate_masters(engine)
+    if own_masters.keys() != masters.keys():
+        raise CheckpointError(f"masters {sorted(masters)} on disk, {sorted(own_masters)} here")
     for number, value in masters.items():
         own_masters[number].data.copy_(value)
+
+
+def _separate_masters(engine: Engine) -> dict[int, torch.Tensor]:
+    """Masters by their number, without the weights that AdamW steps themselves."""
+    weights = {value.data_ptr() for value in engine.local_weights().values()}
+    return {number: master for number, master in enumerate(engine.masters()) if master.data_ptr() not in weights}

@@ -59,8 +59,8 @@ NOTE = (
     "answers in each turn; TRL computes them {where}."
 )
 _SHORT = (
-    "When profiled, a step spends 43% in matrix products at 250 GFLOP/s, which is what the two cores reach on any matrices, "
-    "and 11% in attention; the rest passes over memory, no single part above 10%."
+    "When profiled, a step spends 43% in matrix products at 250 GFLOP/s, the rate of two cores on large matrices, and 11% in "
+    "attention; the rest passes over memory, no single part above 10%."
 )
 _TOWER = (
     "The tower takes a tenth of our backward pass, because a picture passes once for both answers: freezing it saves TRL, "

@@ -33,12 +33,12 @@ from rlsys.scenes.policy import Shape, make_policy
 TITLE = "Whole online rounds: pairs per second, two answers to a prompt"
 LARGE = Shape(hidden=512, layers=16, mlp=1536)
 """50 million parameters."""
-NUM_ENGINES = 2
+NUM_ENGINES = NUM_RANKS = 2
 TWO_CORES = (
     f"rollout.num_actors={NUM_ENGINES}",
     "rollout.cores=0.5",
     "rollout.engine.enforce_eager=false",
-    "learner.num_ranks=2",
+    f"learner.num_ranks={NUM_RANKS}",
     "learner.cores=0.5",
 )
 """Our side at its best: four processes of one thread share two cores, so that neither core waits for the other's stage."""
@@ -78,7 +78,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         unit="pairs/s",
         target=target,
         checked=_check(job, counted),
-        note=f"{note} TRL answers and trains {best['size']} prompts a step{said}. {_most(counted)}".strip(),
+        note=f"{note} TRL answers and trains {best['size']} prompts a step{said}. {_limits(counted)}".strip(),
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
@@ -99,14 +99,21 @@ def their_rounds(job: Job) -> Iterator[tuple[Callable[[], Turn], dict[str, Any]]
         process.close()
 
 
-def _most(done: dict[str, list[Turn]]) -> str:
-    """How far the ratio could go on a machine without GPUs, whose cores all stages share."""
+def _limits(done: dict[str, list[Turn]]) -> str:
+    """What takes the time on a machine without GPUs, whose cores all stages share, and how far the ratio could go."""
     if may_have_gpus():
         return ""
-    answering = NUM_ENGINES * statistics.median(turn.stages["rollout"] for turn in done["ours"])
-    theirs = statistics.median(turn.seconds for turn in done["TRL"])
-    most = theirs * this_machine().num_cpus / answering
-    return f"Were everything but vLLM's answering free, and that spread over all cores, the ratio would be {most:.2g}."
+    cores = this_machine().num_cpus
+    answering, training = (
+        count * statistics.median(turn.stages[stage] for turn in done["ours"])
+        for count, stage in ((NUM_ENGINES, "rollout"), (NUM_RANKS, "learn"))
+    )
+    ours, theirs = (statistics.median(turn.seconds for turn in done[side]) for side in ("ours", "TRL"))
+    return (
+        f"Of our cores' time, vLLM's answering takes {answering / (cores * ours):.0%} and training "
+        f"{training / (cores * ours):.0%}. Were everything but the answering free, and that spread over all cores, the ratio "
+        f"would be {theirs * cores / answering:.2g}."
+    )
 
 
 def _check(job: Job, done: dict[str, list[Turn]]) -> str:
@@ -150,8 +157,14 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
     scenes = Job(folder=str(policy), num_prompts=256, max_tokens=64, tried=(32, 64, 128))
     found = {
         "scenes, 64-token answers": (scenes, Target(at_least=2.5)),
-        "256-token answers": (replace(scenes, num_prompts=64, max_tokens=256, tried=(32, 64)), Target(at_least=3.0)),
-        "50 M parameters": (replace(scenes, folder=str(large), num_prompts=64, tried=(16, 32)), Target(at_least=3.0)),
+        "256-token answers": (
+            replace(scenes, num_prompts=64, max_tokens=256, tried=(16, 32, 64)),
+            Target(at_least=3.0),
+        ),
+        "50 M parameters": (
+            replace(scenes, folder=str(large), num_prompts=64, tried=(16, 32, 64)),
+            Target(at_least=3.0),
+        ),
         "scenes, answers as long as the policy makes them": (
             replace(scenes, num_prompts=128, full=False, tried=(64, 128)),
             None,

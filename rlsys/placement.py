@@ -20,6 +20,9 @@ from rlsys.errors import ResourceError
 from rlsys.packing import Need, Node, equal_share, without_room
 
 GIB = 1 << 30
+STEP_BACK = 10
+"""Niceness for every later role on the same cores: a tenth of a core is left where one of them wants all of it."""
+MOST_NICE = 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +38,8 @@ class Placement:
     num_threads: int = 1
     start_cores: tuple[int, ...] = ()
     """Cores the process is pinned to until it has started; empty stands for `cores`."""
+    niceness: int = 0
+    """Of the process once it has started: how far it stands back where others want the same cores (0 to 19)."""
     env: dict[str, str] = field(default_factory=dict)
     """Set in the worker before torch and the engine are imported."""
 
@@ -52,10 +57,14 @@ class Placement:
             os.sched_setaffinity(0, self.start_cores or self.cores)
 
     def settle(self) -> None:
-        """Pin every thread of this process, which has started, to `cores`."""
-        for thread in os.listdir("/proc/self/task") if self.start_cores else []:
+        """Give every thread of this process, which has started, its `cores` and `niceness`."""
+        for thread in map(int, os.listdir("/proc/self/task")):
             with suppress(ProcessLookupError):  # it has ended meanwhile
-                os.sched_setaffinity(int(thread), self.cores)
+                if self.start_cores:
+                    os.sched_setaffinity(thread, self.cores)
+                if self.niceness:  # on top of what Ray gives its workers
+                    niceness = os.getpriority(os.PRIO_PROCESS, thread) + self.niceness
+                    os.setpriority(os.PRIO_PROCESS, thread, min(19, niceness))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,7 +255,24 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
             )
             for cores, number in zip(sets, cpus, strict=True)
         ]
-    return _spread_starts(placements, machine)
+    return _stand_back(_spread_starts(placements, machine))
+
+
+def _stand_back(placements: dict[str, list[Placement]]) -> dict[str, list[Placement]]:
+    """Let an actor wait for those of later roles on its cores; the roles stand in the order in which answers pass them.
+    Else answers run ahead of their critiques, which then come all at once after the last answer, when nothing is left to
+    overlap the learner's steps with.
+    """
+    found: dict[str, list[Placement]] = {}
+    later: list[set[int]] = []
+    for name, actors in reversed(placements.items()):
+        behind = [sum(bool(cores & set(actor.cores)) for cores in later) for actor in actors]
+        found[name] = [
+            replace(actor, niceness=min(MOST_NICE, STEP_BACK * steps))
+            for actor, steps in zip(actors, behind, strict=True)
+        ]
+        later.append({core for actor in actors for core in actor.cores})
+    return {name: found[name] for name in placements}
 
 
 def _spread_starts(placements: dict[str, list[Placement]], machine: Machine) -> dict[str, list[Placement]]:

@@ -361,6 +361,20 @@ def test_a_round_starts_at_ln_2_and_kl_is_zero_until_the_policy_moves(one, folde
     assert found["moved"]["kl"] > 1e-3
 
 
+def _answers_of_the_estimate(meeting: Rendezvous, folder: Path, limit: int) -> int:
+    learner = make_learner(meeting, folder, kl_answers=limit)
+    pairs = with_logprobs(make_pairs(folder, 8), scores_of(learner, make_pairs(folder, 8)))
+    learner.begin(PLAN)
+    learner.step(frame_of(pairs, meeting), lr=0.0, batch=0)
+    return learner.end()["kl_answers"]
+
+
+@pytest.mark.parametrize(("limit", "of_one", "of_two"), [(0, [0], [0, 0]), (6, [6], [3, 3]), (100, [12], [6, 6])])
+def test_the_answers_of_the_kl_estimate_are_shared_by_the_ranks(one, two, folder, limit, of_one, of_two):
+    assert one.run(_answers_of_the_estimate, folder, limit) == of_one
+    assert two.run(_answers_of_the_estimate, folder, limit) == of_two
+
+
 def _imitate(meeting: Rendezvous, folder: Path, options: dict) -> tuple[float, float]:
     learner = make_learner(meeting, folder, SFT(), **options)
     pairs = make_pairs(folder, 6)

@@ -136,22 +136,35 @@ def test_who_shares_cores_starts_on_those_that_the_first_leaves_free():
     assert [placed[name][0].start_cores for name in ("rollout", "critic", "learner")] == [(), (), ()]
 
 
+def test_who_comes_first_stands_back_on_shared_cores():
+    def niceness(*roles, machine):
+        return {name: [actor.niceness for actor in actors] for name, actors in place(roles, machine).items()}
+
+    all_roles = [role("rollout"), role("critic"), role("learner")]
+    assert niceness(*all_roles, machine=TWO_CORES) == {"rollout": [10], "critic": [0], "learner": [0]}
+    alone = Machine(num_cpus=1, num_gpus=0, memory_gib=20.0, cores=(3,))
+    assert niceness(*all_roles, machine=alone) == {"rollout": [19], "critic": [10], "learner": [0]}
+    roomy = Machine(num_cpus=6, num_gpus=0, memory_gib=20.0, cores=tuple(range(6)))
+    assert niceness(*all_roles, machine=roomy) == {"rollout": [0], "critic": [0], "learner": [0]}
+
+
 def test_a_process_settles_on_its_cores_with_all_its_threads():
     cores = sorted(os.sched_getaffinity(0))
     program = (
         "import os, threading\n"
         "from rlsys.placement import Placement\n"
         f"first, last = {cores[0]}, {cores[-1]}\n"
-        "placement = Placement(cores=(first,), start_cores=(last,), env={'RLSYS_TEST': 'yes'})\n"
+        "placement = Placement(cores=(first,), start_cores=(last,), niceness=10, env={'RLSYS_TEST': 'yes'})\n"
         "placement.apply()\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
         "where = lambda: {tuple(os.sched_getaffinity(int(thread))) for thread in os.listdir('/proc/self/task')}\n"
         "before = where()\n"
         "placement.settle()\n"
-        "print(before == {(last,)}, where() == {(first,)}, os.environ['OMP_NUM_THREADS'], os.environ['RLSYS_TEST'])"
+        "ranks = {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir('/proc/self/task')}\n"
+        "print(before == {(last,)}, where() == {(first,)}, os.environ['OMP_NUM_THREADS'], os.environ['RLSYS_TEST'], ranks)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "True", "1", "yes"]
+    assert done.stdout.split() == ["True", "True", "1", "yes", "{10}"]
 
 
 def test_an_actor_that_takes_what_there_is_takes_no_more_than_a_machine_has():

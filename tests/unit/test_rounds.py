@@ -3,6 +3,7 @@
 import threading
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,9 +53,9 @@ class World:
     def take(self, start, count):
         return (make_prompt(f"p{start + i}") for i in range(count))
 
-    def stream(self, source, plan=None):
-        with self.alone("feedback" if plan is None else "rollout"):
-            yield from self._rollouts(source, plan) if plan is not None else self._feedback(source)
+    def stream(self, prompts, plan):
+        with self.alone("rollout"):
+            yield from self._rollouts(prompts, plan)
 
     def _rollouts(self, prompts, plan):
         for index, prompt in enumerate(prompts):
@@ -71,11 +72,12 @@ class World:
                 rollouts=rollouts,
             )
 
-    def _feedback(self, groups):
-        for group in groups:
-            scores = [float(len(rollout.text)) for rollout in group.rollouts]
-            verdicts = tuple(Verdict(critiques=(Critique(text="ok", score=score),)) for score in scores)
-            yield ScoredGroup(group=group, verdicts=verdicts)
+    def judge(self, groups, plan):
+        with self.alone("feedback"):
+            for group in groups:
+                scores = [float(len(rollout.text)) for rollout in group.rollouts]
+                verdicts = tuple(Verdict(critiques=(Critique(text="ok", score=score),)) for score in scores)
+                yield ScoredGroup(group=group, verdicts=verdicts)
 
     def count(self, round):
         return {"seconds": 0.0, "failed_workers": 0.0, "failed_held_out": 0.0}
@@ -129,7 +131,7 @@ def parts(world, root, phases, gate=None):
         schedule=Schedule(phases),
         prompts=world,
         rollouts=world,
-        feedback=world,
+        feedback=SimpleNamespace(stream=world.judge, count=world.count),
         learner=world,
         weights=world,
         evaluate=world.evaluate,

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from actors.feeder import Feeder
 from rlsys.errors import WorkerDied
+from rlsys.streams import Stream
 
 POLL_S = 0.05
 """How long a wait lasts at most before new tasks are looked for."""
@@ -60,14 +60,14 @@ class Crew(Protocol):
 class OrderedRun:
     """One method over many tasks: dynamic assignment, bounded look-ahead, results in the order of the tasks."""
 
-    def __init__(self, crew: Crew, method: str, feeder: Feeder[Task], *, window: int) -> None:
+    def __init__(self, crew: Crew, method: str, tasks: Stream[Task], *, window: int) -> None:
         """
         Args:
             window: tasks that may be in work or waiting behind the oldest that is not delivered.
         """
         self._crew = crew
         self._method = method
-        self._feeder = feeder
+        self._tasks = tasks
         self._window = window
         self._undelivered: deque[Task] = deque()
         self._again: deque[Task] = deque()
@@ -81,8 +81,7 @@ class OrderedRun:
                 task = self._undelivered.popleft()
                 self._hand_out()
                 yield task.key, task.result
-            if not self._undelivered and self._feeder.ended():
-                self._feeder.check()
+            if not self._undelivered and self._tasks.ended():
                 return
             self._collect()
 
@@ -106,7 +105,7 @@ class OrderedRun:
             return self._again.popleft()
         if len(self._undelivered) >= self._window:
             return None
-        task = self._feeder.poll()
+        task = self._tasks.poll()
         if task is not None:
             self._undelivered.append(task)
         return task
@@ -115,7 +114,7 @@ class OrderedRun:
         """Wait a moment for results, for a worker that starts, or for a task."""
         starting = [slot.starting for slot in self._crew.slots if slot.starting is not None]
         if not self._working and not starting:
-            self._feeder.wait(POLL_S)
+            self._tasks.wait_ready(POLL_S)
             return
         for reference in self._crew.wait([*self._working, *starting], POLL_S):
             if reference in self._working:

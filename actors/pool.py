@@ -12,10 +12,10 @@ import psutil
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.feeder import Feeder
 from actors.ordered import POLL_S, OrderedRun, Task
 from rlsys.errors import WorkerDied
 from rlsys.placement import Placement
+from rlsys.streams import Stream
 
 GRACE_S = 5.0
 """How long the others are waited for after one call of many has failed, to find out whether a worker died."""
@@ -92,12 +92,12 @@ class WorkerPool:
         self._running = True
         self._sweep()
         window = 2 * len(self.slots)
-        feeder = Feeder(tasks, ahead=window)
-        run = OrderedRun(self, method, feeder, window=window)
+        ready = Stream(tasks, ahead=window)
+        run = OrderedRun(self, method, ready, window=window)
         try:
             yield from run.results()
         finally:
-            feeder.close()
+            ready.close()
             self._abandoned += run.unfinished()
             self._running = False
 

@@ -6,7 +6,6 @@ S tokens of a prompt (image placeholders expanded), T tokens of an answer.
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 
 from rlsys.chat import Chat
 from rlsys.errors import RlsysError
+from rlsys.lru import ByteCache
 from rlsys.records import Image, Prompt
 
 _MIB = 1 << 20
@@ -52,9 +52,7 @@ class Processor:
         self._chat = Chat(directory)
         self.tokenizer = self._chat.tokenizer
         self._processor = self._chat.processor
-        self._cache: OrderedDict[str, ImageTensors] = OrderedDict()
-        self._cache_bytes = 0
-        self._cache_limit = cache_mib * _MIB
+        self._cache: ByteCache[str, ImageTensors] = ByteCache(cache_mib * _MIB)
         self._tokens_of = functools.lru_cache(_EXPANSIONS)(self._chat.text_ids)
 
     @property
@@ -81,15 +79,15 @@ class Processor:
         found: dict[str, ImageTensors] = {}
         missing: dict[str, Image] = {}
         for image in images:
-            if image.digest in self._cache:
-                self._cache.move_to_end(image.digest)
-                found[image.digest] = self._cache[image.digest]
-            else:
+            kept = self._cache.get(image.digest)
+            if kept is None:
                 missing[image.digest] = image
+            else:
+                found[image.digest] = kept
         if missing:
             for processed in self._process(missing):
                 found[processed.digest] = processed
-                self._remember(processed)
+                self._cache.put(processed.digest, processed, num_bytes=processed.num_bytes)
         return [found[image.digest] for image in images]
 
     def prompt_ids(self, prompt: Prompt) -> np.ndarray:
@@ -146,12 +144,6 @@ class Processor:
             ImageTensors(digest=digest, values={name: parts[i].clone() for name, parts in split.items()})
             for i, digest in enumerate(images)
         ]
-
-    def _remember(self, tensors: ImageTensors) -> None:
-        self._cache[tensors.digest] = tensors
-        self._cache_bytes += tensors.num_bytes
-        while self._cache_bytes > self._cache_limit and len(self._cache) > 1:
-            self._cache_bytes -= self._cache.popitem(last=False)[1].num_bytes
 
     def _expansion(self, tensors: ImageTensors) -> list[int]:
         return self._tokens_of(self._processor.replace_image_token(tensors.values, 0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from transformers import vision_utils
 
 from learners.collate import MicroBatch
 from learners.tokens import ImageTensors, RefusedRecord
+from rlsys.lru import ByteCache
 
 _MIB = 1 << 20
 _KEPT_PLACES = 64
@@ -23,9 +23,7 @@ class VisionFeatures:
         self._model = base.model
         self._image_token = base.config.image_token_id
         self._merge = base.model.visual.spatial_merge_size**2
-        self._cache: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._cache_bytes = 0
-        self._cache_limit = cache_mib * _MIB
+        self._cache: ByteCache[str, torch.Tensor] = ByteCache(cache_mib * _MIB)
         self._kept_places: dict[tuple, dict[str, torch.Tensor]] = {}
 
     def place(self, embeddings_ND: torch.Tensor, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
@@ -60,10 +58,10 @@ class VisionFeatures:
             missing = [image for image in images if not keep or image.digest not in self._cache]
             new = self._run([image.values for image in missing]) if missing else []
         found = {image.digest: feature for image, feature in zip(missing, new, strict=True)}
-        result = [found[image.digest] if image.digest in found else self._recall(image.digest) for image in images]
+        result = [found[image.digest] if image.digest in found else self._cache.get(image.digest) for image in images]
         if keep:
             for digest, feature in found.items():
-                self._remember(digest, feature)
+                self._cache.put(digest, feature, num_bytes=feature.numel() * feature.element_size())
         return result
 
     def _run(self, values: list[dict[str, torch.Tensor]]) -> list[torch.Tensor]:
@@ -90,14 +88,3 @@ class VisionFeatures:
                 index, bounds = vision_utils.get_vision_window_index(grids, *sizes)
                 found |= {"window_index": index.to(grids.device), "cu_window_seqlens": bounds}
         return self._kept_places[key]
-
-    def _recall(self, digest: str) -> torch.Tensor:
-        self._cache.move_to_end(digest)
-        return self._cache[digest]
-
-    def _remember(self, digest: str, feature: torch.Tensor) -> None:
-        self._cache[digest] = feature
-        self._cache_bytes += feature.numel() * feature.element_size()
-        while self._cache_bytes > self._cache_limit and len(self._cache) > 1:
-            old = self._cache.popitem(last=False)[1]
-            self._cache_bytes -= old.numel() * old.element_size()

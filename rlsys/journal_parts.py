@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from rlsys.appendlog import Entry, LogWriter, entry_bytes, read_at
 from rlsys.errors import JournalError, WireError, WrongType
+from rlsys.lru import ByteCache
 from rlsys.records import (
     Image,
     PreferencePair,
@@ -177,8 +178,7 @@ class PartReader:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
-        self._cache: OrderedDict[int, tuple[Any, int]] = OrderedDict()
-        self._num_bytes = 0
+        self._cache: ByteCache[int, Any] = ByteCache(_CACHE_BYTES)
 
     def record(self, kind: type, offset: int, entry: Entry) -> Any:
         """The record or part of an entry that stands at `offset`.
@@ -201,14 +201,9 @@ class PartReader:
             entry = read_at(self._file, offset)
             if entry.kind not in (PARTS[kind], LISTED.get(kind)):
                 raise JournalError(f"{self._file.name}: entry at byte {offset} is no {kind.__name__}")
-            kept = self.record(kind, offset, entry), len(entry.payload)
-            self._cache[offset] = kept
-            self._num_bytes += kept[1]
-            while self._num_bytes > _CACHE_BYTES:
-                self._num_bytes -= self._cache.popitem(last=False)[1][1]
-        else:
-            self._cache.move_to_end(offset)
-        return kept[0]
+            kept = self.record(kind, offset, entry)
+            self._cache.put(offset, kept, num_bytes=len(entry.payload))
+        return kept
 
 
 def _key(frame: bytes) -> bytes:

@@ -19,6 +19,11 @@ class Stream(Generic[T]):
 
         stream = Stream(slow_source(), ahead=4)
         for item in stream: ...
+
+    A consumer that must not block asks instead:
+
+        while not stream.ended():
+            item = stream.poll()      # None if none is ready now
     """
 
     def __init__(self, source: Iterable[T], *, ahead: int, executor: Executor | None = None) -> None:
@@ -68,13 +73,31 @@ class Stream(Generic[T]):
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._items or self._ended)
-                if not self._items:
-                    if self._error is not None:
-                        raise self._error
-                    return
-                item = self._items.popleft()
-                self._changed.notify_all()
-            yield item
+            if self.ended():
+                return
+            yield self._take()
+
+    def poll(self) -> T | None:
+        """The next item, if one is ready."""
+        return self._take() if self._items else None
+
+    def ended(self) -> bool:
+        """Whether no item will come any more.
+
+        Raises:
+            Exception: what the source raised, once all items that came before are taken.
+        """
+        with self._changed:
+            if self._items or not self._ended:
+                return False
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def wait_ready(self, timeout_s: float) -> None:
+        """Block until an item is ready or none will come any more, but not longer than this."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items or self._ended, timeout_s)
 
     def wait(self) -> None:
         """Block until the source has ended (well or not). Needs `ahead` large enough for what nobody consumes meanwhile."""
@@ -86,3 +109,9 @@ class Stream(Generic[T]):
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+
+    def _take(self) -> T:
+        with self._changed:
+            item = self._items.popleft()
+            self._changed.notify_all()
+        return item

@@ -65,3 +65,27 @@ def test_streams_on_one_thread_run_one_after_the_other():
 def test_a_bound_below_one_is_refused():
     with pytest.raises(ValueError, match="got 0"):
         Stream([], ahead=0)
+
+
+def test_a_consumer_that_must_not_block_asks_for_what_is_ready():
+    go = threading.Event()
+
+    def source():
+        yield "first"
+        assert go.wait(5.0)
+        yield "second"
+        raise KeyError("lost")
+
+    stream = Stream(source(), ahead=4)
+    stream.wait_ready(5.0)
+    assert stream.poll() == "first"
+    started = time.monotonic()
+    stream.wait_ready(0.05)
+    assert 0.05 <= time.monotonic() - started < 2.0
+    assert stream.poll() is None and not stream.ended()
+    go.set()
+    stream.wait()
+    assert not stream.ended()
+    assert stream.poll() == "second" and stream.poll() is None
+    with pytest.raises(KeyError, match="lost"):
+        stream.ended()

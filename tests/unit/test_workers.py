@@ -6,7 +6,6 @@ import pytest
 from actors.chunks import chunks
 from actors.critic import CriticWorker
 from actors.engines.scripted import END, Scripted
-from actors.feeder import Feeder
 from actors.ordered import OrderedRun, Task
 from actors.rollout import RolloutTask, RolloutWorker, candidates_per_temperature, merged
 from rlsys import wire
@@ -14,6 +13,7 @@ from rlsys.errors import ConfigError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.records import Completion, Image, Prompt, RolloutGroup, Sampling, Turn, Verdict
 from rlsys.seeding import child_seed
+from rlsys.streams import Stream
 from tests.fakes import make_plan
 
 PICTURE = Image(pixels=np.zeros((2, 2, 3), np.uint8))
@@ -154,8 +154,8 @@ class Crew:
 
 
 def run(crew, source, window=4):
-    feeder = Feeder((Task(key=number, arguments=(number,)) for number in source), ahead=2)
-    return OrderedRun(crew, "anything", feeder, window=window).results()
+    tasks = Stream((Task(key=number, arguments=(number,)) for number in source), ahead=2)
+    return OrderedRun(crew, "anything", tasks, window=window).results()
 
 
 def test_results_come_in_the_order_of_the_tasks_whatever_finishes_first():

@@ -17,10 +17,9 @@ from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
-from benchmarks.learner_sides import CHECKED_STEPS, Job, JobSide, sides
+from benchmarks.learner_sides import CHECKED_STEPS, WARMUP, Job, JobSide, sides
 from benchmarks.learner_work import LARGER_MODEL, Work
 
-WARMUP = 1
 LARGEST_DIFFERENCE = 5e-5
 """Of losses and gradients: an answer of 400 tokens has a log-probability of -1800 nats, which float32 rounds by 1e-4."""
 LARGEST_DETOUR = 0.1

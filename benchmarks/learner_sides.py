@@ -21,6 +21,10 @@ from benchmarks.learner_work import Work, as_text, with_logprobs
 from rlsys.records import PreferencePair
 
 THREADS = 2
+WARMUP = 1
+"""Turns of a side that do not count."""
+TRIED_TURNS = 3
+"""Turns in which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose a slow one."""
 BETA = 0.1
 TIMED_LR = 1e-7
 """So small that recorded log-probabilities stay those of the weights over all turns, and are checked in each."""
@@ -294,8 +298,8 @@ def best_settings(job: Job, pairs: Sequence[PreferencePair]) -> tuple[dict[str, 
             results.extend([] if result is None else [result])
             return "turn"
 
-        train(job, pairs, 2, ask, size=size, workers=workers)
-        speeds[size, workers] = job.work.pairs_per_turn / results[-1]
+        train(job, pairs, WARMUP + TRIED_TURNS, ask, size=size, workers=workers)
+        speeds[size, workers] = job.work.pairs_per_turn / min(results[WARMUP:])
 
     sizes = [size for size in job.work.tried_sizes if job.work.batch % size == 0]
     for size in sizes:

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from actors.chunks import chunks
 from actors.critic import CriticWorker
 from actors.ordered import Task
 from actors.pool import Spec, WorkerPool
@@ -178,7 +177,7 @@ class RolloutStage:
 
     def _tasks(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[Task]:
         start = 0
-        for chunk in chunks(prompts, self._batch, plan.num_prompts):
+        for chunk in _chunks(prompts, self._batch):
             yield Task(key=(start, chunk), arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)))
             start += len(chunk)
 
@@ -229,9 +228,9 @@ class FeedbackStage:
             spec = Spec(name="critic", worker=CriticWorker, options=options)
             self._pool = WorkerPool(spec, placements, deadline_s=deadline_s, on_death=self._counts.death)
 
-    def stream(self, groups: Iterable[RolloutGroup], plan: RoundPlan) -> Iterator[ScoredGroup]:
+    def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """One scored group per group, in order."""
-        results = self._alone(groups) if self._pool is None else self._pool.run("judge", self._tasks(groups, plan))
+        results = self._alone(groups) if self._pool is None else self._pool.run("judge", self._tasks(groups))
         for chunk, result in results:
             for group, verdicts in zip(chunk, self._verdicts(chunk, result), strict=True):
                 yield ScoredGroup(group=group, verdicts=verdicts)
@@ -250,8 +249,8 @@ class FeedbackStage:
         for group in groups:
             yield [group], worker.judge(wire.encode_many([group]))
 
-    def _tasks(self, groups: Iterable[RolloutGroup], plan: RoundPlan) -> Iterator[Task]:
-        for chunk in chunks(groups, self._batch, plan.num_prompts):
+    def _tasks(self, groups: Iterable[RolloutGroup]) -> Iterator[Task]:
+        for chunk in _chunks(groups, self._batch):
             self._counts.round = chunk[0].round
             yield Task(key=chunk, arguments=(wire.encode_many(chunk),))
 
@@ -266,6 +265,12 @@ class FeedbackStage:
         verdicts = iter(wire.decode_many(frame, Verdict))
         for group in chunk:
             yield tuple(islice(verdicts, len(group.rollouts)))
+
+
+def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
 
 
 def _check(batch: int, placements: Sequence[Placement]) -> None:

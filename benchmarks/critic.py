@@ -37,7 +37,6 @@ PROMPTS = 96
 CANDIDATES = 8
 BATCHES = (16, 32, 64, 128, 256)
 """Sequences per forward pass of the other side, of which the fastest is taken."""
-PLAN = Phase(num_prompts=PROMPTS, num_candidates=CANDIDATES, max_tokens=64).plan(0, 0)
 TARGET = Target(at_least=1.5)
 
 
@@ -85,7 +84,7 @@ class Ours:
     def __call__(self, turn: int) -> Judged:
         groups = self._work.groups(turn)
         started = time.perf_counter()
-        scored = list(self._stage.stream(groups, PLAN))
+        scored = list(self._stage.stream(groups))
         seconds = time.perf_counter() - started
         return Judged(seconds=seconds, verdicts=_read([verdict for one in scored for verdict in one.verdicts]))
 
@@ -188,9 +187,10 @@ def answers(policy: str, num_turns: int) -> tuple[bytes, ...]:
         placements=[whole_machine()],
         seed=0,
     )
+    plan = Phase(num_prompts=PROMPTS, num_candidates=CANDIDATES, max_tokens=64).plan(0, 0)
     try:
         return tuple(
-            wire.encode_many(list(stage.stream([make_prompt("train", i, "describe") for i in indices], PLAN)))
+            wire.encode_many(list(stage.stream([make_prompt("train", i, "describe") for i in indices], plan)))
             for indices in (range(turn * PROMPTS, (turn + 1) * PROMPTS) for turn in range(num_turns))
         )
     finally:

@@ -24,7 +24,7 @@ from benchmarks.harness import Row, Target, in_turn, write
 from benchmarks.models import scenes_models
 from rlsys import registry
 from rlsys.contracts import FeedbackStage
-from rlsys.records import RolloutGroup, RoundPlan, RoundReport, ScoredGroup
+from rlsys.records import RolloutGroup, RoundReport, ScoredGroup
 from rlsys.rounds import AHEAD, Parts, run_rounds
 from rlsys.streams import Stream
 
@@ -37,12 +37,10 @@ CASES: dict[str, list[str]] = {
         "schedule.num_prompts=128",
         "learner.path=plain",
         "learner.batch_size=16",
-        "critic.batch=16",
     ],
 }
 """What differs from the preset. Its learner needs a fraction of the engines' time; where every answer is trained as a
-sequence of its own, the two need about as long, which is the hardest case for an overlap. The critic's smaller calls
-keep the learner from waiting for its first pairs of a call."""
+sequence of its own, the two need about as long, which is the hardest case for an overlap."""
 
 
 @dataclass(kw_only=True)
@@ -52,9 +50,9 @@ class Watched:
     stage: FeedbackStage
     ended: float = 0.0
 
-    def stream(self, groups: Iterable[RolloutGroup], plan: RoundPlan) -> Iterator[ScoredGroup]:
+    def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """As the stage's."""
-        yield from self.stage.stream(groups, plan)
+        yield from self.stage.stream(groups)
         self.ended = time.perf_counter()
 
     def count(self, round: int) -> dict[str, float]:
@@ -98,7 +96,7 @@ class Rounds:
         build = registry.pairs.make(plan.pairs)
         started = time.perf_counter()
         groups = Stream(parts.rollouts.stream(prompts, plan), ahead=AHEAD)
-        scored = list(parts.feedback.stream(groups, plan))
+        scored = list(parts.feedback.stream(groups))
         generated = time.perf_counter()
         pairs = [pair for group in scored for pair in build(group, plan)]
         before = time.perf_counter()

@@ -66,7 +66,7 @@ class RoundBook:
     def scored(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """The groups with their verdicts."""
         parts, plan = self._parts, self._plan
-        for scored in parts.tracker.track("critique", parts.feedback.stream(groups, plan), plan.num_prompts):
+        for scored in parts.tracker.track("critique", parts.feedback.stream(groups), plan.num_prompts):
             parts.journal.append(plan.round, scored)
             self.failed_critiques += sum(verdict.failed for verdict in scored.verdicts)
             yield scored

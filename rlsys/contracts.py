@@ -112,7 +112,7 @@ class RolloutStage(Protocol):
 class FeedbackStage(Protocol):
     """rollout groups -> scored groups."""
 
-    def stream(self, groups: Iterable[RolloutGroup], plan: RoundPlan) -> Iterator[ScoredGroup]:
+    def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """One scored group per group, in order."""
 
     def count(self, round: int) -> dict[str, float]:

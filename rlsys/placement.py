@@ -23,6 +23,7 @@ GIB = 1 << 30
 STEP_BACK = 10
 """Niceness for every later role on the same cores: a tenth of a core is left where one of them wants all of it."""
 MOST_NICE = 19
+"""More there is not."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +40,7 @@ class Placement:
     start_cores: tuple[int, ...] = ()
     """Cores the process is pinned to until it has started; empty stands for `cores`."""
     niceness: int = 0
-    """Of the process once it has started: how far it stands back where others want the same cores (0 to 19)."""
+    """Added to that of the process once it has started: how far it stands back where others want the same cores."""
     env: dict[str, str] = field(default_factory=dict)
     """Set in the worker before torch and the engine are imported."""
 
@@ -62,9 +63,9 @@ class Placement:
             with suppress(ProcessLookupError):  # it has ended meanwhile
                 if self.start_cores:
                     os.sched_setaffinity(thread, self.cores)
-                if self.niceness:  # on top of what Ray gives its workers
-                    niceness = os.getpriority(os.PRIO_PROCESS, thread) + self.niceness
-                    os.setpriority(os.PRIO_PROCESS, thread, min(19, niceness))
+                if self.niceness:
+                    before = os.getpriority(os.PRIO_PROCESS, thread)  # Ray does not start its workers at 0
+                    os.setpriority(os.PRIO_PROCESS, thread, min(MOST_NICE, before + self.niceness))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -225,8 +225,8 @@ def test_feedback_keeps_the_order_and_counts_a_killed_worker():
     wounded = critiques(feedback, scripted(seconds_per_call=0.2), count=2)
     try:
         groups = list(stage.stream(text_prompts(10), PLAN))
-        expected = list(alone.stream(groups, PLAN))
-        stream = wounded.stream(iter(groups), PLAN)
+        expected = list(alone.stream(groups))
+        stream = wounded.stream(iter(groups))
         got = [next(stream)]
         os.kill(pids(wounded)[0], signal.SIGKILL)
         got += stream
@@ -247,7 +247,7 @@ def test_answers_that_kill_the_judge_have_failed_verdicts():
     fatal = feedback.requests(groups[0])[0][0].id
     judge = critiques(feedback, scripted(fatal_prompts=[fatal]), batch=1)
     try:
-        first, second = judge.stream(groups, PLAN)
+        first, second = judge.stream(groups)
     finally:
         judge.close()
     assert all(verdict.critiques == () and verdict.failed == 2 for verdict in first.verdicts)
@@ -307,7 +307,7 @@ def test_a_real_critic_scores_by_the_raw_logit_of_its_score_token(folder):
     feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=200, template="{question} {answer}")
     judge = critiques(feedback, engine, str(folder), batch=4)
     try:
-        scored = list(judge.stream(groups, PLAN))
+        scored = list(judge.stream(groups))
     finally:
         judge.close()
     requests = [prompt for group in groups for prompt, _ in feedback.requests(group)]

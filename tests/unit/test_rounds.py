@@ -3,7 +3,6 @@
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -53,9 +52,9 @@ class World:
     def take(self, start, count):
         return (make_prompt(f"p{start + i}") for i in range(count))
 
-    def stream(self, prompts, plan):
-        with self.alone("rollout"):
-            yield from self._rollouts(prompts, plan)
+    def stream(self, source, plan=None):
+        with self.alone("feedback" if plan is None else "rollout"):
+            yield from self._rollouts(source, plan) if plan is not None else self._feedback(source)
 
     def _rollouts(self, prompts, plan):
         for index, prompt in enumerate(prompts):
@@ -72,12 +71,11 @@ class World:
                 rollouts=rollouts,
             )
 
-    def judge(self, groups, plan):
-        with self.alone("feedback"):
-            for group in groups:
-                scores = [float(len(rollout.text)) for rollout in group.rollouts]
-                verdicts = tuple(Verdict(critiques=(Critique(text="ok", score=score),)) for score in scores)
-                yield ScoredGroup(group=group, verdicts=verdicts)
+    def _feedback(self, groups):
+        for group in groups:
+            scores = [float(len(rollout.text)) for rollout in group.rollouts]
+            verdicts = tuple(Verdict(critiques=(Critique(text="ok", score=score),)) for score in scores)
+            yield ScoredGroup(group=group, verdicts=verdicts)
 
     def count(self, round):
         return {"seconds": 0.0, "failed_workers": 0.0, "failed_held_out": 0.0}
@@ -131,7 +129,7 @@ def parts(world, root, phases, gate=None):
         schedule=Schedule(phases),
         prompts=world,
         rollouts=world,
-        feedback=SimpleNamespace(stream=world.judge, count=world.count),
+        feedback=world,
         learner=world,
         weights=world,
         evaluate=world.evaluate,

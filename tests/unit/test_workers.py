@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from actors.chunks import chunks
 from actors.critic import CriticWorker
 from actors.engines.scripted import END, Scripted
 from actors.ordered import OrderedRun, Task
@@ -192,22 +191,3 @@ def test_an_error_of_the_source_comes_after_the_results_of_what_it_gave():
     assert [next(results) for _ in range(3)] == [(0, 0), (1, 10), (2, 20)]
     with pytest.raises(OSError, match="disk"):
         next(results)
-
-
-@pytest.mark.parametrize(
-    ("batch", "asked", "there", "sizes"),
-    [
-        (32, 128, 128, [32, 32, 32, 16, 8, 8]),
-        (8, 37, 37, [8, 8, 8, 8, 3, 2]),
-        (1, 4, 4, [1, 1, 1, 1]),
-        (32, 127, 127, [32, 32, 32, 31]),
-        (128, 256, 256, [128, 128]),
-        (2, 8, 11, [2, 2, 2, 1, 1, 2, 1]),
-        (2, 8, 3, [2, 1]),
-        (2, 8, 0, []),
-    ],
-)
-def test_the_last_of_many_batches_is_taken_in_parts(batch, asked, there, sizes):
-    found = list(chunks(range(there), batch, asked))
-    assert [len(chunk) for chunk in found] == sizes
-    assert [item for chunk in found for item in chunk] == list(range(there))

@@ -151,7 +151,7 @@ def _stages(name: str, turns: Sequence[Turn]) -> dict[str, float]:
 
 
 def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
-    """By name."""
+    """By name. TRL is not tried with 64 prompts of 50 M parameters: it then takes 11 GB, and both sides do not fit 24 GB."""
     policy, _ = scenes_models()
     large = make_policy(scratch / "large", seed=0, shape=LARGE)
     scenes = Job(folder=str(policy), num_prompts=256, max_tokens=64, tried=(32, 64, 128))
@@ -162,7 +162,7 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
             Target(at_least=3.0),
         ),
         "50 M parameters": (
-            replace(scenes, folder=str(large), num_prompts=64, tried=(16, 32, 64)),
+            replace(scenes, folder=str(large), num_prompts=64, tried=(16, 32)),
             Target(at_least=3.0),
         ),
         "scenes, answers as long as the policy makes them": (

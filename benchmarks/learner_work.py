@@ -52,12 +52,14 @@ class Work:
 
     def make_checkpoint(self, directory: Path) -> Path:
         """Random weights, the tokenizer and an image processor that scales nothing down."""
+        import torch
         from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
         make_policy(directory, seed=1, shape=self.model)
         if self.vocabulary is not None:
             config = AutoConfig.from_pretrained(directory)
             config.text_config.vocab_size = self.vocabulary
+            torch.manual_seed(1)
             Qwen2_5_VLForConditionalGeneration(config).save_pretrained(directory)
         processor = AutoProcessor.from_pretrained(directory)
         size = {"shortest_edge": CELL_PIXELS**2, "longest_edge": (CELL_PIXELS * (self.picture or 1)) ** 2}

@@ -213,9 +213,9 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
 
 def _why(uncovered: float, slower: float, after: float, between: float) -> str:
     return (
-        f"{uncovered:.2g} s are uncovered: generation takes {abs(slower):.2g} s {'longer' if slower > 0 else 'less'} beside the "
-        f"learner and the driver's threads, which have no core of their own; {after:.2g} s go by after the last verdict, {between:.2g} s of them in publish and "
-        "checkpoint, the others with the last steps"
+        f"{uncovered:.2g} s are uncovered: generation takes {abs(slower):.2g} s {'longer' if slower > 0 else 'less'} beside "
+        f"the learner and the driver's threads, which have no core of their own; {after:.2g} s go by after the last verdict, "
+        f"{between:.2g} s of them in publish and checkpoint, the others with the last steps"
     )
 
 

@@ -62,6 +62,9 @@ class BucketTransfer(WeightTransferEngine):
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         self._finalize()  # what a failed update left half done would count as loaded
+        # While they are reloaded, tied parameters are apart.
+        self._names = {name for name, _ in self.model.named_parameters()}
+        self._tied = list(_tied(self.model))
         initialize_layerwise_reload(self.model)
         self._open = True
 
@@ -79,7 +82,7 @@ class BucketTransfer(WeightTransferEngine):
         loaded: set[str] = set()
         for bucket in self._receiver.receive(update_info.manifest):
             loaded |= self.model.load_weights(iter(bucket)) or set()
-        not_loaded = {name for name, _ in self.model.named_parameters()} - loaded
+        not_loaded = self._names - loaded
         self.last_report = {**self._receiver.report(), "not_loaded": sorted(not_loaded)}
 
     def finish_weight_update(self) -> None:
@@ -102,6 +105,18 @@ class BucketTransfer(WeightTransferEngine):
         if self._open:
             finalize_layerwise_reload(self.model, self.model_config)
             self._open = False
+            for module, twin in self._tied:
+                module.weight = twin.weight
+                module.quant_method.process_weights_after_loading(module)  # on CPU: its packed copy
+
+
+def _tied(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, torch.nn.Module]]:
+    """Modules whose weight is that of a module before them, with that module: a head that is the embedding."""
+    first: dict[int, torch.nn.Module] = {}
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and first.setdefault(id(weight), module) is not module:
+            yield module, first[id(weight)]
 
 
 class WorkerExtension:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import arguments
-from rlsys.placement import Placement, this_machine
+from rlsys.machine import this_machine
+from rlsys.placement import Placement
 from rlsys.progress import quiet_libraries
 from rlsys.scenes.policy import Shape as ScenesShape
 from rlsys.scenes.policy import make_policy, make_tokenizer

@@ -26,7 +26,7 @@ from benchmarks.harness import Row, Target, in_turn, table, write
 from benchmarks.learner_sides import JobSide
 from benchmarks.models import scenes_models
 from benchmarks.round_sides import Job, Turn, our_rounds, serve_trl
-from rlsys.placement import may_have_gpus, this_machine
+from rlsys.machine import may_have_gpus, this_machine
 from rlsys.progress import quiet_libraries
 from rlsys.scenes.policy import Shape, make_policy
 

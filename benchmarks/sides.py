@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from benchmarks.harness import Spread, in_turn
-from rlsys.placement import Placement, this_machine
+from rlsys.machine import this_machine
+from rlsys.placement import Placement
 from rlsys.progress import quiet_libraries
 
 START_S = 600.0

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import IO, Any, TypeVar
 
-from rlsys.placement import may_have_gpus
+from rlsys.machine import may_have_gpus
 from rlsys.records import Interval, RoundReport
 
 T = TypeVar("T")

@@ -11,8 +11,8 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from rlsys.machine import GIB, Machine, may_have_gpus, this_machine
 from rlsys.packing import Node
-from rlsys.placement import GIB, Machine, may_have_gpus, this_machine
 from rlsys.progress import QUIET_ENV
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlsys.app import plan as planning
-from rlsys.placement import Machine, Placement
+from rlsys.machine import Machine
+from rlsys.placement import Placement
 from rlsys.progress import Progress
 from rlsys.records import Prompt
 from rlsys.savepoints import Savepoints

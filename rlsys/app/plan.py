@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import ConfigError, PromptsExhausted
-from rlsys.placement import GIB, Machine, Placement, Role, place, shortages
+from rlsys.machine import GIB, Machine
+from rlsys.placement import Placement, Role, place, shortages
 
 WORKER_GIB = 1.5
 """Host memory of a worker process before it loads a model (Python, torch and vLLM imported), measured on CPU."""

@@ -11,7 +11,7 @@ from rlsys.app.evaluate import main as evaluate
 from rlsys.app.parts import probe_prompts
 from rlsys.app.plan import check
 from rlsys.errors import ConfigError
-from rlsys.placement import Machine
+from rlsys.machine import Machine
 
 MISTAKES = [
     ("schedule.round=3", "schedule.round", "did you mean schedule.rounds?"),

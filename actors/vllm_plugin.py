@@ -50,6 +50,9 @@ class BucketTransfer(WeightTransferEngine):
     _receiver: Receiver | None = None
     _open = False
     """An update has begun and not been finalized: parameters may be without values."""
+    _names: frozenset[str] = frozenset()
+    """Of the parameters that an update must reach: tied ones once, which stand apart while they are reloaded."""
+    _tied: tuple[tuple[torch.nn.Module, torch.nn.Module], ...] = ()
 
     def init_transfer_engine(self, init_info: Offer) -> None:
         """Join the sender."""
@@ -62,9 +65,8 @@ class BucketTransfer(WeightTransferEngine):
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
 
         self._finalize()  # what a failed update left half done would count as loaded
-        # While they are reloaded, tied parameters are apart.
-        self._names = {name for name, _ in self.model.named_parameters()}
-        self._tied = list(_tied(self.model))
+        self._names = frozenset(name for name, _ in self.model.named_parameters())
+        self._tied = tuple(_tied(self.model))
         initialize_layerwise_reload(self.model)
         self._open = True
 
@@ -82,8 +84,7 @@ class BucketTransfer(WeightTransferEngine):
         loaded: set[str] = set()
         for bucket in self._receiver.receive(update_info.manifest):
             loaded |= self.model.load_weights(iter(bucket)) or set()
-        not_loaded = self._names - loaded
-        self.last_report = {**self._receiver.report(), "not_loaded": sorted(not_loaded)}
+        self.last_report = {**self._receiver.report(), "not_loaded": sorted(self._names - loaded)}
 
     def finish_weight_update(self) -> None:
         """Put what came in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from pathlib import Path
@@ -28,6 +29,18 @@ def make_small(directory: Path, seed: int = 1) -> Path:
         for name, tensor in weights_of(directory).items()
     }
     save_file(drawn, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def tie(directory: Path) -> Path:
+    """Make the head of a checkpoint its embedding."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    config["tie_word_embeddings"] = config["text_config"]["tie_word_embeddings"] = True
+    file.write_text(json.dumps(config))
+    weights = weights_of(directory)
+    del weights["lm_head.weight"]
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
 

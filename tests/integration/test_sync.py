@@ -17,7 +17,7 @@ from rlsys.placement import Placement
 from rlsys.sync import WeightSync
 from rlsys.transports.gloo import Gloo
 from tests.fakes import make_plan
-from tests.integration.small_model import Sending, Transformers, make_prompts, make_small, weights_of
+from tests.integration.small_model import Sending, Transformers, make_prompts, make_small, tie, weights_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -156,6 +156,32 @@ def test_real_engines_are_updated_proven_and_refuse_what_is_not_whole(tmp_path):
             sync.publish(3)
         learner.weights = whole
         assert sync.publish(4).max_logprob_gap < 1e-4
+    finally:
+        learner.close()
+        stage.close()
+
+
+def test_a_head_that_is_the_embedding_follows_its_updates(tmp_path):
+    discover()
+    folder = tie(make_small(tmp_path / "policy"))
+    learner = ModelLearner(folder, tmp_path / "changed")
+    stage = RolloutStage(
+        engine=engines.make("vllm", max_model_len=256, max_num_batched_tokens=2048, kv_cache_gib=0.25),
+        current=lambda: (str(folder), 0),
+        placements=[Placement()],
+        seed=1,
+        deadline_s=240,
+        probe_prompts=make_prompts(2),
+    )
+    sync = WeightSync(learner=learner, rollouts=stage, transport=learner.transport, deadline_s=60)
+    try:
+        for version in (1, 2, 3):
+            name = "model.embed_tokens.weight"
+            learner.weights = {**learner.weights, name: 1.3 * learner.weights[name]}
+            learner.change()
+            report = sync.publish(version)
+            assert report.max_logprob_gap < 1e-4 and report.num_tensors == len(learner.weights)
+            assert "lm_head.weight" not in learner.weights
     finally:
         learner.close()
         stage.close()

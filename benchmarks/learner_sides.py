@@ -231,20 +231,21 @@ def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:
     from learners.plan import FitPlan
 
     engine, gradients, losses = learner._engine, {}, []
-    step = engine.step
+    step, clip = engine.step, engine._grad_clip
 
     def watched(lr: float) -> float:
         if not gradients:
             gradients.update(_arrays(engine.module, gradients=True))
         return step(lr)
 
-    engine.step = watched
+    # TRL's trace does not clip either: beside AdamW's epsilon a small gradient that was scaled down takes another step.
+    engine.step, engine._grad_clip = watched, 0.0
     before = _arrays(engine.module, gradients=False)
     learner.begin(FitPlan(lr=CHECKED_LR, beta=BETA))
     for number, frame in enumerate(frames):
         output = learner.step(frame, lr=CHECKED_LR, batch=number)
         losses.append(output.sums["loss"] / output.denominator)
-    engine.step = step
+    engine.step, engine._grad_clip = step, clip
     return Trace(losses=losses, gradients=gradients, moved=_moved(engine.module, before))
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
+from actors.parts import Part, gathered, parts
 from rlsys import wire
 from rlsys.contracts import Feedback
 from rlsys.records import RolloutGroup, Verdict
@@ -23,25 +23,25 @@ class CriticWorker:
         self._feedback = feedback
         self._engine = engine.open(model, raw_logits=True) if feedback.needs_engine else None
 
-    def judge(self, frame: bytes) -> tuple[bytes, float]:
+    def judge(self, frame: bytes, skip: int = 0) -> Iterator[Part]:
         """Judge the rollout groups of a frame, all with one engine call.
 
-        Returns:
-            A frame of verdicts, one per rollout, group after group; and the busy seconds.
-        """
-        started = time.monotonic()
-        verdicts = self.verdicts(wire.decode_many(frame, RolloutGroup))
-        return wire.encode_many([verdict for group in verdicts for verdict in group]), time.monotonic() - started
+        Args:
+            skip: groups at the beginning whose verdicts are not wanted.
 
-    def verdicts(self, groups: Sequence[RolloutGroup]) -> list[tuple[Verdict, ...]]:
-        """One verdict per rollout for every group."""
+        Yields:
+            Verdicts, one per rollout, group after group, each group's when its last critique is there.
+        """
+        yield from parts(self._verdicts(frame), skip=skip)
+
+    def _verdicts(self, frame: bytes) -> Iterator[list[tuple[Verdict, ...]]]:
+        groups = wire.decode_many(frame, RolloutGroup)
         requests = [self._feedback.requests(group) for group in groups]
         asked = [request for group in requests for request in group]
-        answered = iter(self._engine.generate(asked) if asked else [])
-        return [
-            self._feedback.verdicts(group, [next(answered) for _ in of_group])
-            for group, of_group in zip(groups, requests, strict=True)
-        ]
+        generations = self._engine.stream(asked) if asked else []
+        left = iter(groups)
+        for whole in gathered(generations, map(len, requests)):
+            yield [self._feedback.verdicts(group, found) for found, group in zip(whole, left, strict=False)]
 
     def close(self) -> None:
         """Free the device."""

@@ -1,32 +1,43 @@
-"""Ordered results from workers that finish in any order. Free of Ray: a crew gives out references and waits on them."""
+"""Ordered results from workers that finish in any order. Free of Ray: a crew gives out streams and waits on them."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from actors.parts import Part
 from rlsys.errors import WorkerDied
 from rlsys.streams import Stream
 
 POLL_S = 0.05
 """How long a wait lasts at most before new tasks are looked for."""
 ATTEMPTS = 2
-"""A task whose worker died is done once more."""
+"""A task whose worker died is done once more, as far as its results have not come."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Task:
-    """One call of a worker's method."""
+    """One call of a worker's method, which hands over its results in parts."""
 
     key: Any
-    """Comes back with the result; does not leave the process."""
+    """Comes back with every part; does not leave the process."""
     arguments: tuple[Any, ...]
+    """Of the method; how many results are not wanted is put behind them."""
+    num_items: int
+    """Results that it has."""
     attempts: int = 0
-    done: bool = False
-    result: Any = None
+    received: int = 0
+    """Results that came."""
+    parts: deque[Part | None] = field(default_factory=deque)
+    """Those not delivered yet; `None` if there will be no more."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will come."""
+        return self.received == self.num_items or self.attempts == ATTEMPTS
 
 
 class Worker(Protocol):
@@ -37,8 +48,8 @@ class Worker(Protocol):
     def arrived(self) -> bool:
         """Whether the worker can be called; sees the end of its start."""
 
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Begin a call; a reference to its result."""
+    def stream(self, method: str, *arguments: Any) -> Any:
+        """Begin a call; the stream of its parts."""
 
 
 class Crew(Protocol):
@@ -47,11 +58,12 @@ class Crew(Protocol):
     deadline_s: float
     slots: Sequence[Worker]
 
-    def wait(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Those that are done, as soon as there is one."""
+    def wait(self, streams: Sequence[Any], timeout_s: float) -> list[Any]:
+        """Those that have something to say, as soon as there is one."""
 
-    def outcome(self, reference: Any) -> Any:
-        """Result of a call that is done. Raises `WorkerDied`, or what the method raised."""
+    def part(self, stream: Any) -> Part | None:
+        """The next of a stream that has something to say; `None` at its end. Raises `WorkerDied`, or what the method
+        raised."""
 
     def restart(self, slot: Worker) -> None:
         """Begin to put another worker in its place."""
@@ -73,20 +85,25 @@ class OrderedRun:
         self._again: deque[Task] = deque()
         self._working: dict[Any, tuple[Worker, Task, float]] = {}
 
-    def results(self) -> Iterator[tuple[Any, Any]]:
-        """Key and result of every task; the result is `None` if its worker died in every attempt."""
+    def results(self) -> Iterator[tuple[Any, Part | None]]:
+        """Key and next part of the oldest task, as soon as it is there; the part is `None` if the task's worker died in
+        every attempt: what has not come by then will not come.
+        """
         while True:
             self._hand_out()
-            while self._undelivered and self._undelivered[0].done:
-                task = self._undelivered.popleft()
-                self._hand_out()
-                yield task.key, task.result
+            while self._undelivered and self._undelivered[0].parts:
+                task = self._undelivered[0]
+                part = task.parts.popleft()
+                if task.ended and not task.parts:
+                    self._undelivered.popleft()
+                    self._hand_out()
+                yield task.key, part
             if not self._undelivered and self._tasks.ended():
                 return
             self._collect()
 
     def unfinished(self) -> list[Any]:
-        """References of calls that were begun and whose results were not taken."""
+        """Streams that were begun and have not been read to their end."""
         return list(self._working)
 
     def _hand_out(self) -> None:
@@ -97,8 +114,8 @@ class OrderedRun:
             task = self._next()
             if task is None:
                 return
-            reference = slot.call(self._method, *task.arguments)
-            self._working[reference] = (slot, task, time.monotonic() + self._crew.deadline_s)
+            stream = slot.stream(self._method, *task.arguments, task.received)
+            self._working[stream] = (slot, task, self._deadline())
 
     def _next(self) -> Task | None:
         if self._again:
@@ -110,34 +127,47 @@ class OrderedRun:
             self._undelivered.append(task)
         return task
 
+    def _deadline(self) -> float:
+        return time.monotonic() + self._crew.deadline_s
+
     def _collect(self) -> None:
         """Wait a moment for results, for a worker that starts, or for a task."""
         starting = [slot.starting for slot in self._crew.slots if slot.starting is not None]
         if not self._working and not starting:
             self._tasks.wait_ready(POLL_S)
             return
-        for reference in self._crew.wait([*self._working, *starting], POLL_S):
-            if reference in self._working:
-                self._finish(reference)
+        for one in self._crew.wait([*self._working, *starting], POLL_S):
+            if one in self._working:
+                self._receive(one)
         now = time.monotonic()
-        for reference in [reference for reference, (_, _, end) in self._working.items() if now > end]:
-            self._lost(reference)
+        for stream in [stream for stream, (_, _, end) in self._working.items() if now > end]:
+            if self._crew.wait([stream], 0):  # it was in time: nobody has listened
+                self._receive(stream)
+            else:
+                self._lost(stream)
 
-    def _finish(self, reference: Any) -> None:
+    def _receive(self, stream: Any) -> None:
+        slot, task, _ = self._working[stream]
         try:
-            result = self._crew.outcome(reference)
+            part = self._crew.part(stream)
         except WorkerDied:
-            self._lost(reference)
+            self._lost(stream)
             return
-        _, task, _ = self._working.pop(reference)
-        task.result, task.done = result, True
+        if part is None:
+            raise RuntimeError(f"{self._method} ended after {task.received} of {task.num_items} results")
+        task.parts.append(part)
+        task.received += part.num_items
+        if task.ended:
+            del self._working[stream]
+        else:
+            self._working[stream] = (slot, task, self._deadline())
 
-    def _lost(self, reference: Any) -> None:
-        """The worker is dead, or as good as: another takes its place, and its task is done once more."""
-        slot, task, _ = self._working.pop(reference)
+    def _lost(self, stream: Any) -> None:
+        """The worker is dead, or as good as: another takes its place, and does what is left of its task, once."""
+        slot, task, _ = self._working.pop(stream)
         self._crew.restart(slot)
         task.attempts += 1
-        if task.attempts < ATTEMPTS:
-            self._again.append(task)
+        if task.ended:
+            task.parts.append(None)
         else:
-            task.done = True
+            self._again.append(task)

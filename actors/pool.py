@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from actors.ordered import POLL_S, OrderedRun, Task
+from actors.parts import Part
 from rlsys.errors import WorkerDied
 from rlsys.placement import Placement
 from rlsys.streams import Stream
@@ -39,7 +40,7 @@ class WorkerPool:
     """Workers that do ordered tasks, whichever of them is free.
 
     pool = WorkerPool(spec, placements, deadline_s=600, on_death=count)
-    for key, result in pool.run("rollout", tasks): ...      # in the order of the tasks
+    for key, part in pool.run("rollout", tasks): ...      # in the order of the tasks
     pool.close()
     """
 
@@ -54,7 +55,8 @@ class WorkerPool:
         """Start all workers at once and wait for them.
 
         Args:
-            deadline_s: for the start, and for every call; a worker that is later is taken for dead.
+            deadline_s: for the start, for every call, and between two parts of one; a worker that is later is taken for
+                dead.
             on_death: told the name of every worker that died.
 
         Raises:
@@ -78,8 +80,9 @@ class WorkerPool:
         """Names of the workers; a replaced one has another name than the one before it."""
         return tuple(slot.name for slot in self.slots)
 
-    def run(self, method: str, tasks: Iterable[Task]) -> Iterator[tuple[Any, Any]]:
-        """Key and result of every task, in their order; the result is `None` if its worker died in both attempts.
+    def run(self, method: str, tasks: Iterable[Task]) -> Iterator[tuple[Any, Part | None]]:
+        """Key and results of every task, in their order, part by part as they come; a part is `None` if the task's worker
+        died in both attempts, and the results that have not come are missing.
 
         Tasks are taken from `tasks` in another thread, a bounded number before the oldest that is not delivered.
 
@@ -98,7 +101,7 @@ class WorkerPool:
             yield from run.results()
         finally:
             ready.close()
-            self._abandoned += run.unfinished()
+            self._abandoned += [stream.completed() for stream in run.unfinished()]
             self._running = False
 
     def all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -162,6 +165,16 @@ class WorkerPool:
             raise error.cause from error
         except RayActorError as error:
             raise WorkerDied(str(error)) from error
+
+    def part(self, stream: Any) -> Part | None:
+        """The next of a call in parts, which is there; `None` at its end.
+
+        Raises:
+            WorkerDied: its process ended before it.
+            Exception: what the method raised.
+        """
+        reference = next(stream, None)
+        return None if reference is None else self.outcome(reference)
 
     def restart(self, slot: _Slot) -> None:
         """As `replace`, but without waiting."""
@@ -228,6 +241,10 @@ class _Slot:
         """Begin a call; a reference to its result."""
         return self.actor.call.remote(method, *arguments)
 
+    def stream(self, method: str, *arguments: Any) -> Any:
+        """Begin a call of a method that yields parts; the stream of references to them."""
+        return self.actor.stream.options(num_returns="streaming").remote(method, *arguments)
+
     def start(self) -> None:
         """Begin to start a worker with the weights that are current now."""
         self._starts += 1
@@ -286,6 +303,9 @@ def _hosted(worker: type) -> type:
 
         def call(self, method: str, *arguments: Any) -> Any:
             return getattr(self._worker, method)(*arguments)
+
+        def stream(self, method: str, *arguments: Any) -> Iterator[Part]:
+            yield from getattr(self._worker, method)(*arguments)
 
     Hosted.__name__ = Hosted.__qualname__ = worker.__name__
     return Hosted

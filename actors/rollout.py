@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from actors.parts import Part, gathered, parts
 from rlsys import wire
 from rlsys.contracts import Request
 from rlsys.records import Completion, Generation, Probe, Prompt, Rollout, RolloutGroup, RoundPlan, Sampling
@@ -54,27 +54,18 @@ class RolloutWorker:
         self._engine = engine.open(model, version=version)
         self._seed = seed
 
-    def rollout(self, frame: bytes, task: RolloutTask) -> tuple[bytes, float]:
+    def rollout(self, frame: bytes, task: RolloutTask, skip: int = 0) -> Iterator[Part]:
         """Answer the prompts of a frame.
 
-        Returns:
-            A frame of rollout groups in the order of the prompts, whose prompts are without their images (the caller
-            has them), and the busy seconds.
+        Args:
+            skip: groups at the beginning that are not wanted. Their prompts are answered none the less: the last digits
+                of an answer depend on what is computed beside it.
+
+        Yields:
+            Rollout groups in the order of the prompts, each when its last answer is there. Their prompts are without
+            images: the caller has them.
         """
-        started = time.monotonic()
-        prompts = wire.decode_many(frame, Prompt)
-        shares = candidates_per_temperature(task.num_candidates, len(task.temperatures))
-        requests = [
-            self._request(prompt, task, i, share) for prompt in prompts for i, share in enumerate(shares) if share
-        ]
-        generations = self._engine.generate(requests)
-        answered = list(zip(requests, generations, strict=True))
-        each = len(requests) // len(prompts) if prompts else 0
-        groups = [
-            self._group(prompt, task, number, answered[number * each : (number + 1) * each])
-            for number, prompt in enumerate(prompts)
-        ]
-        return wire.encode_many(groups), time.monotonic() - started
+        yield from parts(self._groups(frame, task), skip=skip)
 
     def answer(self, frame: bytes, sampling: Sampling) -> bytes:
         """One candidate per prompt, as probes of it: a frame of `Probe`, prompts with their images."""
@@ -120,6 +111,20 @@ class RolloutWorker:
             max_tokens=task.max_tokens,
             seed=child_seed(self._seed, "rollout", task.round, prompt.id, number),
         )
+
+    def _groups(self, frame: bytes, task: RolloutTask) -> Iterator[list[tuple[RolloutGroup]]]:
+        prompts = wire.decode_many(frame, Prompt)
+        shares = candidates_per_temperature(task.num_candidates, len(task.temperatures))
+        asked = [
+            [self._request(prompt, task, i, share) for i, share in enumerate(shares) if share] for prompt in prompts
+        ]
+        generations = self._engine.stream([request for requests in asked for request in requests])
+        left = enumerate(zip(prompts, asked, strict=True))
+        for whole in gathered(generations, map(len, asked)):
+            groups = []
+            for found, (number, (prompt, requests)) in zip(whole, left, strict=False):
+                groups.append((self._group(prompt, task, number, list(zip(requests, found, strict=True))),))
+            yield groups
 
     def _group(
         self, prompt: Prompt, task: RolloutTask, index: int, answered: Sequence[tuple[Request, Generation]]

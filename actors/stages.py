@@ -18,6 +18,7 @@ import numpy as np
 
 from actors.critic import CriticWorker
 from actors.ordered import Task
+from actors.parts import Part
 from actors.pool import Spec, WorkerPool
 from actors.rollout import RolloutTask, RolloutWorker
 from rlsys import files, wire
@@ -75,7 +76,7 @@ class RolloutStage:
             current: folder of the weights that a worker started now must hold, and their version.
             seed: root seed of the run.
             batch: prompts per engine call.
-            deadline_s: for one call.
+            deadline_s: for the first results of a call, and from each to the next.
             probe_prompts: prompts whose answers prove weight updates; with images where the policy takes any.
             probe_file: where these answers are kept, so that a resumed run proves its updates with the same ones.
 
@@ -110,8 +111,8 @@ class RolloutStage:
         if not held_out:
             self._counts.round = plan.round
         version: int | None = None
-        for chunk, result in self._pool.run("rollout", self._tasks(prompts, plan)):
-            for group in self._groups(chunk, result, plan):
+        for asked, part in self._pool.run("rollout", self._tasks(prompts, plan)):
+            for group in self._groups(asked, part, plan):
                 if version is not None and group.policy_version != version:
                     raise EngineError(
                         f"round {plan.round} has answers of version {version} and, from prompt {group.index} on, of "
@@ -178,18 +179,27 @@ class RolloutStage:
     def _tasks(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[Task]:
         start = 0
         for chunk in _chunks(prompts, self._batch):
-            yield Task(key=(start, chunk), arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)))
+            yield Task(
+                key=enumerate(chunk, start),
+                arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)),
+                num_items=len(chunk),
+            )
             start += len(chunk)
 
-    def _groups(self, key: tuple[int, list[Prompt]], result: Any, plan: RoundPlan) -> Iterator[RolloutGroup]:
-        start, chunk = key
-        if result is None:
-            for number, prompt in enumerate(chunk):
-                yield _without_rollouts(prompt, plan, start + number, version=self._current()[1])
+    def _groups(
+        self, asked: Iterator[tuple[int, Prompt]], part: Part | None, plan: RoundPlan
+    ) -> Iterator[RolloutGroup]:
+        """
+        Args:
+            asked: prompts with their places in the round, those not yet answered.
+        """
+        if part is None:
+            for index, prompt in asked:
+                yield _without_rollouts(prompt, plan, index, version=self._current()[1])
             return
-        frame, seconds = result
-        self._counts.seconds[plan.round] += seconds
-        for prompt, group in zip(chunk, wire.decode_many(frame, RolloutGroup), strict=True):
+        self._counts.seconds[plan.round] += part.seconds
+        for group in part.records(RolloutGroup):
+            _, prompt = next(asked)
             yield replace(group, prompt=prompt)
 
 
@@ -212,7 +222,7 @@ class FeedbackStage:
             engine: a plug-in of group `engine`, for the judge.
             model: the judge's checkpoint.
             batch: groups per engine call.
-            deadline_s: for one call.
+            deadline_s: for the first results of a call, and from each to the next.
 
         Raises:
             ConfigError: the feedback asks a judge, and there is no placement for one.
@@ -231,8 +241,8 @@ class FeedbackStage:
     def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """One scored group per group, in order."""
         results = self._alone(groups) if self._pool is None else self._pool.run("judge", self._tasks(groups))
-        for chunk, result in results:
-            for group, verdicts in zip(chunk, self._verdicts(chunk, result), strict=True):
+        for asked, part in results:
+            for group, verdicts in self._verdicts(asked, part):
                 yield ScoredGroup(group=group, verdicts=verdicts)
 
     def count(self, round: int) -> dict[str, float]:
@@ -244,27 +254,33 @@ class FeedbackStage:
         if self._pool is not None:
             self._pool.close()
 
-    def _alone(self, groups: Iterable[RolloutGroup]) -> Iterator[tuple[list[RolloutGroup], Any]]:
+    def _alone(self, groups: Iterable[RolloutGroup]) -> Iterator[tuple[Iterator[RolloutGroup], Part]]:
         worker = CriticWorker(feedback=self._feedback)
         for group in groups:
-            yield [group], worker.judge(wire.encode_many([group]))
+            for part in worker.judge(wire.encode_many([group])):
+                yield iter([group]), part
 
     def _tasks(self, groups: Iterable[RolloutGroup]) -> Iterator[Task]:
         for chunk in _chunks(groups, self._batch):
             self._counts.round = chunk[0].round
-            yield Task(key=chunk, arguments=(wire.encode_many(chunk),))
+            yield Task(key=iter(chunk), arguments=(wire.encode_many(chunk),), num_items=len(chunk))
 
-    def _verdicts(self, chunk: list[RolloutGroup], result: Any) -> Iterator[tuple[Verdict, ...]]:
-        if result is None:
+    def _verdicts(
+        self, asked: Iterator[RolloutGroup], part: Part | None
+    ) -> Iterator[tuple[RolloutGroup, tuple[Verdict, ...]]]:
+        """
+        Args:
+            asked: groups that are not judged yet.
+        """
+        if part is None:
             unanswered = Generation(prompt_token_ids=np.zeros(0, np.int32), completions=())
-            for group in chunk:
-                yield self._feedback.verdicts(group, [unanswered] * len(self._feedback.requests(group)))
+            for group in asked:
+                yield group, self._feedback.verdicts(group, [unanswered] * len(self._feedback.requests(group)))
             return
-        frame, seconds = result
-        self._counts.seconds[chunk[0].round] += seconds
-        verdicts = iter(wire.decode_many(frame, Verdict))
-        for group in chunk:
-            yield tuple(islice(verdicts, len(group.rollouts)))
+        verdicts = iter(part.records(Verdict))
+        for group in islice(asked, part.num_items):
+            self._counts.seconds[group.round] += part.seconds / part.num_items
+            yield group, tuple(islice(verdicts, len(group.rollouts)))
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

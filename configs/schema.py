@@ -74,7 +74,7 @@ class EngineRoleConfig:
     batch: int = 32
     """Prompts (rollout) or groups (critic) per call. Part of what makes a run reproducible: another batch, other rounding."""
     deadline_s: float = 900.0
-    """For one call."""
+    """For the first results of a call, and from each to the next."""
     engine: Any = MISSING
 
     def __post_init__(self) -> None:

@@ -74,6 +74,13 @@ class Engine(Protocol):
             EngineError: the engine failed; nothing of the batch is delivered.
         """
 
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
+        """As `generate`, but each as soon as it and those before it are there; those that are ready at once are one list.
+
+        Raises:
+            EngineError: the engine failed; what was delivered before is whole.
+        """
+
     def score(self, probes: Sequence[Probe]) -> list[Any]:
         """float32 [T] log-probabilities of every probe's response tokens."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,8 @@ class Scripted:
     """Number of tokens."""
     seconds_per_call: float = 0.0
     """How long a call pretends to compute."""
+    at_once: int = 0
+    """Requests of a call that are ready at the same time; 0 is all."""
     kv_cache_gib: float = 0.0
     fatal_prompts: list[str] = field(default_factory=list)
     """Ids of prompts that end the process."""
@@ -43,8 +45,9 @@ class Scripted:
     def __post_init__(self) -> None:
         if self.vocabulary <= FIRST:
             raise ConfigError(f"engine.vocabulary must be above {FIRST}, got {self.vocabulary}")
-        if self.seconds_per_call < 0:
-            raise ConfigError(f"engine.seconds_per_call must be at least 0, got {self.seconds_per_call}")
+        for name in ("seconds_per_call", "at_once"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"engine.{name} must be at least 0, got {getattr(self, name)}")
 
     @property
     def receivers(self) -> int:
@@ -72,12 +75,22 @@ class ScriptedEngine:
         Raises:
             EngineError: a prompt is among the refused ones.
         """
+        return [one for ready in self.stream(requests) for one in ready]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
+        """As `generate`, `at_once` of them together."""
+        size = self._options.at_once or max(1, len(requests))
+        for start in range(0, len(requests), size):
+            now = requests[start : start + size]
+            yield self._answers(now, self._options.seconds_per_call * len(now) / len(requests))
+
+    def _answers(self, requests: Sequence[Request], seconds: float) -> list[Generation]:
         for prompt, _ in requests:
             if prompt.id in self._options.fatal_prompts:
                 os._exit(1)
             if prompt.id in self._options.refused_prompts:
                 raise EngineError(f"prompt {prompt.id!r} is refused")
-        time.sleep(self._options.seconds_per_call)
+        time.sleep(seconds)
         return [
             Generation(
                 prompt_token_ids=_prompt_tokens(prompt),

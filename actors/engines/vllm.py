@@ -1,4 +1,5 @@
-"""vLLM, 0.26 to 0.32, behind the Engine contract. With `actors/vllm_plugin.py` the only code that knows it.
+"""vLLM, 0.26 to 0.32, behind the Engine contract. With `vllm_steps.py` and `actors/vllm_plugin.py` the only code that
+knows it.
 
 The engine runs in the calling process. A call's result depends on nothing but its requests and the weights: the caches
 of prefixes and image embeddings are emptied before it, so that an engine that was replaced, or has answered other
@@ -17,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from actors.engines import checkpoints, engine
+from actors.engines.vllm_steps import in_order
 from rlsys.chat import Chat
 from rlsys.contracts import Request
-from rlsys.errors import ConfigError, EngineError, SyncError
+from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
 from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
 
 FORBIDDEN_BIAS = -1e9
@@ -101,20 +103,24 @@ class VllmEngine:
         forbidden = self._chat.special - self._chat.ends
         self._bias = dict.fromkeys(sorted(forbidden), FORBIDDEN_BIAS)
         self._torn = False
+        self._most = options.max_num_seqs
         self._llm = _start(options, folder, raw_logits)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Continuations for every request, in order; those of a greedy request are all the same."""
+        return [one for ready in self.stream(requests) for one in ready]
+
+    def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
+        """As `generate`, each as soon as it and those before it are there."""
         if self._torn:
             raise EngineError("the last weight update failed half way: these weights are of no version")
-        if not requests:
-            return []
-        self._forget()
-        prompts = [self._prompt(prompt, list(self._chat.prompt_ids(prompt))) for prompt, _ in requests]
-        sampling = [self._sampling(wanted) for _, wanted in requests]
-        outputs = self._run(prompts, sampling)
-        texts = iter(self._chat.texts([list(one.token_ids) for output in outputs for one in output.outputs]))
-        return [self._generation(output, wanted, texts) for output, (_, wanted) in zip(outputs, requests, strict=True)]
+        asked = (
+            (self._prompt(prompt, self._chat.prompt_ids(prompt)), self._sampling(each)) for prompt, each in requests
+        )
+        wanted = iter(requests)
+        for outputs in self._run(asked):
+            texts = iter(self._chat.texts([list(one.token_ids) for output in outputs for one in output.outputs]))
+            yield [self._generation(output, next(wanted)[1], texts) for output in outputs]
 
     def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens.
@@ -126,16 +132,13 @@ class VllmEngine:
 
         if self._raw_logits:
             raise EngineError("an engine opened for raw logits has no log-probabilities")
-        self._forget()
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, temperature=0.0)
-        prompts = [
-            self._prompt(probe.prompt, [*self._chat.prompt_ids(probe.prompt), *probe.response_token_ids])
+        asked = (
+            (self._prompt(probe.prompt, [*self._chat.prompt_ids(probe.prompt), *probe.response_token_ids]), params)
             for probe in probes
-        ]
-        return [
-            _prompt_logprobs(output, probe)
-            for output, probe in zip(self._run(prompts, [params] * len(prompts)), probes, strict=True)
-        ]
+        )
+        outputs = [output for ready in self._run(asked) for output in ready]
+        return [_prompt_logprobs(output, probe) for output, probe in zip(outputs, probes, strict=True)]
 
     def connect(self, offer: dict[str, Any]) -> None:
         """Join the sender of weights that made `offer`.
@@ -196,13 +199,13 @@ class VllmEngine:
         if everything:
             self._llm.reset_mm_cache()
 
-    def _prompt(self, prompt: Prompt, token_ids: list[int]) -> dict[str, Any]:
+    def _prompt(self, prompt: Prompt, token_ids: Sequence[int]) -> dict[str, Any]:
         from PIL import Image
 
         if not prompt.images:
-            return {"prompt_token_ids": token_ids}
+            return {"prompt_token_ids": list(token_ids)}
         return {
-            "prompt_token_ids": token_ids,
+            "prompt_token_ids": list(token_ids),
             "multi_modal_data": {"image": [Image.fromarray(image.pixels) for image in prompt.images]},
             "multi_modal_uuids": {"image": [image.digest for image in prompt.images]},
         }
@@ -230,9 +233,12 @@ class VllmEngine:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    def _run(self, prompts: list[dict[str, Any]], sampling: list[Any]) -> list[Any]:
+    def _run(self, requests: Iterator[tuple[Any, Any]]) -> Iterator[list[Any]]:
+        self._forget()
         try:
-            return self._llm.generate(prompts, sampling, use_tqdm=False)
+            yield from in_order(self._llm, requests, most=self._most)
+        except RlsysError:  # of a request that cannot be made
+            raise
         except Exception as error:
             raise EngineError(f"vLLM: {type(error).__name__}: {error}") from error
 

@@ -100,6 +100,48 @@ def test_a_killed_worker_is_replaced_and_nothing_is_missing():
         wounded.close()
 
 
+def test_groups_come_while_their_call_is_in_work_and_stay_when_its_worker_is_killed():
+    options = {"batch": 4, "at_once": 2, "seconds_per_call": 2.0}  # two requests a prompt: one group every half second
+    undisturbed, wounded = rollouts(1, batch=4), rollouts(1, **options)
+    try:
+        expected = list(undisturbed.stream(text_prompts(4), PLAN))
+        started = time.monotonic()
+        stream = wounded.stream(text_prompts(4), PLAN)
+        got = [next(stream)]
+        assert time.monotonic() - started < 1.5
+        os.kill(pids(wounded)[0], signal.SIGKILL)
+        got += stream
+    finally:
+        undisturbed.close()
+        wounded.close()
+    assert got == expected
+    assert wounded.count(2)["failed_workers"] == 1
+    assert 2.0 < wounded.count(2)["seconds"] < 4.0
+
+
+def test_groups_that_came_before_a_prompt_that_kills_every_worker_stay():
+    stage = rollouts(1, batch=4, at_once=2, fatal_prompts=["t2"])
+    try:
+        groups = list(stage.stream(text_prompts(6), PLAN))
+    finally:
+        stage.close()
+    assert [group.index for group in groups] == [0, 1, 2, 3, 4, 5]
+    assert [group.failed for group in groups] == [0, 0, 5, 5, 0, 0]
+    assert stage.count(2)["failed_workers"] == 2
+
+
+def test_an_abandoned_call_leaves_its_worker_fit_for_the_next():
+    stage = rollouts(1, batch=4, at_once=2, seconds_per_call=1.0)
+    try:
+        stream = stage.stream(text_prompts(4), PLAN)
+        next(stream)
+        stream.close()
+        assert [group.prompt.id for group in stage.stream(text_prompts(2), PLAN)] == ["t0", "t1"]
+        assert stage.versions() == [0]
+    finally:
+        stage.close()
+
+
 def test_prompts_that_kill_every_worker_are_delivered_without_rollouts():
     stage = rollouts(1, batch=2, fatal_prompts=["t2"])
     try:

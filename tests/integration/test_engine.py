@@ -152,6 +152,45 @@ def test_same_seeds_same_tokens_whatever_was_asked_before(engine):
                for a, b in zip(first, other, strict=True))  # fmt: skip
 
 
+def crowd():
+    """More candidates than the engine samples at once: 40 requests of 8, where 256 are 32 requests."""
+    return [
+        (prompt, Sampling(num_samples=8, max_tokens=24 if 20 <= number < 24 else 4, seed=number))
+        for number, prompt in enumerate(make_prompts(40, seed=11))
+    ]
+
+
+def test_answers_come_in_order_as_they_are_ready_and_requests_enter_as_others_leave(engine, truth):
+    entered, enqueue = [], engine._llm.enqueue
+    engine._llm.enqueue = lambda *given, **options: entered.append(given) or enqueue(*given, **options)
+    try:
+        parts, inside = [], []
+        for ready in engine.stream(crowd()):
+            parts.append(ready)
+            inside.append(len(entered))
+    finally:
+        engine._llm.enqueue = enqueue
+    assert inside[0] == 32 and inside[-1] == 40 and len(parts) > 2
+    generations = [one for ready in parts for one in ready]
+    for (_, wanted), generation in zip(crowd(), generations, strict=True):
+        assert len(generation.completions) == 8
+        assert all(len(one.token_ids) <= wanted.max_tokens for one in generation.completions)
+    for number in (0, 17, 39):  # the first, one in the middle and the last: each has the answers of its own prompt
+        one = generations[number].completions[7]
+        np.testing.assert_allclose(one.logprobs, truth.logprobs(crowd()[number][0], one.token_ids), atol=TOLERANCE)
+
+
+def test_a_stream_that_is_left_leaves_an_idle_engine_and_the_next_call_as_it_was(engine):
+    whole = engine.generate(crowd())
+    stream = engine.stream(crowd())
+    next(stream)
+    stream.close()
+    assert not engine._llm.llm_engine.has_unfinished_requests()
+    for one, two in zip(whole, engine.generate(crowd()), strict=True):
+        for a, b in zip(one.completions, two.completions, strict=True):
+            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+
+
 def test_probes_are_scored_as_transformers_does_and_foreign_ones_refused(engine, truth):
     [prompt] = make_prompts(1)
     assert gap(engine, truth, prompt, ANSWER) < TOLERANCE

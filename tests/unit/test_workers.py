@@ -1,11 +1,15 @@
 """The workers as plain classes, on the scripted engine; and ordered runs over a crew that is all in one thread."""
 
+import time
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from actors.critic import CriticWorker
 from actors.engines.scripted import END, Scripted
 from actors.ordered import OrderedRun, Task
+from actors.parts import Part, gathered
 from actors.rollout import RolloutTask, RolloutWorker, candidates_per_temperature, merged
 from rlsys import wire
 from rlsys.errors import ConfigError, WorkerDied
@@ -26,10 +30,13 @@ def scripted(seed=0, version=0):
     return RolloutWorker(engine=Scripted(), model="", version=version, seed=seed)
 
 
+def records(parts, record):
+    """Of a call, all parts together."""
+    return [one for part in parts for one in part.records(record)]
+
+
 def answer(worker, asked, plan, start=0):
-    frame, seconds = worker.rollout(wire.encode_many(asked), RolloutTask.of(plan, start))
-    assert seconds >= 0
-    return wire.decode_many(frame, RolloutGroup)
+    return records(worker.rollout(wire.encode_many(asked), RolloutTask.of(plan, start)), RolloutGroup)
 
 
 # ---------------------------------------------------------------- rollouts
@@ -101,13 +108,56 @@ def test_one_call_judges_many_groups_and_gives_each_its_verdicts():
     groups = answer(scripted(), prompts(4), make_plan(num_candidates=3))
     feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=30)
     worker = CriticWorker(feedback=feedback, engine=Scripted(), model="")
-    frame, _ = worker.judge(wire.encode_many(groups))
-    together = wire.decode_many(frame, Verdict)
-    apart = [v for group in groups for v in wire.decode_many(worker.judge(wire.encode_many([group]))[0], Verdict)]
+    together = records(worker.judge(wire.encode_many(groups)), Verdict)
+    apart = [verdict for group in groups for verdict in records(worker.judge(wire.encode_many([group])), Verdict)]
     assert len(together) == sum(len(group.rollouts) for group in groups)
     assert together == apart
     assert all(len(verdict.critiques) + verdict.failed == 2 for verdict in together)
     assert any(verdict.critiques for verdict in together)
+
+
+# ---------------------------------------------------------------- parts
+
+
+def test_groups_are_handed_over_when_their_last_answer_is_there():
+    plan = make_plan(num_candidates=4, temperatures=(0.5, 1.0))  # two requests a prompt
+    whole = answer(scripted(), prompts(4), plan, start=8)
+    worker = RolloutWorker(engine=Scripted(at_once=3), model="", version=0, seed=0)
+    parts = list(worker.rollout(wire.encode_many(prompts(4)), RolloutTask.of(plan, 8)))
+    assert [part.num_items for part in parts] == [1, 2, 1]
+    assert all(part.seconds >= 0 for part in parts)
+    assert records(parts, RolloutGroup) == whole
+
+
+def test_what_was_delivered_before_is_not_handed_over_again():
+    plan = make_plan(num_candidates=3)
+    worker = RolloutWorker(engine=Scripted(at_once=2), model="", version=0, seed=0)
+    parts = list(worker.rollout(wire.encode_many(prompts(7)), RolloutTask.of(plan, 0), 3))
+    assert [part.num_items for part in parts] == [1, 2, 1]
+    assert [group.index for group in records(parts, RolloutGroup)] == [3, 4, 5, 6]
+
+
+def test_busy_seconds_are_those_between_the_parts():
+    worker = RolloutWorker(engine=Scripted(at_once=1, seconds_per_call=0.2), model="", version=0, seed=0)
+    call = worker.rollout(wire.encode_many(prompts(2)), RolloutTask.of(make_plan(), 0))
+    first = next(call)
+    time.sleep(0.3)
+    second = next(call)
+    assert 0.1 <= first.seconds < 0.3 and 0.1 <= second.seconds < 0.3
+
+
+def test_a_group_that_asks_nothing_has_its_place_among_the_verdicts():
+    groups = answer(scripted(), prompts(3), make_plan(num_candidates=2))
+    groups[0] = replace(groups[0], rollouts=(), failed=2)
+    worker = CriticWorker(feedback=CritiqueFeedback(num_critiques=1), engine=Scripted(at_once=1), model="")
+    assert sum(part.num_items for part in worker.judge(wire.encode_many(groups))) == 3
+    assert [part.num_items for part in worker.judge(wire.encode_many(groups[:1]))] == [1]
+
+
+def test_neighbours_are_gathered():
+    assert list(gathered([["a"], ["b", "c"], ["d"]], [2, 0, 1, 1])) == [[["a", "b"], [], ["c"]], [["d"]]]
+    assert list(gathered([], [0, 0])) == [[[], []]]
+    assert list(gathered([], [1])) == []
 
 
 # ---------------------------------------------------------------- ordered runs
@@ -122,57 +172,93 @@ class Slot:
     def arrived(self):
         return True
 
-    def call(self, method, *arguments):
-        reference = (self.number, len(self.crew.begun))
-        self.crew.begun.append(arguments[0])
-        self.crew.waiting[reference] = arguments[0]
-        return reference
+    def stream(self, method, *arguments):
+        number, skip = arguments
+        stream = (self.number, len(self.crew.begun))
+        self.crew.begun.append(number)
+        self.crew.left[stream] = self.crew.script(number)[skip:]
+        return stream
 
 
 class Crew:
-    """Finishes the newest call first; a call of a fatal argument kills its worker."""
+    """Its newest call speaks first; every result is a part of its own. A call dies where its script says so, once for
+    every time that it is said."""
 
     deadline_s = 60.0
 
-    def __init__(self, count, fatal=()):
+    def __init__(self, count, scripts=None):
         self.slots = [Slot(self, number) for number in range(count)]
-        self.begun, self.waiting, self.fatal, self.restarted = [], {}, list(fatal), []
+        self.scripts, self.begun, self.left, self.restarted = scripts or {}, [], {}, []
 
-    def wait(self, references, timeout_s):
-        return [max(references, key=lambda reference: reference[1])]
+    def script(self, number):
+        return self.scripts.get(number, ["a", "b"])
 
-    def outcome(self, reference):
-        argument = self.waiting.pop(reference)
-        if argument in self.fatal:
-            self.fatal.remove(argument)
-            raise WorkerDied(str(argument))
-        return argument * 10
+    def wait(self, streams, timeout_s):
+        return [max(streams, key=lambda stream: stream[1])]
+
+    def part(self, stream):
+        if not self.left[stream]:
+            return None
+        result = self.left[stream].pop(0)
+        if result == "death":
+            self.scripts[self.begun[stream[1]]].remove("death")
+            raise WorkerDied("dead")
+        return Part(num_items=1, frame=result, seconds=0.0)
 
     def restart(self, slot):
         self.restarted.append(slot.number)
 
 
 def run(crew, source, window=4):
-    tasks = Stream((Task(key=number, arguments=(number,)) for number in source), ahead=2)
-    return OrderedRun(crew, "anything", tasks, window=window).results()
+    tasks = Stream((Task(key=number, arguments=(number,), num_items=2) for number in source), ahead=2)
+    for number, part in OrderedRun(crew, "anything", tasks, window=window).results():
+        yield number, part and part.frame
 
 
 def test_results_come_in_the_order_of_the_tasks_whatever_finishes_first():
     crew = Crew(3)
-    assert list(run(crew, range(10))) == [(number, number * 10) for number in range(10)]
+    assert list(run(crew, range(10))) == [(number, letter) for number in range(10) for letter in "ab"]
     assert crew.restarted == []
 
 
+def test_parts_of_the_oldest_task_are_delivered_while_it_is_in_work():
+    crew = Crew(1)
+    results = run(crew, range(2))
+    assert next(results) == (0, "a")
+    assert crew.left == {(0, 0): ["b"]}
+
+
 def test_a_task_whose_worker_died_is_done_again_and_its_result_keeps_its_place():
-    crew = Crew(2, fatal=[1])
-    assert list(run(crew, range(4))) == [(0, 0), (1, 10), (2, 20), (3, 30)]
+    crew = Crew(2, scripts={1: ["death", "a", "b"]})
+    assert list(run(crew, range(3))) == [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "a"), (2, "b")]
     assert crew.begun.count(1) == 2 and len(crew.restarted) == 1
 
 
-def test_a_task_that_kills_twice_has_no_result():
-    crew = Crew(2, fatal=[1, 1])
-    assert list(run(crew, range(3))) == [(0, 0), (1, None), (2, 20)]
-    assert len(crew.restarted) == 2
+def test_what_came_before_its_worker_died_is_not_delivered_twice():
+    crew = Crew(1, scripts={0: ["a", "death", "b"]})
+    assert list(run(crew, range(2))) == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    assert crew.begun == [0, 0, 1]
+
+
+def test_a_task_that_kills_twice_ends_with_what_came():
+    crew = Crew(2, scripts={0: ["a", "death", "death", "b"], 1: ["death", "death", "a", "b"]})
+    assert list(run(crew, range(3))) == [(0, "a"), (0, None), (1, None), (2, "a"), (2, "b")]
+    assert len(crew.restarted) == 4
+
+
+def test_a_call_that_ends_too_early_is_an_error():
+    with pytest.raises(RuntimeError, match="anything ended after 1 of 2 results"):
+        list(run(Crew(1, scripts={0: ["a"]}), range(1)))
+
+
+def test_a_worker_that_spoke_in_time_is_not_taken_for_dead_because_nobody_listened():
+    crew = Crew(2)
+    crew.deadline_s = 0.2
+    results = run(crew, range(4))
+    found = [next(results)]
+    time.sleep(0.3)
+    assert found + list(results) == [(number, letter) for number in range(4) for letter in "ab"]
+    assert crew.restarted == []
 
 
 def test_no_more_tasks_are_begun_than_the_window_allows():
@@ -184,10 +270,10 @@ def test_no_more_tasks_are_begun_than_the_window_allows():
 
 def test_an_error_of_the_source_comes_after_the_results_of_what_it_gave():
     def source():
-        yield from range(3)
+        yield from range(2)
         raise OSError("disk")
 
     results = run(Crew(2), source())
-    assert [next(results) for _ in range(3)] == [(0, 0), (1, 10), (2, 20)]
+    assert [next(results) for _ in range(4)] == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
     with pytest.raises(OSError, match="disk"):
         next(results)

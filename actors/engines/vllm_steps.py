@@ -1,0 +1,48 @@
+"""vLLM one step at a time: requests enter as others leave, and outputs come in the order of the requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+
+def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Iterator[list[Any]]:
+    """Run requests; those whose outputs are ready at once, all before them included, are one list.
+
+    When a request enters is decided by the steps of the engine and not by a clock: the same requests always pass through
+    the model beside the same others. What has not entered is not rendered, so that the first step begins at once.
+
+    Args:
+        llm: a `vllm.LLM` that is idle.
+        requests: prompts with their `vllm.SamplingParams`; taken when there is room for all their candidates.
+        most: candidates that are sampled at once; a request for more enters alone.
+
+    Yields:
+        `vllm.RequestOutput`s. Closed early, the engine is idle again.
+    """
+    engine = llm.llm_engine
+    coming = next(requests, None)
+    inside: dict[str, str] = {}
+    """By their outputs' ids, vLLM's own ids of the requests that were not handed over, in order."""
+    outputs: dict[str, Any] = {}
+    try:
+        while coming or inside:
+            while coming and _has_room(engine, coming[1].n, most):
+                (own,) = llm.enqueue([coming[0]], [coming[1]], use_tqdm=False)
+                inside[own.partition("-")[0]] = own
+                coming = next(requests, None)
+            outputs.update((output.request_id, output) for output in engine.step() if output.finished)
+            ready = []
+            while inside and (first := next(iter(inside))) in outputs:
+                ready.append(outputs.pop(first))
+                del inside[first]
+            if ready:
+                yield ready
+    finally:
+        if inside:
+            engine.abort_request([own for name, own in inside.items() if name not in outputs], internal=True)
+
+
+def _has_room(engine: Any, candidates: int, most: int) -> bool:
+    running = engine.get_num_unfinished_requests()
+    return running == 0 or running + candidates <= most

@@ -85,12 +85,12 @@ class ScriptedEngine:
             yield self._answers(now, self._options.seconds_per_call * len(now) / len(requests))
 
     def _answers(self, requests: Sequence[Request], seconds: float) -> list[Generation]:
+        time.sleep(seconds)
         for prompt, _ in requests:
             if prompt.id in self._options.fatal_prompts:
                 os._exit(1)
             if prompt.id in self._options.refused_prompts:
                 raise EngineError(f"prompt {prompt.id!r} is refused")
-        time.sleep(seconds)
         return [
             Generation(
                 prompt_token_ids=_prompt_tokens(prompt),

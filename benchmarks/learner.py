@@ -22,7 +22,7 @@ from benchmarks.learner_work import LARGER_MODEL, Work
 
 LARGEST_DIFFERENCE = 5e-5
 """Of losses and gradients: an answer of 400 tokens has a log-probability of -1800 nats, which float32 rounds by 1e-4."""
-LARGEST_DETOUR = 0.1
+LARGEST_DETOUR = 0.01
 """Of the weights, as a share of the way that they went: where a gradient is almost nothing, its sign is chance."""
 _LONG = {"model": LARGER_MODEL, "batch": 8, "steps": 1, "tried_sizes": (1, 2, 4, 8)}
 SCENES = Work(name="scenes' shape, vision tower trained")

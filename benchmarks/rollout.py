@@ -109,21 +109,21 @@ class Ours:
 def bare(case: Case) -> Any:
     """The other side: makes the requests as the actor does, and times `generate`."""
     worker = RolloutWorker(engine=case.engine(), model=case.folder, version=0, seed=SEED)
-    engine = worker._engine
+    engine, words = worker._engine, worker._engine._translator
 
     def work(turn: int) -> Turn:
         task = RolloutTask.of(case.plan(turn), 0)
         requests = [worker._request(prompt, task, 0, CANDIDATES) for prompt in case.prompts(turn)]
-        prompts = [engine._prompt(prompt, engine._chat.prompt_ids(prompt)) for prompt, _ in requests]
-        sampling = [engine._sampling(wanted) for _, wanted in requests]
+        prompts = [words.prompt(prompt) for prompt, _ in requests]
+        sampling = [words.sampling(wanted) for _, wanted in requests]
         started = time.perf_counter()
         engine._forget()
         outputs = engine._llm.generate(prompts, sampling, use_tqdm=False)
         seconds = time.perf_counter() - started
-        texts = iter([""] * len(outputs) * CANDIDATES)
+        generations = words.generations(outputs, [wanted for _, wanted in requests])
         found = [
-            merged([(one, wanted) for one in engine._generation(output, wanted, texts).completions])
-            for output, (_, wanted) in zip(outputs, requests, strict=True)
+            merged([(one, wanted) for one in generation.completions])
+            for generation, (_, wanted) in zip(generations, requests, strict=True)
         ]
         return _turn(seconds, found)
 

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from actors.engines.vllm import FORBIDDEN_BIAS, Vllm, VllmEngine
+from actors.engines.vllm import Vllm, VllmEngine
+from actors.engines.vllm_records import FORBIDDEN_BIAS
 from benchmarks.learner_sides import END
 from rlsys.records import Critique, Generation, PreferencePair, Prompt, RolloutGroup, Verdict
 from rlsys.scenes.source import make_prompt, read_id
@@ -131,7 +132,8 @@ class FullLengthEngine(VllmEngine):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._bias = dict.fromkeys(sorted(self._chat.special | self._chat.ends), FORBIDDEN_BIAS)
+        chat = self._translator.chat
+        self._translator.bias = dict.fromkeys(sorted(chat.special | chat.ends), FORBIDDEN_BIAS)
 
 
 class Silent:

@@ -1,5 +1,5 @@
-"""vLLM, 0.26 to 0.32, behind the Engine contract. With `vllm_steps.py` and `actors/vllm_plugin.py` the only code that
-knows it.
+"""vLLM, 0.26 to 0.32, behind the Engine contract. With `vllm_records.py`, `vllm_steps.py` and
+`actors/vllm_plugin.py` the only code that knows it.
 
 The engine runs in the calling process. A call's result depends on nothing but its requests and the weights: the caches
 of prefixes and image embeddings are emptied before it, so that an engine that was replaced, or has answered other
@@ -12,20 +12,19 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from actors.engines import checkpoints, engine
+from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampling
 from actors.engines.vllm_steps import in_order
-from rlsys.chat import Chat
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
-from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
+from rlsys.records import Generation, Probe
 
-FORBIDDEN_BIAS = -1e9
-"""Added to the logits of special tokens: their probability is exactly 0 in float32."""
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -99,9 +98,7 @@ class VllmEngine:
         self.version = version
         self._raw_logits = raw_logits
         self._expected = checkpoints.tensor_shapes(folder)
-        self._chat = Chat(folder)
-        forbidden = self._chat.special - self._chat.ends
-        self._bias = dict.fromkeys(sorted(forbidden), FORBIDDEN_BIAS)
+        self._translator = Translator(folder, raw_logits=raw_logits)
         self._torn = False
         self._most = options.max_num_seqs
         self._llm = _start(options, folder, raw_logits)
@@ -114,13 +111,10 @@ class VllmEngine:
         """As `generate`, each as soon as it and those before it are there."""
         if self._torn:
             raise EngineError("the last weight update failed half way: these weights are of no version")
-        asked = (
-            (self._prompt(prompt, self._chat.prompt_ids(prompt)), self._sampling(each)) for prompt, each in requests
-        )
-        wanted = iter(requests)
-        for outputs in self._run(asked):
-            texts = iter(self._chat.texts([list(one.token_ids) for output in outputs for one in output.outputs]))
-            yield [self._generation(output, next(wanted)[1], texts) for output in outputs]
+        words = self._translator
+        sampling = iter([wanted for _, wanted in requests])
+        for outputs in self._run((words.prompt(prompt), words.sampling(wanted)) for prompt, wanted in requests):
+            yield words.generations(outputs, list(islice(sampling, len(outputs))))
 
     def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens.
@@ -128,17 +122,12 @@ class VllmEngine:
         Raises:
             EngineError: the engine was opened for raw logits, or makes other tokens of a prompt than the probe has.
         """
-        from vllm import SamplingParams
-
         if self._raw_logits:
             raise EngineError("an engine opened for raw logits has no log-probabilities")
-        params = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, temperature=0.0)
-        asked = (
-            (self._prompt(probe.prompt, [*self._chat.prompt_ids(probe.prompt), *probe.response_token_ids]), params)
-            for probe in probes
-        )
+        params = probe_sampling()
+        asked = ((self._translator.prompt(probe.prompt, probe.response_token_ids), params) for probe in probes)
         outputs = [output for ready in self._run(asked) for output in ready]
-        return [_prompt_logprobs(output, probe) for output, probe in zip(outputs, probes, strict=True)]
+        return [probe_logprobs(output, probe) for output, probe in zip(outputs, probes, strict=True)]
 
     def connect(self, offer: dict[str, Any]) -> None:
         """Join the sender of weights that made `offer`.
@@ -199,40 +188,6 @@ class VllmEngine:
         if everything:
             self._llm.reset_mm_cache()
 
-    def _prompt(self, prompt: Prompt, token_ids: Sequence[int]) -> dict[str, Any]:
-        from PIL import Image
-
-        if not prompt.images:
-            return {"prompt_token_ids": list(token_ids)}
-        return {
-            "prompt_token_ids": list(token_ids),
-            "multi_modal_data": {"image": [Image.fromarray(image.pixels) for image in prompt.images]},
-            "multi_modal_uuids": {"image": [image.digest for image in prompt.images]},
-        }
-
-    def _sampling(self, wanted: Sampling) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        stop = [] if wanted.stop_token is None else [self._chat.token_id(wanted.stop_token)]
-        score = None if wanted.score_token is None else [self._chat.token_id(wanted.score_token)]
-        if score and not self._raw_logits:
-            raise EngineError("score_token needs an engine opened with raw_logits=True")
-        return SamplingParams(
-            n=wanted.num_samples if wanted.temperature > 0 else 1,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            max_tokens=wanted.max_tokens,
-            seed=wanted.seed,
-            stop_token_ids=stop,
-            logit_bias={token: bias for token, bias in self._bias.items() if token not in stop},
-            logprobs=None if self._raw_logits else 0,
-            logprob_token_ids=score,
-            flat_logprobs=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
-
     def _run(self, requests: Iterator[tuple[Any, Any]]) -> Iterator[list[Any]]:
         self._forget()
         try:
@@ -241,30 +196,6 @@ class VllmEngine:
             raise
         except Exception as error:
             raise EngineError(f"vLLM: {type(error).__name__}: {error}") from error
-
-    def _generation(self, output: Any, wanted: Sampling, texts: Any) -> Generation:
-        completions = [self._completion(one, wanted, next(texts)) for one in output.outputs]
-        if wanted.temperature == 0:
-            completions = completions * wanted.num_samples
-        return Generation(
-            prompt_token_ids=np.asarray(output.prompt_token_ids, dtype=np.int32), completions=tuple(completions)
-        )
-
-    def _completion(self, one: Any, wanted: Sampling, text: str) -> Completion:
-        token_ids = np.asarray(one.token_ids, dtype=np.int32)
-        reason = one.finish_reason
-        if wanted.stop_token is not None and one.stop_reason == self._chat.token_id(wanted.stop_token):
-            reason = "stop_token"
-        values = None if one.logprobs is None else np.asarray(one.logprobs.logprobs, dtype=np.float32)
-        starts = None if one.logprobs is None else np.asarray(one.logprobs.start_indices)
-        scores = None if wanted.score_token is None else values[starts + 1]  # after the sampled token's own
-        return Completion(
-            text=text,
-            token_ids=token_ids,
-            logprobs=np.zeros(0, np.float32) if self._raw_logits else values[starts],
-            finish_reason=reason,
-            score_logits=scores,
-        )
 
 
 @contextmanager
@@ -317,16 +248,3 @@ def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
         )
     except Exception as error:
         raise EngineError(f"vLLM does not start with {folder}: {type(error).__name__}: {error}") from error
-
-
-def _prompt_logprobs(output: Any, probe: Probe) -> np.ndarray:
-    expected = [*probe.prompt_token_ids, *probe.response_token_ids]
-    if list(output.prompt_token_ids) != expected:
-        raise EngineError(
-            f"probe of prompt {probe.prompt.id!r}: this engine makes {len(output.prompt_token_ids)} tokens of it, "
-            f"the probe has {len(expected)}, and they differ"
-        )
-    flat = output.prompt_logprobs
-    count = len(probe.response_token_ids)
-    values = np.asarray(flat.logprobs, dtype=np.float32)
-    return values[np.asarray(flat.start_indices[-count:])]

@@ -1,0 +1,128 @@
+"""Our records as vLLM's requests, and its outputs as our records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlsys.chat import Chat
+from rlsys.errors import EngineError
+from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
+
+FORBIDDEN_BIAS = -1e9
+"""Added to the logits of special tokens: their probability is exactly 0 in float32."""
+
+
+class Translator:
+    """Of one checkpoint's tokens."""
+
+    def __init__(self, folder: Path, *, raw_logits: bool) -> None:
+        """
+        Args:
+            raw_logits: the engine scores tokens by raw logits and has no log-probabilities.
+        """
+        self._raw_logits = raw_logits
+        self.chat = Chat(folder)
+        self.bias = dict.fromkeys(sorted(self.chat.special - self.chat.ends), FORBIDDEN_BIAS)
+        """Added to the logits of these tokens, but for a request's own stop token."""
+
+    def prompt(self, prompt: Prompt, answer: Sequence[int] = ()) -> dict[str, Any]:
+        """What `vllm.LLM` is given: token ids, those of an answer at the end, and images under their digests.
+
+        Raises:
+            ConfigError: the prompt has images and the checkpoint takes none.
+        """
+        from PIL import Image
+
+        token_ids = {"prompt_token_ids": [*self.chat.prompt_ids(prompt), *answer]}
+        if not prompt.images:
+            return token_ids
+        return {
+            **token_ids,
+            "multi_modal_data": {"image": [Image.fromarray(image.pixels) for image in prompt.images]},
+            "multi_modal_uuids": {"image": [image.digest for image in prompt.images]},
+        }
+
+    def sampling(self, wanted: Sampling) -> Any:
+        """`vllm.SamplingParams`; of a greedy request one candidate is sampled.
+
+        Raises:
+            EngineError: scores are asked of an engine without raw logits.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        stop = [] if wanted.stop_token is None else [self.chat.token_id(wanted.stop_token)]
+        score = None if wanted.score_token is None else [self.chat.token_id(wanted.score_token)]
+        if score and not self._raw_logits:
+            raise EngineError("score_token needs an engine opened with raw_logits=True")
+        return SamplingParams(
+            n=wanted.num_samples if wanted.temperature > 0 else 1,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            max_tokens=wanted.max_tokens,
+            seed=wanted.seed,
+            stop_token_ids=stop,
+            logit_bias={token: bias for token, bias in self.bias.items() if token not in stop},
+            logprobs=None if self._raw_logits else 0,
+            logprob_token_ids=score,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def generations(self, outputs: Sequence[Any], wanted: Sequence[Sampling]) -> list[Generation]:
+        """Of `vllm.RequestOutput`s; what was sampled once for a greedy request is all of its candidates."""
+        texts = iter(self.chat.texts([list(one.token_ids) for output in outputs for one in output.outputs]))
+        found = []
+        for output, each in zip(outputs, wanted, strict=True):
+            completions = [self._completion(one, each, next(texts)) for one in output.outputs]
+            if each.temperature == 0:
+                completions = completions * each.num_samples
+            ids = np.asarray(output.prompt_token_ids, dtype=np.int32)
+            found.append(Generation(prompt_token_ids=ids, completions=tuple(completions)))
+        return found
+
+    def _completion(self, one: Any, wanted: Sampling, text: str) -> Completion:
+        token_ids = np.asarray(one.token_ids, dtype=np.int32)
+        reason = one.finish_reason
+        if wanted.stop_token is not None and one.stop_reason == self.chat.token_id(wanted.stop_token):
+            reason = "stop_token"
+        values = None if one.logprobs is None else np.asarray(one.logprobs.logprobs, dtype=np.float32)
+        starts = None if one.logprobs is None else np.asarray(one.logprobs.start_indices)
+        scores = None if wanted.score_token is None else values[starts + 1]  # after the sampled token's own
+        return Completion(
+            text=text,
+            token_ids=token_ids,
+            logprobs=np.zeros(0, np.float32) if self._raw_logits else values[starts],
+            finish_reason=reason,
+            score_logits=scores,
+        )
+
+
+def probe_sampling() -> Any:
+    """`vllm.SamplingParams` for the log-probabilities of what stands in a prompt."""
+    from vllm import SamplingParams
+
+    return SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, temperature=0.0)
+
+
+def probe_logprobs(output: Any, probe: Probe) -> np.ndarray:
+    """float32 [T] of the response tokens.
+
+    Raises:
+        EngineError: the engine made other tokens of the prompt than the probe has.
+    """
+    expected = [*probe.prompt_token_ids, *probe.response_token_ids]
+    if list(output.prompt_token_ids) != expected:
+        raise EngineError(
+            f"probe of prompt {probe.prompt.id!r}: this engine makes {len(output.prompt_token_ids)} tokens of it, "
+            f"the probe has {len(expected)}, and they differ"
+        )
+    flat = output.prompt_logprobs
+    count = len(probe.response_token_ids)
+    values = np.asarray(flat.logprobs, dtype=np.float32)
+    return values[np.asarray(flat.start_indices[-count:])]

@@ -246,7 +246,7 @@ class LearnerRank:
         gradients.
         """
         module = self._engine.module
-        in_step = self._rendezvous.world_size > 1 or self._config.zero_stage > 0
+        in_step = self._rendezvous.world_size > 1 or self._engine.stage > 0
         if not self._processor.has_images or not (in_step and (module.trains_vision or self._config.zero_stage == 3)):
             return None
         return self._collator.join([self._collator.blank()])
@@ -254,7 +254,7 @@ class LearnerRank:
     @property
     def _state_rank(self) -> int:
         """The rank that writes this one's state: without ZeRO all ranks hold the same."""
-        return self._rendezvous.rank if self._config.zero_stage else 0
+        return self._rendezvous.rank if self._engine.stage else 0
 
     def _layout(self) -> dict[str, str]:
         names = ("num_ranks", "zero_stage", "precision")

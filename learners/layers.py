@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
 
-from learners.attention import TreeLayout, attend, attend_from_predictors
+from learners.attention import TreeLayout, attend, attend_from_predictors, dot_products
 
 _FAMILIES = ("Qwen2_5_VL", "Qwen2VL", "Qwen2", "Qwen3", "Llama")
 _TEXT_ATTENTION = {f"{family}Attention" for family in _FAMILIES}
@@ -153,4 +152,4 @@ def _of_segments(
 ) -> torch.Tensor:
     """Attention within segments of `length` rows each: [S, H, D] to [S, H * D]."""
     blocks = (each.reshape(-1, length, *each.shape[1:]).transpose(1, 2) for each in (query, key, value))
-    return scaled_dot_product_attention(*blocks, scale=scaling).transpose(1, 2).reshape(len(query), -1)
+    return dot_products(*blocks, scale=scaling).transpose(1, 2).reshape(len(query), -1)

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from learners.allocator import keep_freed_memory
-from learners.attention import TreeLayout, attend, attend_from_predictors
+from learners.attention import TreeLayout, attend, attend_from_predictors, dot_products
+from learners.kernels import RMSNorm
 from learners.layers import put_in_vision, rotate
 
 
@@ -63,6 +64,45 @@ def test_segments_of_a_picture_attend_as_one_after_another(bounds):
         results.append([output, *torch.autograd.grad(output.square().sum(), [hidden, *layer.parameters()])])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2**-7)])
+def test_normalization_is_that_of_transformers_and_so_is_its_gradient(dtype, tolerance):
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+    torch.manual_seed(0)
+    stock = Qwen2RMSNorm(32).to(dtype)
+    stock.weight.data.normal_()
+    hidden = torch.randn(2, 9, 32).to(dtype).requires_grad_()
+    ahead = torch.randn(2, 9, 32).to(dtype)
+    results = []
+    for layer in (stock, RMSNorm(stock)):
+        output = layer(hidden)
+        results.append([output, *torch.autograd.grad(output, [hidden, stock.weight], ahead)])
+    for one, other in zip(*results, strict=True):
+        assert one.dtype == other.dtype == dtype
+        torch.testing.assert_close(one, other, atol=tolerance, rtol=tolerance)
+
+
+def test_weights_in_float32_beside_states_in_bfloat16_are_normalized_with_as_they_are_there():
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+
+    stock = Qwen2RMSNorm(4)
+    hidden = torch.tensor([[1.0, 2.0, -3.0, 4.0]], dtype=torch.bfloat16, requires_grad=True)
+    output = RMSNorm(stock)(hidden)
+    assert output.dtype == stock(hidden).dtype == torch.float32
+    output.sum().backward()
+    assert hidden.grad.dtype == torch.bfloat16
+    assert stock.weight.grad.dtype == torch.float32
+
+
+def test_attention_in_bfloat16_is_that_of_float32_rounded():
+    torch.manual_seed(0)
+    rows = [torch.randn(2, heads, 5, 8).bfloat16() for heads in (4, 2, 2)]
+    found = dot_products(*rows, enable_gqa=True, is_causal=True)
+    expected = dot_products(*(row.float() for row in rows), enable_gqa=True, is_causal=True)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
 
 
 def test_the_allocator_takes_its_settings():

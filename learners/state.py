@@ -41,8 +41,8 @@ def write(
         tensors.update({f"{_KEPT}/{label}/{name}": value for name, value in weights.items()})
     path = _path(directory, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-    save_file(copies, path, metadata=layout)
+    held = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
+    save_file(held, path, metadata=layout)
 
 
 def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) -> dict[str, snapshots.Weights]:

@@ -18,12 +18,11 @@ from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, copy_rate, engine, make
 from benchmarks.harness import Row, Spread, Target, in_turn, table, write
 from benchmarks.weight_sync import NUM_PROBES, Ends, TimedSync, Took
 from rlsys.app.cluster import cluster
+from rlsys.sync import TOLERANCES
 
 SHAPES = {"Qwen2.5-VL-3B": QWEN_3B, "Qwen2.5-VL-7B": QWEN_7B}
 BUCKET_BYTES = 2 << 30
 """The largest tensor of the 7B's, its embedding, has 1.09 GB."""
-TOLERANCE = 0.5
-"""Nats; how far bfloat16 sets the two apart is what `benchmarks.gpu_gap` measures."""
 
 
 class GpuEnds(Ends):
@@ -96,7 +95,7 @@ def measure(name: str, shape: Any, repeats: int) -> list[Row]:
 
 class _Bf16Sync(TimedSync):
     def __init__(self, **given: Any) -> None:
-        super().__init__(**{**given, "tolerance": TOLERANCE if on_gpu() else given["tolerance"]})
+        super().__init__(**{**given, "tolerance": TOLERANCES["bf16"] if on_gpu() else given["tolerance"]})
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ from rlsys.evals.none import NoEvaluation
 from rlsys.records import PreferencePair
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
+from rlsys.sync import TOLERANCES
 
 
 def _at_least(section: str, options: Any, **lowest: float) -> None:
@@ -118,14 +119,22 @@ class EvalConfig:
 class SyncConfig:
     """The proof that weights arrived."""
 
-    tolerance: float = 1e-3
-    """Largest difference allowed between engine and learner on the probes, nats per token."""
+    tolerance: float | None = None
+    """Largest difference allowed between engine and learner on a probe's token, nats; `null` is 0.001 where the learner's
+    precision is fp32 and 0.5 where it is bf16.
+    """
     num_probes: int = 4
     deadline_s: float = 300.0
 
     def __post_init__(self) -> None:
         _at_least("sync", self, num_probes=1)
-        _above_zero("sync", self, "tolerance", "deadline_s")
+        _above_zero("sync", self, "deadline_s")
+        if self.tolerance is not None:
+            _above_zero("sync", self, "tolerance")
+
+    def tolerance_at(self, precision: str) -> float:
+        """The tolerance in force, nats, for a learner's precision."""
+        return TOLERANCES[precision] if self.tolerance is None else self.tolerance
 
 
 @dataclass(kw_only=True)

@@ -71,7 +71,7 @@ def assembled(
             learner=learner,
             rollouts=rollouts,
             transport=config.transport,
-            tolerance=config.sync.tolerance,
+            tolerance=config.sync.tolerance_at(config.learner.precision),
             deadline_s=config.sync.deadline_s,
         )
         measure = evaluator(config, rollouts, host.progress)

@@ -104,6 +104,14 @@ def test_every_preset_composes_for_every_cluster_and_prints_its_plan(preset, clu
     assert f"preset_name: {preset}" in capsys.readouterr().out
 
 
+def test_a_weight_updates_tolerance_follows_the_learners_precision_unless_it_is_given():
+    found = {}
+    for words in ([], ["learner.precision=bf16"], ["learner.precision=bf16", "sync.tolerance=0.02"]):
+        config, _ = configuration.load(words)
+        found[tuple(words)] = config.sync.tolerance_at(config.learner.precision)
+    assert list(found.values()) == [0.001, 0.5, 0.02]
+
+
 def test_cfg_takes_the_word_job(capsys):
     assert main(["--cfg=job", "seed=5"]) == 0
     assert "seed: 5" in capsys.readouterr().out.splitlines()

@@ -82,9 +82,7 @@ def main(words: Sequence[str] | None = None) -> int:
         for name, more in ({"tiny": PAIRS} if given.tiny else CASES).items():
             if given.only in name:
                 words_of = (*(WORDS if on_gpu() else ()), *more)
-                rows.append(
-                    measure(name, Job(folder=str(folder), words=words_of, bf16=on_gpu(), **size), given.repeats)
-                )
+                rows.append(measure(name, Job(folder=str(folder), words=words_of, **size), given.repeats))
                 print(table("measured:", rows[-1:]), flush=True)
     write("gpu_placement", "A round's stages on one GPU, at once and in turn", rows, repeats=given.written)
     return 0

@@ -34,7 +34,7 @@ def cases(folder: Path, *, tiny: bool) -> dict[str, Job]:
         max_tokens=256,
         tried=(16, 32, 64, 128),
         words=words,
-        bf16=on_gpu(),
+        precisions=("bf16" if on_gpu() else "fp32",),
     )
     if tiny:
         job = replace(job, num_prompts=8, max_tokens=8, batch=4, tried=(4, 8))

@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
-from benchmarks.learner_sides import CHECKED_STEPS, WARMUP, Job, JobSide, sides
+from benchmarks.learner_sides import ALLOCATOR, CHECKED_STEPS, WARMUP, Job, JobSide, sides
 from benchmarks.learner_work import LARGER_MODEL, Work
 
 LARGEST_DIFFERENCE = 5e-5
@@ -55,7 +55,7 @@ MEMORY = replace(
 MEMORY_TARGET = Target(at_most=0.5)
 NOTE = (
     "The reference log-probabilities of ours are recorded while answers are sampled, as in a round, and checked on 8 "
-    "answers in each turn; TRL computes them {where}."
+    "answers in each turn; TRL computes them {where}. " + ALLOCATOR
 )
 _SHORT = (
     "When profiled, a step spends 43% in matrix products at 250 GFLOP/s, the rate of two cores on large matrices, and 11% in "

@@ -31,6 +31,10 @@ TIMED_LR = 1e-7
 CHECKED_LR = 2e-5
 """That of the scenes rounds."""
 CHECKED_STEPS = 3
+ALLOCATOR = (
+    "TRL's process has the allocator's own settings; started with MALLOC_MMAP_MAX_=0 and "
+    "MALLOC_TRIM_THRESHOLD_=2147483647 this program measures it with those of ours (`learners/allocator.py`)."
+)
 END = "end"
 """The question that ends a job."""
 

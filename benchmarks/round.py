@@ -5,8 +5,9 @@
 Ours is the loop as a run has it (`rlsys.rounds.run_rounds` at staleness 0): answers by vLLM, rewards, pairs, journal,
 optimizer steps, checkpoint, weight update with its proof. TRL's is its own training loop with the way to answer that
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
-step that is fastest. Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), float32, the same cores; whoever
-waits sleeps.
+step and the precision that are fastest. Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), the same cores;
+whoever waits sleeps. Ours answers and trains in bfloat16, which is faster for it where cores multiply in bfloat16, with
+float32 weights beside; TRL is tried in both precisions.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
-from benchmarks.learner_sides import JobSide
+from benchmarks.learner_sides import ALLOCATOR, JobSide
 from benchmarks.models import scenes_models
 from benchmarks.round_sides import Job, Turn, our_rounds, serve_trl
 from rlsys.machine import may_have_gpus, this_machine
@@ -40,8 +41,13 @@ TWO_CORES = (
     "rollout.engine.enforce_eager=false",
     f"learner.num_ranks={NUM_RANKS}",
     "learner.cores=0.5",
+    "learner.kl_answers=16",
 )
-"""Our side at its best: four processes of one thread share two cores, so that neither core waits for the other's stage."""
+"""Our side at its best: four processes of one thread share two cores, so that neither core waits for the other's stage. Of
+rounds this small the default would pass half of the answers through the policy once more for an estimate that TRL does not
+make.
+"""
+CPU_FACTS = Path("/proc/cpuinfo")
 LEAST_SHARE = 0.99
 """Of the prompts that must have made a pair on each side: two answers may, rarely, be the same."""
 
@@ -59,16 +65,17 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         return done[name][-1].speed
 
     if together:
-        with their_rounds(job) as (theirs, best), our_rounds(job) as ours:
+        with their_rounds(job) as (theirs, settings), our_rounds(job) as ours:
             speeds = in_turn(lambda: side("ours", ours), lambda: side("TRL", theirs), repeats=repeats)
     else:
         with our_rounds(job) as ours:
             mine = iter([side("ours", ours) for _ in range(1 + repeats)])
-        with their_rounds(job) as (theirs, best):
+        with their_rounds(job) as (theirs, settings):
             speeds = in_turn(lambda: next(mine), lambda: side("TRL", theirs), repeats=repeats)
     counted = {name: turns[1:] for name, turns in done.items()}
-    tried = ", ".join(f"{size}: {speed:.3g}" for size, speed in best["pairs per second"].items())
-    said = f" (pairs/s of a step of each size tried: {tried})" if tried else ""
+    best, speeds_tried = settings["best"], settings["pairs per second"]
+    tried = ", ".join(f"{setting}: {speed:.3g}" for setting, speed in speeds_tried.items() if speed)
+    said = f" (pairs/s of a step with each setting tried: {tried})" if tried else ""
     return Row(
         case=case,
         ours=speeds[0],
@@ -78,7 +85,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         unit="pairs/s",
         target=target,
         checked=_check(job, counted),
-        note=f"{note} TRL answers and trains {best['size']} prompts a step{said}. {_limits(counted)}".strip(),
+        note=f"{note} TRL answers and trains {best.size} prompts a step in {best.precision}{said}. {_limits(counted)}".strip(),
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
@@ -170,18 +177,23 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
             None,
         ),
     }
-    return {name: (replace(job, words=_shared_out(job)), target) for name, (job, target) in found.items()}
+    return {name: (_at_best(job), target) for name, (job, target) in found.items()}
 
 
-def _shared_out(job: Job) -> tuple[str, ...]:
-    """Every engine answers its part of a round in one call."""
-    return (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}")
+def _at_best(job: Job) -> Job:
+    """Every engine of ours answers its part of a round in one call."""
+    precision = (
+        () if "amx_bf16" not in CPU_FACTS.read_text() else ("learner.precision=bf16", "rollout.engine.dtype=bfloat16")
+    )
+    words = (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}", *precision)
+    return replace(job, words=words, precisions=("fp32", "bf16"))
 
 
 NOTE = (
     "Ours takes the recorded log-probabilities of the answers as reference and checks 8 of them a round; TRL's reference "
     "is a second model that it asks in every step. TRL does not hand on the kinds of tokens, so that its policy reads "
-    "pictures at the positions of text, which costs the same."
+    "pictures at the positions of text, which costs the same. "
+    f"{ALLOCATOR}"
 )
 
 

@@ -23,6 +23,8 @@ from rlsys.scenes.truth import check, parse
 from rlsys.scenes.world import sample
 
 MOST_ROUNDS = 1000
+TRIED_STEPS = 2
+"""Counted steps with which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose."""
 BETA = 0.1
 LR = 1e-7
 """So small that all rounds are alike."""
@@ -44,10 +46,11 @@ class Job:
     batch: int = 32
     """Pairs per optimizer step of ours."""
     tried: tuple[int, ...] = (32,)
-    """Pairs per optimizer step with which TRL is tried; it answers as many prompts at once. The fastest counts."""
+    """Pairs per optimizer step with which TRL is tried; it answers as many prompts at once."""
+    precisions: tuple[str, ...] = ("fp32",)
+    """In which TRL is tried with each of these numbers, `fp32` or `bf16`. The fastest of all settings counts."""
     words: tuple[str, ...] = ()
     """More configuration of our side."""
-    bf16: bool = False
     vllm: bool = False
     """TRL answers with vLLM in its own process. It then trains without seeing the pictures: for text only."""
     shows: bool = True
@@ -57,6 +60,17 @@ class Job:
         """The same ones for both sides."""
         found = [make_prompt("online", index, "describe") for index in range(start, start + count)]
         return found if self.shows else [replace(prompt, images=()) for prompt in found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What TRL is run with."""
+
+    size: int
+    precision: str
+
+    def __str__(self) -> str:
+        return f"{self.size} in {self.precision}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,9 +245,12 @@ def our_rounds(job: Job) -> Iterator[Ours]:
 def serve_trl(pipe: Any, job: Job) -> None:
     """Says its settings, then answers every `turn` with a `Turn`, until it is told to end."""
     # TRL's vLLM cannot be ended, so that only one trainer can be made with it.
-    speeds = {} if len(job.tried) == 1 else {size: found for size in job.tried if (found := _trial(job, size))}
-    best = max(speeds, key=speeds.__getitem__) if speeds else job.tried[0]
-    pipe.send(("answer", {"size": best, "pairs per second": speeds}))
+    settings = [Setting(size=size, precision=precision) for precision in job.precisions for size in job.tried]
+    speeds = (
+        {one: speed for one in settings if (speed := _trial(job, one))} if len(settings) > 1 else {settings[0]: 0.0}
+    )
+    best = max(speeds, key=speeds.__getitem__)
+    pipe.send(("answer", {"best": best, "pairs per second": speeds}))
     question = pipe.recv()
 
     def ask(result: Turn | None) -> str:
@@ -244,34 +261,34 @@ def serve_trl(pipe: Any, job: Job) -> None:
         return question
 
     if question != END:
-        _train(job, best, steps=job.num_prompts // best, num_turns=MOST_ROUNDS, ask=ask)
+        _train(job, best, steps=job.num_prompts // best.size, num_turns=MOST_ROUNDS, ask=ask)
 
 
-def _trial(job: Job, size: int) -> float:
-    """Pairs per second of one step, after another one; 0 if it does not fit the GPU."""
+def _trial(job: Job, setting: Setting) -> float:
+    """Pairs per second of the fastest of `TRIED_STEPS`, after another one; 0 if it does not fit the GPU."""
     import torch
 
     found: list[Turn] = []
 
     def ask(result: Turn | None) -> str:
         found.extend([] if result is None else [result])
-        return END if len(found) == 2 else "turn"
+        return END if len(found) > TRIED_STEPS else "turn"
 
     try:
-        _train(job, size, steps=1, num_turns=2, ask=ask)
+        _train(job, setting, steps=1, num_turns=1 + TRIED_STEPS, ask=ask)
     except torch.OutOfMemoryError:
         return 0.0
     finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-    return found[-1].speed
+    return max(turn.speed for turn in found[1:])
 
 
-def _train(job: Job, size: int, *, steps: int, num_turns: int, ask: Callable[[Turn | None], str]) -> None:
+def _train(job: Job, setting: Setting, *, steps: int, num_turns: int, ask: Callable[[Turn | None], str]) -> None:
     """Run TRL's own loop; between turns of so many steps it waits in `ask`, which gets the last turn."""
     meter = Meter()
-    trainer = _trainer(job, size, max_steps=steps * num_turns, reward_func=meter.reward)
+    trainer = _trainer(job, setting, max_steps=steps * num_turns, reward_func=meter.reward)
     meter.watch(trainer)
     trainer.add_callback(_waiting(steps, meter, ask))
     trainer.train()
@@ -360,7 +377,7 @@ def _waiting(steps: int, meter: Meter, ask: Callable[[Turn | None], str]) -> Any
     return Waiting()
 
 
-def _trainer(job: Job, size: int, *, max_steps: int, reward_func: Callable[..., list]) -> Any:
+def _trainer(job: Job, setting: Setting, *, max_steps: int, reward_func: Callable[..., list]) -> Any:
     # The engine must be in this process for TRL to reach its weights.
     os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0")
     import torch
@@ -378,7 +395,7 @@ def _trainer(job: Job, size: int, *, max_steps: int, reward_func: Callable[..., 
         output_dir=tempfile.mkdtemp(prefix="trl-"),
         beta=BETA,
         loss_type="sigmoid",
-        per_device_train_batch_size=size,
+        per_device_train_batch_size=setting.size,
         gradient_accumulation_steps=1,
         gradient_checkpointing=False,
         max_new_tokens=job.max_tokens,
@@ -396,7 +413,7 @@ def _trainer(job: Job, size: int, *, max_steps: int, reward_func: Callable[..., 
         optim="adamw_torch_fused",
         train_sampling_strategy="sequential",
         use_cpu=not on_gpu,
-        bf16=job.bf16,
+        bf16=setting.precision == "bf16",
         dataloader_pin_memory=False,
         logging_strategy="no",
         save_strategy="no",
@@ -408,7 +425,7 @@ def _trainer(job: Job, size: int, *, max_steps: int, reward_func: Callable[..., 
         model=model,
         reward_funcs=reward_func,
         args=config,
-        train_dataset=_dataset(job, max_steps * size),
+        train_dataset=_dataset(job, max_steps * setting.size),
         processing_class=processor,
     )
 

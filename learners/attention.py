@@ -182,8 +182,8 @@ def attend(
     """Attention of all tokens of the row, [N, H, D]."""
     cut = layout.num_trees * layout.max_prompt
     query, key, value = (_blocks(row, layout) for row in (query_NHD, key_NKD, value_NKD))
-    prompts = _dot_products(query[0], key[0], value[0], is_causal=True, **options)
-    answers = _dot_products(query[1], _seen(key, layout), _seen(value, layout), attn_mask=layout.answer_mask, **options)
+    prompts = _of_blocks(query[0], key[0], value[0], is_causal=True, **options)
+    answers = _of_blocks(query[1], _seen(key, layout), _seen(value, layout), attn_mask=layout.answer_mask, **options)
     slots = torch.cat([prompts.reshape(cut, -1), answers.reshape(len(layout.slots.token_of_slot) - cut, -1)])
     return layout.slots.gather(slots).view(query_NHD.shape)
 
@@ -195,7 +195,7 @@ def attend_from_predictors(
     num_tokens, heads, size = query_LHD.shape
     query = layout.target_slots.spread(query_LHD.reshape(num_tokens, -1)).view(-1, layout.max_answer, heads, size)
     key, value = (_seen(_blocks(row, layout), layout) for row in (key_NKD, value_NKD))
-    output = _dot_products(query, key, value, attn_mask=layout.predictor_mask, **options)
+    output = _of_blocks(query, key, value, attn_mask=layout.predictor_mask, **options)
     return layout.target_slots.gather(output.reshape(-1, heads * size)).view(query_LHD.shape)
 
 
@@ -213,7 +213,7 @@ def _seen(blocks: tuple[torch.Tensor, torch.Tensor], layout: TreeLayout) -> torc
     return torch.cat([prompts.index_select(0, layout.tree_of_answer), answers], dim=1)
 
 
-def _dot_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
+def _of_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
     """Scaled dot products of [batch, tokens, heads, D] blocks."""
     options["enable_gqa"] = key.shape[2] != query.shape[2]
     output = dot_products(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **options)

@@ -109,6 +109,11 @@ class LearnerConfig:
         return self.lora.r > 0
 
     @property
+    def stage(self) -> int:
+        """DeepSpeed's stage: in bf16 it shares out the float32 state at stage 0 as at stage 1, so the latter is taken."""
+        return max(self.zero_stage, 1) if self.precision == "bf16" else self.zero_stage
+
+    @property
     def tolerance(self) -> float:
         """The reference tolerance in force, nats per token."""
         if self.reference_tolerance is not None:

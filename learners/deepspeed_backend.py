@@ -56,24 +56,17 @@ def join(rendezvous: Rendezvous, *, deadline_s: float) -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
-def _stage(config: LearnerConfig) -> int:
-    """DeepSpeed's stage: its bf16 optimizer of stage 0 shares out the float32 state as that of stage 1 does, so the
-    latter is taken.
-    """
-    return max(config.zero_stage, 1) if config.precision == "bf16" else config.zero_stage
-
-
 def _engine_config(config: LearnerConfig) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.grad_clip if _stage(config) else 0.0,  # at stage 0 in `Engine.step`
+        "gradient_clipping": config.grad_clip if config.stage else 0.0,  # at stage 0 in `Engine.step`
         "steps_per_print": 2**31 - 1,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": config.precision == "bf16"},
         "zero_optimization": {
-            "stage": _stage(config),
+            "stage": config.stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
             # Kept small on CPU: the buffers are allocated whole, whatever the model's size.
@@ -92,8 +85,7 @@ class Engine:
     def __init__(self, module: nn.Module, config: LearnerConfig, rendezvous: Rendezvous) -> None:
         import deepspeed
 
-        self.stage = _stage(config)
-        """Of DeepSpeed; above 0 every rank holds a part of the state that no other has."""
+        self._stage = config.stage
         self._grad_clip = config.grad_clip
         self._world_size = rendezvous.world_size
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
@@ -104,7 +96,7 @@ class Engine:
         self._engine, *_ = deepspeed.initialize(
             model=module, model_parameters=trained, optimizer=optimizer, config=_engine_config(config)
         )
-        if self.stage == 0 and self._world_size == 1:
+        if self._stage == 0 and self._world_size == 1:
             # Nobody to add gradients up with: DeepSpeed would copy them all into one buffer and back.
             self._engine.enable_backward_allreduce = False
         self.module = module
@@ -144,7 +136,7 @@ class Engine:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        if self.stage == 0:
+        if self._stage == 0:
             # The engine of stage 0 keeps no norm; the gradients are already the same on all ranks.
             with_gradient = [p for p in self.module.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
@@ -165,7 +157,7 @@ class Engine:
         """This rank's float32 weights that AdamW steps, in a fixed order; at stage 0 the parameters
         themselves.
         """
-        if self.stage == 3:
+        if self._stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
@@ -211,17 +203,17 @@ class Engine:
     def refresh_masters(self) -> None:
         """Take the float32 masters anew from the weights, after those were changed from outside."""
         wrapped = self._engine.optimizer
-        if self.stage == 3:
+        if self._stage == 3:
             for master, weights in zip(self.masters(), wrapped.fp16_partitioned_groups_flat, strict=True):
                 master.data.copy_(weights.data)
-        elif self.stage > 0:
+        elif self._stage > 0:
             wrapped.refresh_fp32_params()
 
     def gathered(self, parameters: Sequence[nn.Parameter], *, writer: int | None = None) -> Any:
         """Context in which whole parameters can be read, or changed by rank `writer`; all ranks enter it together."""
         import deepspeed
 
-        enabled = self.stage == 3
+        enabled = self._stage == 3
         return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=writer, enabled=enabled)
 
     def reduce(self, values: Sequence[float], operation: str) -> list[float]:

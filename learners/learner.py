@@ -191,7 +191,7 @@ class LearnerRank:
         for name, value in fresh.named_parameters():
             if value.requires_grad:
                 with torch.no_grad(), self._engine.gathered([parameters[name]], writer=0):
-                    if self._rendezvous.rank == 0 or self._config.zero_stage < 3:
+                    if self._rendezvous.rank == 0 or self._config.stage < 3:
                         parameters[name].data.copy_(value)
         self._engine.refresh_masters()
         self._engine.set_moments([{} for _ in self._engine.masters()])
@@ -246,15 +246,15 @@ class LearnerRank:
         gradients.
         """
         module = self._engine.module
-        in_step = self._rendezvous.world_size > 1 or self._engine.stage > 0
-        if not self._processor.has_images or not (in_step and (module.trains_vision or self._config.zero_stage == 3)):
+        in_step = self._rendezvous.world_size > 1 or self._config.stage > 0
+        if not self._processor.has_images or not (in_step and (module.trains_vision or self._config.stage == 3)):
             return None
         return self._collator.join([self._collator.blank()])
 
     @property
     def _state_rank(self) -> int:
         """The rank that writes this one's state: without ZeRO all ranks hold the same."""
-        return self._rendezvous.rank if self._engine.stage else 0
+        return self._rendezvous.rank if self._config.stage else 0
 
     def _layout(self) -> dict[str, str]:
         names = ("num_ranks", "zero_stage", "precision")

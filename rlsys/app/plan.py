@@ -62,7 +62,7 @@ def learner_role(learner: Any, policy: ModelSize) -> Role:
     """All ranks of a learner. ZeRO 1 shares out the optimizer, 2 also the gradients, 3 also the weights."""
     ranks = learner.num_ranks
     weight = 2 if learner.precision == "bf16" else 4
-    shared = [ranks if learner.zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    shared = [ranks if learner.stage >= stage else 1 for stage in (3, 2, 1)]
     per_rank = weight / shared[0] + weight / shared[1] + OPTIMIZER_BYTES / shared[2]
     copies = sum([learner.initial_copy, learner.ema_decay > 0]) * weight / shared[0]
     model = policy.gib(per_rank + copies)

@@ -5,11 +5,12 @@ import json
 import pytest
 from PIL import Image
 
+from learners.config import LearnerConfig
 from rlsys.app import config as configuration
 from rlsys.app.align import main
 from rlsys.app.evaluate import main as evaluate
 from rlsys.app.parts import probe_prompts
-from rlsys.app.plan import check
+from rlsys.app.plan import ModelSize, check, learner_role
 from rlsys.errors import ConfigError
 from rlsys.machine import Machine
 
@@ -110,6 +111,13 @@ def test_a_weight_updates_tolerance_follows_the_learners_precision_unless_it_is_
         config, _ = configuration.load(words)
         found[tuple(words)] = config.sync.tolerance_at(config.learner.precision)
     assert list(found.values()) == [0.001, 0.5, 0.02]
+
+
+@pytest.mark.parametrize(("words", "gib"), [("fp32 0", 5.0), ("fp32 1", 3.5), ("bf16 0", 2.5), ("bf16 3", 2.0)])
+def test_a_ranks_memory_is_what_zero_leaves_it_and_bf16_shares_out_the_optimizer_always(words, gib):
+    precision, stage = words.split()
+    learner = LearnerConfig(num_ranks=2, precision=precision, zero_stage=int(stage), gpus=1)
+    assert learner_role(learner, ModelSize(num_parameters=1 << 28)).gpu_memory_gib == gib
 
 
 def test_cfg_takes_the_word_job(capsys):

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gpu_round import WORDS
-from benchmarks.gpu_setup import QWEN_3B, TINY, make_model, on_gpu, options
+from benchmarks.gpu_setup import QWEN_3B, TINY, make_model, on_gpu, options, precision
 from benchmarks.harness import Row, in_turn, table, write
 from benchmarks.overlap import Rounds
 from benchmarks.round_sides import Job, our_rounds
@@ -82,7 +82,13 @@ def main(words: Sequence[str] | None = None) -> int:
         for name, more in ({"tiny": PAIRS} if given.tiny else CASES).items():
             if given.only in name:
                 words_of = (*(WORDS if on_gpu() else ()), *more)
-                rows.append(measure(name, Job(folder=str(folder), words=words_of, **size), given.repeats))
+                rows.append(
+                    measure(
+                        name,
+                        Job(folder=str(folder), words=words_of, precision=precision(), **size),
+                        given.repeats,
+                    )
+                )
                 print(table("measured:", rows[-1:]), flush=True)
     write("gpu_placement", "A round's stages on one GPU, at once and in turn", rows, repeats=given.written)
     return 0

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.gpu_setup import QWEN_2B, TINY, make_model, on_gpu, options
+from benchmarks.gpu_setup import QWEN_2B, TINY, make_model, on_gpu, options, precision
 from benchmarks.harness import Row, Target, table, write
 from benchmarks.round import NOTE, measure
 from benchmarks.round_sides import Job
@@ -34,7 +34,8 @@ def cases(folder: Path, *, tiny: bool) -> dict[str, Job]:
         max_tokens=256,
         tried=(16, 32, 64, 128),
         words=words,
-        precisions=("bf16" if on_gpu() else "fp32",),
+        precision=precision(),
+        precisions=(precision(),),
     )
     if tiny:
         job = replace(job, num_prompts=8, max_tokens=8, batch=4, tried=(4, 8))

@@ -104,6 +104,11 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def precision() -> str:
+    """Of learners: `bf16`, or `fp32` where the programs are only tried."""
+    return "bf16" if on_gpu() else "fp32"
+
+
 def make_model(directory: Path, shape: Qwen, *, seed: int = 0) -> Path:
     """A Qwen2.5-VL with random weights in bfloat16, and a tokenizer of as many words, so that every token is text."""
     import torch

@@ -14,7 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, copy_rate, engine, make_model, on_gpu, options, place
+from benchmarks.gpu_setup import (
+    QWEN_3B,
+    QWEN_7B,
+    TINY,
+    copy_rate,
+    engine,
+    make_model,
+    on_gpu,
+    options,
+    place,
+    precision,
+)
 from benchmarks.harness import Row, Spread, Target, in_turn, table, write
 from benchmarks.weight_sync import NUM_PROBES, Ends, TimedSync, Took
 from rlsys.app.cluster import cluster
@@ -42,8 +53,7 @@ class GpuEnds(Ends):
             seed=0,
             probe_prompts=list(ScenesPrompts().take(0, NUM_PROBES)),
         )
-        precision = "bf16" if on_gpu() else "fp32"
-        self.learner = LearnerGroup(LearnerConfig(precision=precision), DPO(), str(model), placements=[place(0.6)])
+        self.learner = LearnerGroup(LearnerConfig(precision=precision()), DPO(), str(model), placements=[place(0.6)])
         self._version = 0
 
 

@@ -6,8 +6,8 @@ Ours is the loop as a run has it (`rlsys.rounds.run_rounds` at staleness 0): ans
 optimizer steps, checkpoint, weight update with its proof. TRL's is its own training loop with the way to answer that
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
 step and the precision that are fastest. Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), the same cores;
-whoever waits sleeps. Ours answers and trains in bfloat16, which is faster for it where cores multiply in bfloat16, with
-float32 weights beside; TRL is tried in both precisions.
+whoever waits sleeps. Each side takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside
+float32 weights, on cores that multiply in bfloat16 and where answers are long.
 """
 
 from __future__ import annotations
@@ -73,9 +73,6 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         with their_rounds(job) as (theirs, settings):
             speeds = in_turn(lambda: next(mine), lambda: side("TRL", theirs), repeats=repeats)
     counted = {name: turns[1:] for name, turns in done.items()}
-    best, speeds_tried = settings["best"], settings["pairs per second"]
-    tried = ", ".join(f"{setting}: {speed:.3g}" for setting, speed in speeds_tried.items() if speed)
-    said = f" (pairs/s of a step with each setting tried: {tried})" if tried else ""
     return Row(
         case=case,
         ours=speeds[0],
@@ -85,7 +82,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         unit="pairs/s",
         target=target,
         checked=_check(job, counted),
-        note=f"{note} TRL answers and trains {best.size} prompts a step in {best.precision}{said}. {_limits(counted)}".strip(),
+        note=" ".join(filter(None, (note, _settings(job, settings), _limits(counted)))),
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
@@ -104,6 +101,14 @@ def their_rounds(job: Job) -> Iterator[tuple[Callable[[], Turn], dict[str, Any]]
         process.end()
     finally:
         process.close()
+
+
+def _settings(job: Job, settings: dict[str, Any]) -> str:
+    """With what both sides ran, and what of TRL's was tried."""
+    best, speeds = settings["best"], settings["pairs per second"]
+    tried = ", ".join(f"{setting}: {speed:.3g}" for setting, speed in speeds.items() if speed)
+    said = f" (pairs/s of a step with each setting tried: {tried})" if tried else ""
+    return f"Ours has {job.precision}; TRL answers and trains {best.size} prompts a step in {best.precision}{said}."
 
 
 def _limits(done: dict[str, list[Turn]]) -> str:
@@ -181,12 +186,10 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
 
 
 def _at_best(job: Job) -> Job:
-    """Every engine of ours answers its part of a round in one call."""
-    precision = (
-        () if "amx_bf16" not in CPU_FACTS.read_text() else ("learner.precision=bf16", "rollout.engine.dtype=bfloat16")
-    )
-    words = (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}", *precision)
-    return replace(job, words=words, precisions=("fp32", "bf16"))
+    """Every engine of ours answers its part of a round in one call. In bfloat16 where there are many tokens to multiply."""
+    precision = "bf16" if job.full and "amx_bf16" in CPU_FACTS.read_text() else "fp32"
+    words = (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}")
+    return replace(job, words=words, precision=precision, precisions=("fp32", "bf16"))
 
 
 NOTE = (

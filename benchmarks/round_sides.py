@@ -25,6 +25,7 @@ from rlsys.scenes.world import sample
 MOST_ROUNDS = 1000
 TRIED_STEPS = 2
 """Counted steps with which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose."""
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BETA = 0.1
 LR = 1e-7
 """So small that all rounds are alike."""
@@ -47,8 +48,10 @@ class Job:
     """Pairs per optimizer step of ours."""
     tried: tuple[int, ...] = (32,)
     """Pairs per optimizer step with which TRL is tried; it answers as many prompts at once."""
+    precision: str = "fp32"
+    """Of ours, `fp32` or `bf16`."""
     precisions: tuple[str, ...] = ("fp32",)
-    """In which TRL is tried with each of these numbers, `fp32` or `bf16`. The fastest of all settings counts."""
+    """In which TRL is tried with each of these numbers. The fastest of all settings counts."""
     words: tuple[str, ...] = ()
     """More configuration of our side."""
     vllm: bool = False
@@ -213,7 +216,8 @@ def our_rounds(job: Job) -> Iterator[Ours]:
     }
     given = [f"schedule.{name}={value}" for name, value in schedule.items()]
     own = ["eval.every=0", "output.keep_checkpoints=2", f"learner.batch_size={job.batch}"]
-    config, _ = configuration.load(["preset=scenes", *given, *own, *job.words])
+    precision = [f"learner.precision={job.precision}", f"rollout.engine.dtype={DTYPES[job.precision]}"]
+    config, _ = configuration.load(["preset=scenes", *given, *own, *precision, *job.words])
     chosen = FullLength(**vars(config.rollout.engine)) if job.full else config.rollout.engine
     config = replace(
         config, prompts=ScenesOfJob(job=job), feedback=Truth(), rollout=replace(config.rollout, engine=chosen)

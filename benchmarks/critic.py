@@ -218,7 +218,7 @@ def measure(work: Work, repeats: int) -> Row:
         checked=f"{len(same)} of {len(pairs)} critiques are the same, their scores differ by {gap:.1e} at most",
         note=(
             f"the second pass takes {second:.0%} of the time of two: were it left out and nothing else changed, the ratio "
-            f"would be {1 / (1 - second):.2f}; reading a raw logit at every token is not free in vLLM"
+            f"would be {1 / (1 - second):.2f}"
         ),
         extra={
             "share of the second pass": second,

@@ -236,7 +236,7 @@ class Sampling:
     stop_token: str | None = None
     """A special token that ends the answer, besides end-of-sequence."""
     score_token: str | None = None
-    """If set, the raw (unnormalised) logit of this token is returned at every generated position."""
+    """If set, the raw (unnormalised) logit of this token is returned where it was emitted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -252,7 +252,8 @@ class Completion:
     finish_reason: str
     """`stop` (end-of-sequence), `stop_token` (`Sampling.stop_token`, the last of `token_ids`) or `length`."""
     score_logits: TokenFloats | None = None
-    """float32 [T], raw logit of `Sampling.score_token` at the position that emitted each token; `None` if not asked for."""
+    """float32 [T], raw logit of `Sampling.score_token` at the positions that emitted it, nan at others; `None` if not asked
+    for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

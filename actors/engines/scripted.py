@@ -136,12 +136,13 @@ class ScriptedEngine:
         full = len(words) == wanted.max_tokens
         tokens = words if full else np.append(words, END)
         ending = "stop" if wanted.stop_token is None else "stop_token"
+        scores = np.where(tokens == END, rng.normal(size=len(tokens)), np.nan)
         return Completion(
             text=" ".join(f"w{word}" for word in words),
             token_ids=tokens.astype(np.int32),
             logprobs=np.full(len(tokens), -np.log(self._options.vocabulary), np.float32),
             finish_reason="length" if full else ending,
-            score_logits=None if wanted.score_token is None else rng.normal(size=len(tokens)).astype(np.float32),
+            score_logits=None if wanted.score_token is None else scores.astype(np.float32),
         )
 
 

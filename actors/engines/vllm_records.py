@@ -56,8 +56,8 @@ class Translator:
         from vllm.sampling_params import RequestOutputKind
 
         stop = [] if wanted.stop_token is None else [self.chat.token_id(wanted.stop_token)]
-        score = None if wanted.score_token is None else [self.chat.token_id(wanted.score_token)]
-        if score and not self._raw_logits:
+        scores = wanted.score_token is not None
+        if scores and not self._raw_logits:
             raise EngineError("score_token needs an engine opened with raw_logits=True")
         return SamplingParams(
             n=wanted.num_samples if wanted.temperature > 0 else 1,
@@ -67,8 +67,8 @@ class Translator:
             seed=wanted.seed,
             stop_token_ids=stop,
             logit_bias={token: bias for token, bias in self.bias.items() if token not in stop},
-            logprobs=None if self._raw_logits else 0,
-            logprob_token_ids=score,
+            # Of the sampled token alone, the score's among them: vLLM reads another token's one request after another.
+            logprobs=0 if scores or not self._raw_logits else None,
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
@@ -92,12 +92,14 @@ class Translator:
         if wanted.stop_token is not None and one.stop_reason == self.chat.token_id(wanted.stop_token):
             reason = "stop_token"
         values = None if one.logprobs is None else np.asarray(one.logprobs.logprobs, dtype=np.float32)
-        starts = None if one.logprobs is None else np.asarray(one.logprobs.start_indices)
-        scores = None if wanted.score_token is None else values[starts + 1]  # after the sampled token's own
+        of_sampled = None if values is None else values[np.asarray(one.logprobs.start_indices)]
+        scores = None
+        if wanted.score_token is not None:
+            scores = np.where(token_ids == self.chat.token_id(wanted.score_token), of_sampled, np.float32(np.nan))
         return Completion(
             text=text,
             token_ids=token_ids,
-            logprobs=np.zeros(0, np.float32) if self._raw_logits else values[starts],
+            logprobs=np.zeros(0, np.float32) if self._raw_logits else of_sampled,
             finish_reason=reason,
             score_logits=scores,
         )

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from learners.attention import TreeLayout
+from learners.filler import Filler
 from learners.tokens import ImageTensors, Processor, RefusedRecord
 from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Probe, Prompt, Rollout, Turn
 
@@ -71,15 +72,15 @@ class Unit:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MicroBatch:
-    """What goes through the model at once. N tokens of the row, L tokens of all answers, A answers."""
+    """What goes through the model at once. N tokens of the row, L tokens of all answers, A answers, fillers not counted."""
 
     trees: list[Tree]
     examples: list[tuple[Any, tuple[int, ...]]]
     """The record and the numbers of its answers in this micro-batch."""
     token_ids: torch.Tensor
-    """int64 [N], tree by tree: prompt, then answers."""
+    """int64 [N], tree by tree: prompt, then answers; then what fills the row."""
     predict: torch.Tensor
-    """int64 [L], the position whose hidden state predicts each answer token."""
+    """int64 [L], the position whose hidden state predicts each answer token; some more, if answers were filled up."""
     targets: torch.Tensor
     """int64 [L]."""
     answer_of_token: torch.Tensor
@@ -104,15 +105,19 @@ class MicroBatch:
 class Collator:
     """Turns records into micro-batches."""
 
-    def __init__(self, processor: Processor, *, micro_batch_tokens: int, score_token: str | None = None) -> None:
+    def __init__(
+        self, processor: Processor, *, micro_batch_tokens: int, score_token: str | None = None, multiple: int = 1
+    ) -> None:
         """
         Args:
             micro_batch_tokens: bound on the row's tokens; a single example may be longer.
             score_token: ends critiques; needed for `CritiquePair` only.
+            multiple: rows, and their answers together, are filled up to multiples of it.
         """
         self._processor = processor
         self._budget = micro_batch_tokens
         self._score_id = processor.token_id(score_token) if score_token else None
+        self._multiple = multiple
 
     def __call__(self, records: Sequence[Any]) -> list[MicroBatch]:
         """Micro-batches of records of one class, each example in exactly one of them.
@@ -234,16 +239,17 @@ class Collator:
         images = [image for tree in trees for image in tree.images]
         distinct = {image.digest: image for image in images}
         order = {digest: number for number, digest in enumerate(distinct)}
+        prompts = [len(tree.prompt_ids) for tree in trees]
+        answers = [[len(answer.token_ids) for answer in tree.answers] for tree in trees]
+        filler = Filler.of(prompts, answers, self._multiple)
+        answers[-1] += filler.answers
         return MicroBatch(
             trees=trees,
             examples=_number_answers(units),
             images=self._processor.images(list(distinct.values())),
             image_order=[order[image.digest] for image in images],
-            layout=TreeLayout.build(
-                [len(tree.prompt_ids) for tree in trees],
-                [[len(answer.token_ids) for answer in tree.answers] for tree in trees],
-            ),
-            **_row(trees),
+            layout=TreeLayout.build([*prompts, *filler.prompts], [*answers, *([] for _ in filler.prompts)]),
+            **_row(trees, filler, token=self._processor.tokenizer.eos_token_id),
         )
 
 
@@ -278,7 +284,11 @@ def _number_answers(units: Sequence[Unit]) -> list[tuple[Any, tuple[int, ...]]]:
     return examples
 
 
-def _row(trees: Sequence[Tree]) -> dict[str, torch.Tensor]:
+def _row(trees: Sequence[Tree], filler: Filler, *, token: int) -> dict[str, torch.Tensor]:
+    """
+    Args:
+        token: stands in what fills the row.
+    """
     tokens, predict, targets, owners, ends = [], [], [], [], []
     start = length = 0
     for tree in trees:
@@ -294,6 +304,9 @@ def _row(trees: Sequence[Tree]) -> dict[str, torch.Tensor]:
             start += size
             length += size
             ends.append(length - 1)
+    more_answers = sum(filler.answers)
+    tokens.append(np.full(more_answers + sum(filler.prompts), token))
+    predict.append(np.zeros(more_answers))
     return {
         "token_ids": _int64(tokens),
         "predict": _int64(predict),

@@ -18,6 +18,7 @@ from learners.collate import Collator, MicroBatch
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine, join
 from learners.experience import needs_reference, objective_inputs, score
+from learners.filler import multiple_for
 from learners.folder import copy_surroundings, write_weights
 from learners.plan import FitPlan
 from learners.reference import Reference
@@ -63,6 +64,7 @@ class LearnerRank:
             self._processor,
             micro_batch_tokens=config.micro_batch_tokens,
             score_token=getattr(objective, "score_token", None),
+            multiple=multiple_for(self._device, model.DTYPES[config.precision]),
         )
         module = model.load(self._folder, config)
         self._engine = Engine(module, config, rendezvous)
@@ -87,6 +89,9 @@ class LearnerRank:
         self._references_of = {}
         self._sample = self._fresh_sample()
         self._num_checked = 0
+        if not plan.accumulated:
+            # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
+            self._processor.forget_images()
         if plan.beta is not None and hasattr(self._objective, "beta"):
             self._objective = replace(self._objective, beta=plan.beta)
         if needs_reference(self._objective.consumes):

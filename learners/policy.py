@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.functional import pad
 
 from learners import attention, kernels, layers
 from learners.collate import MicroBatch, Tree
@@ -66,7 +67,8 @@ class PolicyModule(nn.Module):
         """
         base = base_model(self.model)
         hidden_LD = self._path(base, batch, touch)
-        return base.get_output_embeddings()(hidden_LD, batch.targets.to(hidden_LD.device))
+        targets = pad(batch.targets, (0, len(hidden_LD) - batch.num_target_tokens))  # any will do for fillers
+        return base.get_output_embeddings()(hidden_LD, targets.to(hidden_LD.device))[:, : batch.num_target_tokens]
 
     @property
     def trains_vision(self) -> bool:

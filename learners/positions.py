@@ -6,6 +6,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from learners.collate import MicroBatch, Tree
 
@@ -32,6 +33,7 @@ class Positions:
             for answer in tree.answers:
                 pieces.append(torch.arange(first, first + len(answer.token_ids)).expand(len(prompt), -1))
         row = torch.cat(pieces, dim=1)
+        row = pad(row, (0, len(batch.token_ids) - row.shape[1]))  # of fillers, which any position does for
         return row[:, None] if self._rope_index is not None else row
 
     def _prompt(self, tree: Tree, grids: list[torch.Tensor]) -> torch.Tensor:

@@ -90,6 +90,10 @@ class Processor:
                 self._cache.put(processed.digest, processed, num_bytes=processed.num_bytes)
         return [found[image.digest] for image in images]
 
+    def forget_images(self) -> None:
+        """Keep no picture."""
+        self._cache.clear()
+
     def prompt_ids(self, prompt: Prompt) -> np.ndarray:
         """int32 [S]: chat template applied up to where the answer begins, image placeholders expanded."""
         found = self._chat.prompt_ids(prompt)

@@ -34,6 +34,11 @@ class ByteCache(Generic[K, V]):
         self._kept.move_to_end(key)
         return self._kept[key][0]
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._kept.clear()
+        self.num_bytes = 0
+
     def put(self, key: K, value: V, *, num_bytes: int) -> None:
         """Keep a value, and forget those that were not used for longest."""
         self.num_bytes += num_bytes - self._kept.pop(key, (None, 0))[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -361,6 +362,28 @@ def test_a_round_starts_at_ln_2_and_kl_is_zero_until_the_policy_moves(one, folde
     assert found["still"]["loss"] == pytest.approx(0.693147, abs=1e-5)
     assert found["still"]["kl"] == pytest.approx(0.0, abs=1e-6)
     assert found["moved"]["kl"] > 1e-3
+
+
+def _rows_and_pictures(meeting: Rendezvous, folder: Path) -> dict[str, Any]:
+    learner = make_learner(meeting, folder, precision="bf16", reference_checks=0)
+    rows = []
+    learner._engine.module.register_forward_pre_hook(
+        lambda module, inputs: rows.append((len(inputs[0].token_ids), len(inputs[0].predict)))
+    )
+    kept = []
+    for number, accumulated in enumerate((False, True, False)):
+        learner.begin(replace(PLAN, accumulated=accumulated))
+        pairs = make_pairs(folder, 4, seed=number, images="all")
+        learner.step(frame_of(pairs, meeting), lr=0.0, batch=0)
+        kept.append(learner._processor._cache.num_bytes)
+    return {"rows": rows, "kept": kept}
+
+
+def test_rows_in_bfloat16_have_few_shapes_and_pictures_of_a_stretch_go_with_it(one, folder):
+    (found,) = one.run(_rows_and_pictures, folder)
+    assert found["rows"] and all(tokens % 64 == 0 and answers % 64 == 0 for tokens, answers in found["rows"])
+    first, both, last = found["kept"]
+    assert 0 < last < both and first < both
 
 
 def _answers_of_the_estimate(meeting: Rendezvous, folder: Path, limit: int) -> int:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from learners.collate import Answer, Collator, Tree, Unit, pack
+from learners.filler import Filler, multiple_for
 from learners.plan import FitPlan
 from learners.sample import AnswerSample
 from learners.shares import batches_of, shares
@@ -78,6 +79,27 @@ def test_a_prompt_with_more_answers_than_a_micro_batch_holds_is_shown_again(proc
     batches = Collator(processor, micro_batch_tokens=size + 8)(pairs)
     assert [len(batch.examples) for batch in batches] == [2, 2, 2]
     assert all(len(batch.token_ids) == size + 8 for batch in batches)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "answers", "multiple", "expected"),
+    [
+        ([7, 5], [[2, 3], [3]], 1, ((), ())),
+        ([7, 5], [[2, 3], [3]], 8, ((), (4,))),  # 8 tokens of answers already, 20 in all
+        ([7, 5], [[2, 3], [4]], 8, ((4, 3), (4,))),  # 9 and 7 make 16, 28 and 4 make 32
+        ([6], [[2]], 8, ((2, 2, 2), (2,))),
+        ([9], [[3]], 64, ((3,) * 20 + (1,), (9, 9, 9, 9, 9, 9, 1))),
+    ],
+)
+def test_rows_and_their_answers_are_filled_up_by_nothing_longer_than_they_have(prompts, answers, multiple, expected):
+    filler = Filler.of(prompts, answers, multiple)
+    assert (filler.answers, filler.prompts) == expected
+
+
+def test_rows_are_filled_up_where_a_shape_costs_a_kernel():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [multiple_for(cpu, torch.bfloat16), multiple_for(cpu, torch.float32)] == [64, 1]
+    assert multiple_for(gpu, torch.bfloat16) == 1
 
 
 def test_packing_is_by_tokens_longest_first():

@@ -100,7 +100,13 @@ def dense_mask(prompts, answers):
 
 @pytest.mark.parametrize(
     ("prompts", "answers"),
-    [([3], [[2, 4]]), ([3, 3], [[2], [5, 1, 2]]), ([1, 6, 4], [[1], [3, 3], [2, 7, 1]]), ([5], [[1]])],
+    [
+        ([3], [[2, 4]]),
+        ([3, 3], [[2], [5, 1, 2]]),
+        ([1, 6, 4], [[1], [3, 3], [2, 7, 1]]),
+        ([5], [[1]]),
+        ([4, 3, 2], [[2, 3], [], []]),
+    ],
 )
 @pytest.mark.parametrize("key_heads", [1, 4])
 def test_tree_attention_is_dense_attention_under_the_block_mask(prompts, answers, key_heads):

@@ -18,6 +18,13 @@ def test_a_value_put_again_counts_once():
     assert cache.get("a") == 2 and cache.num_bytes == 80
 
 
+def test_a_cleared_cache_keeps_nothing():
+    cache = ByteCache(100)
+    cache.put("a", 1, num_bytes=60)
+    cache.clear()
+    assert cache.get("a") is None and cache.num_bytes == 0
+
+
 def test_the_newest_stays_however_large():
     cache = ByteCache(100)
     cache.put("small", 1, num_bytes=10)

@@ -50,7 +50,7 @@ def load(folder, **options):
     return model.load(folder, LearnerConfig(**options))
 
 
-def random_batch(processor, seed, *, pictures):
+def random_batch(processor, seed, *, pictures, multiple=1):
     """Trees of random sizes; some prompts share a picture, some have two, some none."""
     rng = np.random.default_rng(seed)
     images = [
@@ -66,7 +66,7 @@ def random_batch(processor, seed, *, pictures):
             for _ in range(int(rng.integers(1, 4)))
         ]
         trees.append(Tree(prompt_ids=processor.prompt_ids(prompt), images=shown, answers=answers))
-    return Collator(processor, micro_batch_tokens=10_000).join(trees)
+    return Collator(processor, micro_batch_tokens=10_000, multiple=multiple).join(trees)
 
 
 def outputs(module, batch, mix):
@@ -92,6 +92,22 @@ def test_both_paths_give_the_same_values_and_gradients(checkpoints, kind, seed):
     assert gradients.keys() == expected_gradients.keys()
     for name, gradient in expected_gradients.items():
         torch.testing.assert_close(gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["vision", "qwen2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_fills_a_row_up_has_no_effect(checkpoints, kind, seed):
+    processor = Processor(checkpoints[kind])
+    batch, filled = (random_batch(processor, seed, pictures=kind == "vision", multiple=m) for m in (1, 16))
+    assert len(filled.token_ids) % 16 == 0 and len(filled.predict) % 16 == 0
+    assert len(filled.token_ids) > len(batch.token_ids) and torch.equal(filled.targets, batch.targets)
+    mix = torch.randn(2, batch.num_target_tokens, generator=torch.Generator().manual_seed(seed)) / 10
+    module = load(checkpoints[kind], path="shared")
+    values, gradients = outputs(module, batch, mix)
+    found, found_gradients = outputs(module, filled, mix)
+    torch.testing.assert_close(found, values, atol=1e-5, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
 
 
 def test_a_frozen_tower_gives_the_same_features_when_they_are_remembered(checkpoints):

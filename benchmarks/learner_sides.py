@@ -206,7 +206,11 @@ def _learner(job: Job) -> Any:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = LearnerConfig(batch_size=job.work.batch, freeze=["visual"] if job.work.frozen_vision else [])
+    config = LearnerConfig(
+        batch_size=job.work.batch,
+        freeze=["visual"] if job.work.frozen_vision else [],
+        precision=job.work.precision,
+    )
     meeting = Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port)
     return LearnerRank(config, DPO(beta=BETA), str(job.checkpoint), meeting)
 
@@ -232,37 +236,45 @@ def _recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferenceP
 
 
 def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_grad
+
     from learners.plan import FitPlan
+
+    def master(parameter: Any) -> Any:
+        """The float32 weight; the parameter itself where there is no other."""
+        found = safe_get_full_fp32_param(parameter)
+        return parameter if found is None else found
 
     engine, gradients, losses = learner._engine, {}, []
     step, clip = engine.step, engine._grad_clip
 
     def watched(lr: float) -> float:
         if not gradients:
-            gradients.update(_arrays(engine.module, gradients=True))
+            gradients.update(_arrays(engine.module, safe_get_full_grad))
         return step(lr)
 
     # TRL's trace does not clip either: beside AdamW's epsilon a small gradient that was scaled down takes another step.
     engine.step, engine._grad_clip = watched, 0.0
-    before = _arrays(engine.module, gradients=False)
+    before = _arrays(engine.module, master)
     learner.begin(FitPlan(lr=CHECKED_LR, beta=BETA))
     for number, frame in enumerate(frames):
         output = learner.step(frame, lr=CHECKED_LR, batch=number)
         losses.append(output.sums["loss"] / output.denominator)
     engine.step, engine._grad_clip = step, clip
-    return Trace(losses=losses, gradients=gradients, moved=_moved(engine.module, before))
+    return Trace(losses=losses, gradients=gradients, moved=_moved(before, engine.module, master))
 
 
-def _moved(module: Any, before: dict[str, Any]) -> dict[str, Any]:
-    return {name: value - before[name] for name, value in _arrays(module, gradients=False).items()}
+def _moved(before: dict[str, Any], module: Any, read: Callable[[Any], Any]) -> dict[str, Any]:
+    return {name: value - before[name] for name, value in _arrays(module, read).items()}
 
 
-def _arrays(module: Any, *, gradients: bool) -> dict[str, Any]:
+def _arrays(module: Any, read: Callable[[Any], Any]) -> dict[str, Any]:
+    """What is read of every trained parameter, in float32."""
     found = {}
     for name, parameter in module.named_parameters():
-        value = parameter.grad if gradients else parameter
-        if parameter.requires_grad and value is not None:  # where no picture is shown, the tower has no gradient
-            found[name.removeprefix("model.model.").removeprefix("model.")] = value.detach().clone().numpy()
+        value = read(parameter) if parameter.requires_grad else None
+        if value is not None:  # where no picture is shown, the tower has no gradient
+            found[name.removeprefix("model.model.").removeprefix("model.")] = value.detach().float().clone().numpy()
     return found
 
 
@@ -386,7 +398,7 @@ def _trainer(
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         use_cpu=True,
-        bf16=False,
+        bf16=job.work.precision == "bf16",
         logging_strategy="no",
         save_strategy="no",
         report_to="none",
@@ -434,10 +446,10 @@ def _trace_trl(job: Job, pairs: Sequence[PreferencePair]) -> Trace:
     class Watching(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if not gradients:
-                gradients.update(_arrays(trainer.model, gradients=True))
+                gradients.update(_arrays(trainer.model, lambda parameter: parameter.grad))
 
     trainer.compute_loss = watched
     trainer.add_callback(Watching())
-    before = _arrays(trainer.model, gradients=False)
+    before = _arrays(trainer.model, lambda parameter: parameter)
     trainer.train()
-    return Trace(losses=losses, gradients=gradients, moved=_moved(trainer.model, before))
+    return Trace(losses=losses, gradients=gradients, moved=_moved(before, trainer.model, lambda parameter: parameter))

@@ -45,6 +45,8 @@ class Work:
     tried_sizes: tuple[int, ...] = (8, 16, 32)
     """Pairs per forward pass that TRL is tried with; the rest of a step's are accumulated."""
     frozen_vision: bool = False
+    precision: str = "fp32"
+    """Of both sides, `fp32` or `bf16` (weights and their updates in float32 with either)."""
 
     @property
     def pairs_per_turn(self) -> int:

@@ -7,7 +7,7 @@ optimizer steps, checkpoint, weight update with its proof. TRL's is its own trai
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
 step and the precision that are fastest. Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), the same cores;
 whoever waits sleeps. Each side takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside
-float32 weights, on cores that multiply in bfloat16 and where answers are long.
+float32 weights, on cores that multiply in bfloat16.
 """
 
 from __future__ import annotations
@@ -186,8 +186,8 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
 
 
 def _at_best(job: Job) -> Job:
-    """Every engine of ours answers its part of a round in one call. In bfloat16 where there are many tokens to multiply."""
-    precision = "bf16" if job.full and "amx_bf16" in CPU_FACTS.read_text() else "fp32"
+    """Every engine of ours answers its part of a round in one call."""
+    precision = "bf16" if "amx_bf16" in CPU_FACTS.read_text() else "fp32"
     words = (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}")
     return replace(job, words=words, precision=precision, precisions=("fp32", "bf16"))
 

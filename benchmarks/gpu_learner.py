@@ -43,7 +43,7 @@ class QwenWork(Work):
     """Pairs for a Qwen2.5-VL of random weights."""
 
     shape: Qwen = TINY
-    bf16: bool = True
+    precision: str = "bf16"
 
     def make_checkpoint(self, directory: Path) -> Path:
         """As `make_model`."""
@@ -77,7 +77,9 @@ CUT = (
     "4, master weights and moments at 12 are 166 GB. "
 )
 TINY_CASES = (
-    QwenWork(name="tiny", shape=TINY, bf16=False, picture=2, prompt_words=8, answer_tokens=(12, 12), batch=4, steps=1),
+    QwenWork(
+        name="tiny", shape=TINY, precision="fp32", picture=2, prompt_words=8, answer_tokens=(12, 12), batch=4, steps=1
+    ),
 )
 
 
@@ -93,7 +95,7 @@ def make_learner(work: QwenWork, folder: Path, *, recompute: bool, trees: int) -
         port = probe.getsockname()[1]
     config = LearnerConfig(
         batch_size=work.batch,
-        precision="bf16" if work.bf16 else "fp32",
+        precision=work.precision,
         micro_batch_tokens=int(trees * (work.tokens + 64)),
         activation_checkpointing=recompute,
         head_chunk_mib=1024 if on_gpu() else 64,
@@ -243,7 +245,7 @@ def _train(job: learner_sides.Job, pairs: Any, num_turns: int, recompute: bool, 
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         use_cpu=not on_gpu(),
-        bf16=work.bf16 and on_gpu(),
+        bf16=work.precision == "bf16" and on_gpu(),
         logging_strategy="no",
         save_strategy="no",
         report_to="none",

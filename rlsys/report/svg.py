@@ -13,7 +13,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 250.0, 165.0
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 8.0, 10.0, 26.0
+LEFT, RIGHT, TOP, BOTTOM = 54.0, 8.0, 10.0, 26.0
 _SERIES = 8
 """Colours in the style sheet (`c0` .. `c7`)."""
 

@@ -7,6 +7,7 @@ is asked.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -240,8 +241,10 @@ class FeedbackStage:
 
     def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """One scored group per group, in order."""
-        results = self._alone(groups) if self._pool is None else self._pool.run("judge", self._tasks(groups))
-        for asked, part in results:
+        if self._pool is None:
+            yield from self._alone(groups)
+            return
+        for asked, part in self._pool.run("judge", self._tasks(groups)):
             for group, verdicts in self._verdicts(asked, part):
                 yield ScoredGroup(group=group, verdicts=verdicts)
 
@@ -254,11 +257,12 @@ class FeedbackStage:
         if self._pool is not None:
             self._pool.close()
 
-    def _alone(self, groups: Iterable[RolloutGroup]) -> Iterator[tuple[Iterator[RolloutGroup], Part]]:
-        worker = CriticWorker(feedback=self._feedback)
+    def _alone(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         for group in groups:
-            for part in worker.judge(wire.encode_many([group])):
-                yield iter([group]), part
+            begun = time.monotonic()
+            verdicts = self._feedback.verdicts(group, [])
+            self._counts.seconds[group.round] += time.monotonic() - begun
+            yield ScoredGroup(group=group, verdicts=tuple(verdicts))
 
     def _tasks(self, groups: Iterable[RolloutGroup]) -> Iterator[Task]:
         for chunk in _chunks(groups, self._batch):

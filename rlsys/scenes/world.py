@@ -10,6 +10,7 @@ the starting policy comes to hallucinate.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 
@@ -63,6 +64,8 @@ _OUTLINE_PIXELS = 2
 """Every object has the same outline, so that its shape can be seen before its colour is known."""
 _ZOOM = 3
 """Shapes are drawn this much larger and averaged down: smooth edges."""
+_REMEMBERED = 4096
+"""Scenes kept: a round's are drawn once, and looked at again for the truth of every answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,7 @@ def partner(kind: Kind) -> Kind:
     )
 
 
+@functools.lru_cache(_REMEMBERED)
 def sample(split: str, index: int) -> Scene:
     """Scene number `index` of a split; always the same.
 

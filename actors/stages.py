@@ -62,7 +62,7 @@ class RolloutStage:
         self,
         *,
         engine: Any,
-        current: Callable[[], tuple[str, int]],
+        current: Callable[[], tuple[str | Path, int]],
         placements: Sequence[Placement],
         seed: int,
         batch: int = 32,

@@ -72,9 +72,10 @@ def one_round(num_prompts: int) -> dict[str, float]:
     from rlsys.app.cluster import cluster
     from rlsys.feedback.critique import CritiqueFeedback
     from rlsys.journal import Journal
+    from rlsys.parts import Parts
     from rlsys.placement import Placement
     from rlsys.prompts.scenes import ScenesPrompts
-    from rlsys.rounds import Parts, run_rounds
+    from rlsys.rounds import run_rounds
     from rlsys.savepoints import Savepoints
     from rlsys.schedules.gate import GateConfig, MetricGate
     from rlsys.schedules.phases import Phase, Schedule

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
 
 from rlsys.contracts import PairBuilder
+from rlsys.parts import Parts
 from rlsys.records import (
     FitReport,
     Interval,
@@ -18,10 +19,6 @@ from rlsys.records import (
     SyncReport,
 )
 
-if TYPE_CHECKING:  # the loop imports this module
-    from rlsys.rounds import Parts
-
-
 NOT_MEASURED = float("nan")
 """What a round without pairs says of its loss."""
 
@@ -29,9 +26,14 @@ NOT_MEASURED = float("nan")
 class RoundBook:
     """Passes one round's records through, writes them down before it hands them on, and counts them."""
 
-    def __init__(self, plan: RoundPlan, parts: Parts) -> None:
+    def __init__(self, plan: RoundPlan, parts: Parts, *, committed: Future[None]) -> None:
+        """
+        Args:
+            committed: done when the weights that answer are in a checkpoint. Answers are not sealed before.
+        """
         self._plan = plan
         self._parts = parts
+        self._committed = committed
         # Asked before this attempt begins: answers of an attempt that a kill cut short are as good as new if all are there
         # and were asked for as this plan does.
         self._answered = f"groups {_asked(plan)}"
@@ -61,6 +63,7 @@ class RoundBook:
             versions = [group.policy_version] + ([] if self.oldest_version is None else [self.oldest_version])
             self.oldest_version = min(versions)
             yield group
+        self._committed.result()
         parts.journal.seal(plan.round, self._answered)
 
     def scored(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:

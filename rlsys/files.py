@@ -1,9 +1,11 @@
-"""Files that a reader, at any moment, sees old or new and never half; and a file that only one process holds."""
+"""Files that a reader, at any moment, sees old or new and never half; files under a second name; and a file that only one
+process holds."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,19 @@ def replace(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def link(source: Path, target: Path) -> None:
+    """Give a file, or all files of a folder, a second name; where the file system has no hard links, a copy."""
+    if source.is_dir():
+        target.mkdir()
+        for entry in source.iterdir():
+            link(entry, target / entry.name)
+        return
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 @contextmanager

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 
-from rlsys import checkpoint
+from rlsys import checkpoint, files
 from rlsys.contracts import Gate, Learner
 from rlsys.records import RoundReport
 
+OF_A_CHECKPOINT = ("manifest.json", "state.json")
+"""Files that a checkpoint has beside what the learner wrote."""
+
 
 class Savepoints:
-    """Keeps the weights that the engines hold on disk at all times, so that a worker can be replaced at any time.
+    """Keeps the weights that the engines hold on disk, so that a worker can be replaced at any time.
 
-    savepoints.stage(learner, version)      # the new weights, not yet judged
-    savepoints.go_back(learner, version)    # ... refused: the last good ones again, under a new version
-    savepoints.commit(report, gate, ...)    # the round's checkpoint, atomic and hashed
+    savepoints.stage(learner, version, executor=...)    # begins to write the new weights, not yet judged
+    savepoints.current()                                # where a worker that starts now finds its weights
+    savepoints.go_back(learner, version)                # ... refused: the last good ones again, under a new version
+    savepoints.commit(report, gate, ...)                # the round's checkpoint, atomic and hashed
     """
 
     def __init__(
@@ -40,30 +44,31 @@ class Savepoints:
         """
         self._directory = directory
         self._candidate = directory / ".candidate"
-        self._initial_policy = initial_policy
         self._keep = keep
         self._fixed_state = fixed_state or {}
         self._good = good
-        self.policy: Path = good / "policy" if good else initial_policy
-        """Hugging Face folder of the weights that the engines hold."""
-        self.version: int = checkpoint.load_state(good)["version"] if good else 0
-        """Their version."""
         self.probes = directory / "probes.msgpack"
         """File of the sequences that prove every weight update of the run."""
         self._staged_s = 0.0
+        self._current = (
+            _known(good / "policy", checkpoint.load_state(good)["version"]) if good else _known(initial_policy, 0)
+        )
 
-    def stage(self, learner: Learner, version: int) -> None:
-        """Write the learner's weights and optimizer beside the checkpoints."""
-        started = time.monotonic()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._candidate, ignore_errors=True)
-        self._candidate.mkdir()
-        learner.save(str(self._candidate))
-        self.policy, self.version = self._candidate / "policy", version
-        self._staged_s = time.monotonic() - started
+    def current(self) -> tuple[Path, int]:
+        """Hugging Face folder of the weights that the engines hold, and their version; waits until they are on disk.
+
+        Raises:
+            Exception: whatever the learner raised when it was to write them.
+        """
+        return self._current.result()
+
+    def stage(self, learner: Learner, version: int, *, executor: Executor) -> None:
+        """Let the learner write its weights and optimizer beside the checkpoints, while the engines work with them."""
+        self._current = executor.submit(self._stage, learner, version)
 
     def go_back(self, learner: Learner, version: int) -> None:
         """Give the learner the last accepted weights and optimizer again, to be published as `version`."""
+        self.current()
         shutil.rmtree(self._candidate)
         if self._good is None:
             learner.reset()
@@ -71,36 +76,60 @@ class Savepoints:
             learner.save(str(self._candidate))
         else:
             learner.load(str(self._good))
-            shutil.copytree(self._good, self._candidate, copy_function=os.link)
-        self.policy, self.version = self._candidate / "policy", version
+            self._candidate.mkdir()
+            _link_all(self._good, self._candidate)
+        self._current = _known(self._candidate / "policy", version)
 
     def commit(self, report: RoundReport, *, gate: Gate, cursor: int, started: float) -> RoundReport:
         """Make the candidate the round's checkpoint; the report gets its last two times, `checkpoint` and `round`.
+
+        The candidate's own names stay until the next one: a worker that was replaced may still be reading them.
 
         Args:
             cursor: position of the next round's first prompt in the source.
             started: when the round began, by `time.monotonic`.
         """
+        _, version = self.current()
         before = time.monotonic()
-
-        def write(target: Path) -> None:
-            for entry in self._candidate.iterdir():
-                if entry.name not in ("manifest.json", "state.json"):
-                    entry.rename(target / entry.name)
-
         state = {
             **self._fixed_state,
             "round": report.round,
-            "version": self.version,
+            "version": version,
             "cursor": cursor,
             "gate": gate.state(),
         }
-        self._good = checkpoint.save(self._directory, report.round, write, state)
-        shutil.rmtree(self._candidate)
-        self.policy = self._good / "policy"
+        self._good = checkpoint.save(
+            self._directory, report.round, lambda target: _link_all(self._candidate, target), state
+        )
+        self._current = _known(self._good / "policy", version)
         if self._keep:
             # One more than asked for: until this round's report is in the journal, a resumed run begins one round earlier.
             checkpoint.prune(self._directory, self._keep + 1)
         now = time.monotonic()
         seconds = {**report.seconds, "checkpoint": self._staged_s + now - before, "round": now - started}
         return replace(report, seconds=seconds)
+
+    def close(self) -> None:
+        """Remove what is no checkpoint."""
+        shutil.rmtree(self._candidate, ignore_errors=True)
+
+    def _stage(self, learner: Learner, version: int) -> tuple[Path, int]:
+        started = time.monotonic()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._candidate, ignore_errors=True)
+        self._candidate.mkdir()
+        learner.save(str(self._candidate))
+        self._staged_s = time.monotonic() - started
+        return self._candidate / "policy", version
+
+
+def _known(policy: Path, version: int) -> Future[tuple[Path, int]]:
+    found: Future[tuple[Path, int]] = Future()
+    found.set_result((policy, version))
+    return found
+
+
+def _link_all(source: Path, target: Path) -> None:
+    for entry in source.iterdir():
+        if entry.name not in OF_A_CHECKPOINT:
+            files.link(entry, target / entry.name)

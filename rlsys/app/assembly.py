@@ -12,8 +12,8 @@ from rlsys.app import plan as planning
 from rlsys.app.evaluate import evaluator
 from rlsys.app.parts import Host, Later, start_feedback, start_learner, start_rollouts
 from rlsys.journal import Journal
+from rlsys.parts import Parts
 from rlsys.records import Interval
-from rlsys.rounds import Parts
 from rlsys.savepoints import Savepoints
 from rlsys.schedules.gate import MetricGate
 from rlsys.schedules.phases import Schedule

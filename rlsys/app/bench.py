@@ -30,7 +30,10 @@ WARMUP = 1
 """Rounds before them: engines compile, caches fill, connections are made."""
 STAGES = ("rollout", "feedback", "learn", "sync", "checkpoint")
 OVERLAPPED = ("rollout", "feedback", "learn")
-"""Stages that run at the same time; the others come after them."""
+"""Stages that run at the same time; the weight update comes after them, and the checkpoint is written while the next round's
+answers begin."""
+WORTH_A_WORD = 0.1
+"""Share of a round from which on a stage that comes after the others is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ def advice(found: Sequence[Stage], round_seconds: float) -> str:
     """Where the time goes, in a sentence or two."""
     by_name = {stage.name: stage.seconds for stage in found}
     slowest = max(OVERLAPPED, key=by_name.__getitem__)
-    exposed = {name: by_name[name] / round_seconds for name in ("sync", "checkpoint")}
+    shares = {name: by_name[name] / round_seconds for name in ("sync", "checkpoint")}
     text = f"{slowest} is the slowest stage: {by_name[slowest] / round_seconds:.0%} of a round. "
     idle = 1 - by_name["learn"] / round_seconds
     if slowest == "learn":
@@ -83,9 +86,12 @@ def advice(found: Sequence[Stage], round_seconds: float) -> str:
     else:
         role = "rollout" if slowest == "rollout" else "critic"
         text += f"More {role} actors ({role}.num_actors) or cores would shorten it; the learner waits {idle:.0%} of the time."
-    for name, share in exposed.items():
-        if share > 0.1:
-            text += f" {name} takes {share:.0%}, and nothing runs beside it."
+    if shares["sync"] > WORTH_A_WORD:
+        text += f" sync takes {shares['sync']:.0%}, and nothing runs beside it."
+    if shares["checkpoint"] > WORTH_A_WORD:
+        text += (
+            f" checkpoint takes {shares['checkpoint']:.0%}; the next round is answered meanwhile, and trained after it."
+        )
     return text
 
 

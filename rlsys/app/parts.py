@@ -60,7 +60,7 @@ def start_rollouts(
         placements = planning.placements([role], host.machine)["rollout"]
     return RolloutStage(
         engine=config.rollout.engine,
-        current=(lambda: (str(savepoints.policy), savepoints.version)) if savepoints else (lambda: (str(model), 0)),
+        current=savepoints.current if savepoints else (lambda: (model, 0)),
         placements=placements,
         seed=config.seed,
         batch=batch or config.rollout.batch,

@@ -39,7 +39,7 @@ def test_the_slowest_stage_is_named_with_what_would_help():
     assert found[0].rate == 1000.0
     text = advice(found, 4.5)
     assert text.startswith("rollout is the slowest stage: 89% of a round. More rollout actors")
-    assert "checkpoint takes 11%, and nothing runs beside it." in text
+    assert "checkpoint takes 11%; the next round is answered meanwhile, and trained after it." in text
     last = table(found, 4.5).splitlines()[-1]
     assert last.split() == ["round", "4.50", "=", "1.12", "x", "the", "slowest", "stage"]
 

@@ -1,7 +1,10 @@
 """The loop with hand-written stages: order, overlap, versions, refusals, and going on after a stop."""
 
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from rlsys import checkpoint, registry
 from rlsys.errors import LearnerError
 from rlsys.journal import Journal
+from rlsys.parts import Parts
 from rlsys.records import (
     Critique,
     FitReport,
@@ -19,7 +23,7 @@ from rlsys.records import (
     SyncReport,
     Verdict,
 )
-from rlsys.rounds import Parts, run_rounds
+from rlsys.rounds import run_rounds
 from rlsys.savepoints import Savepoints
 from rlsys.schedules.gate import GateConfig, MetricGate
 from rlsys.schedules.phases import Phase, Schedule
@@ -124,7 +128,7 @@ class World:
 
 def parts(world, root, phases, gate=None):
     initial = root / "initial"
-    initial.mkdir(exist_ok=True)
+    initial.mkdir(exist_ok=True, parents=True)
     return Parts(
         schedule=Schedule(phases),
         prompts=world,
@@ -169,6 +173,100 @@ def test_lag_one_generates_a_round_ahead_and_no_further(tmp_path):
     assert [report.staleness for report in reports] == [0, 1, 1, 1]
     versions = {event[1]: event[3] for event in world.events if event[0] == "rollout"}
     assert versions == {0: 0, 1: 0, 2: 1, 3: 2}
+
+
+class Slow(Savepoints):
+    """A commit that waits until the next round's last answer was asked for, and looks at what the journal has sealed."""
+
+    def __init__(self, world, root, error=None):
+        super().__init__(root / "checkpoints", initial_policy=root / "initial")
+        self.world, self.root, self.error = world, root, error
+        self.sealed = []
+
+    def commit(self, report, **options):
+        following = report.round + 1
+        if following < 3:
+            assert self.world.answered.setdefault(following, threading.Event()).wait(5.0), (
+                "nothing is answered meanwhile"
+            )
+            time.sleep(0.05)  # time enough for a seal that does not wait
+            log = Journal(self.root / "journal")
+            self.sealed.append(log.is_sealed(following, "groups 3 x 2 at 1, top_p 1, 16 tokens"))
+        if self.error is not None:
+            raise self.error
+        return super().commit(report, **options)
+
+
+class Watched(World):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.answered = {}
+
+    def _rollouts(self, prompts, plan):
+        yield from super()._rollouts(prompts, plan)
+        self.answered.setdefault(plan.round, threading.Event()).set()
+
+
+def test_the_next_round_is_answered_while_its_weights_are_put_on_disk_and_sealed_after(tmp_path):
+    world = Watched()
+    made = parts(world, tmp_path, [phase(3, max_tokens=16)])
+    slow = Slow(world, tmp_path)
+    reports = list(run_rounds(replace(made, savepoints=slow)))
+    assert [report.staleness for report in reports] == [0, 0, 0]
+    assert slow.sealed == [False, False]
+    assert [made.journal.is_sealed(round, "groups 3 x 2 at 1, top_p 1, 16 tokens") for round in range(3)] == [True] * 3
+
+
+def test_answers_of_weights_that_never_came_to_disk_are_not_taken_again(tmp_path):
+    world = Watched()
+    made = parts(world, tmp_path, [phase(3, max_tokens=16)])
+    with pytest.raises(OSError, match="no space left"):
+        list(run_rounds(replace(made, savepoints=Slow(world, tmp_path, OSError("no space left")))))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("sampling", "judging", "saving"))]
+    again = World()
+    list(run_rounds(parts(again, tmp_path, [phase(2, max_tokens=16)])))
+    assert {event[1:] for event in again.events if event[0] == "rollout"} == {(1, index, 1) for index in range(3)}
+
+
+def test_a_run_that_stops_answers_nothing_more(tmp_path):
+    world = World(chair={0: 0.2, 1: 0.3})
+    assert len(list(run_rounds(parts(world, tmp_path, [phase(5)], GateConfig(patience=1))))) == 2
+    assert {event[1] for event in world.events if event[0] == "rollout"} == {0, 1}
+
+
+def test_a_worker_that_is_replaced_waits_for_its_weights_and_reads_them_in_peace(tmp_path):
+    world, may_write = World(), threading.Event()
+
+    class Writer:
+        def save(self, directory):
+            assert may_write.wait(5.0)
+            world.save(directory)
+
+    savepoints = parts(world, tmp_path, [phase(1)]).savepoints
+    assert savepoints.current() == (tmp_path / "initial", 0)
+    with ThreadPoolExecutor(2) as executor:
+        savepoints.stage(Writer(), 1, executor=executor)
+        asked = executor.submit(savepoints.current)
+        time.sleep(0.05)
+        assert not asked.done()
+        may_write.set()
+        policy, version = asked.result(5.0)
+    (report,) = run_rounds(parts(World(), tmp_path / "other", [phase(1)]))
+    savepoints.commit(report, gate=MetricGate(config=GateConfig()), cursor=3, started=0.0)
+    assert version == 1
+    assert (policy / "weights").read_text() == "0"
+    assert savepoints.current() == (tmp_path / "checkpoints" / "round-0000" / "policy", 1)
+    savepoints.close()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["round-0000"]
+
+
+def test_weights_that_could_not_be_written_end_the_run(tmp_path):
+    class Full(World):
+        def save(self, directory):
+            raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space left"):
+        list(run_rounds(parts(Full(), tmp_path, [phase(2)])))
 
 
 def test_a_refused_round_goes_back_to_the_last_good_weights(tmp_path):

@@ -1,0 +1,30 @@
+"""Everything a run is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlsys.contracts import FeedbackStage, Gate, Learner, PromptSource, RolloutStage, Tracker, Weights
+from rlsys.journal import Journal
+from rlsys.records import Interval
+from rlsys.savepoints import Savepoints
+from rlsys.schedules.phases import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the loop and its helpers are given."""
+
+    schedule: Schedule
+    prompts: PromptSource
+    rollouts: RolloutStage
+    feedback: FeedbackStage
+    learner: Learner
+    weights: Weights
+    evaluate: Callable[[int], dict[str, Interval]]
+    """Held-out metrics of the engines' current weights, for a round number; empty if that round is not evaluated."""
+    gate: Gate
+    journal: Journal
+    savepoints: Savepoints
+    tracker: Tracker

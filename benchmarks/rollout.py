@@ -23,7 +23,7 @@ import numpy as np
 from actors import engines
 from actors.rollout import RolloutTask, RolloutWorker, merged
 from benchmarks.arguments import parse
-from benchmarks.harness import Row, Spread, Target, table, write
+from benchmarks.harness import Row, Spread, Target, of_the_fastest, table, write
 from benchmarks.models import scenes_models, small_policy
 from benchmarks.sides import Side, Worker, compare, whole_machine
 from rlsys.app.cluster import cluster
@@ -173,14 +173,8 @@ def measure(case: Case, repeats: int, opened: Callable[[Any], Worker] = Ours, ta
     )
 
 
-def with_target(modes: Sequence[Row]) -> list[Row]:
-    """The rows of one model, of which the faster mode has the target: it is the one to run."""
-    fastest = max((row.ours.median for row in modes), default=0.0)
-    return [replace(row, target=TARGET, note=_why(row)) if row.ours.median == fastest else row for row in modes]
-
-
 def _why(row: Row) -> str:
-    if TARGET.met(row.ratio.median):
+    if row.met is not False:
         return ""
     return (
         f"of {row.extra['seconds per turn']:.3g} s a turn, {row.extra['seconds between calls']:.2g} s pass between calls; each "
@@ -204,7 +198,7 @@ def main(words: Sequence[str] | None = None) -> int:
                     case = Case(name=title, folder=str(folder), num_prompts=num_prompts, eager=eager)
                     modes.append(measure(case, options.repeats, target=None))
                     print(table("measured", modes[-1:]), flush=True)
-            rows += with_target(modes)
+            rows += [replace(row, note=_why(row)) for row in of_the_fastest(modes, TARGET)]
     title = "rollout: tokens per second through the actors, end to end, against vLLM alone"
     write("rollout", title, rows, repeats=options.written)
     return 0

@@ -178,7 +178,7 @@ def _why(row: Row) -> str:
         return ""
     return (
         f"of {row.extra['seconds per turn']:.3g} s a turn, {row.extra['seconds between calls']:.2g} s pass between calls; each "
-        "call of 32 prompts runs dry before the next begins, where bare vLLM has all prompts at once"
+        "call runs dry before the next begins, where bare vLLM has all prompts at once"
     )
 
 

@@ -253,6 +253,8 @@ def serve_trl(pipe: Any, job: Job) -> None:
     speeds = (
         {one: speed for one in settings if (speed := _trial(job, one))} if len(settings) > 1 else {settings[0]: 0.0}
     )
+    if not speeds:
+        raise MemoryError(f"TRL does not fit with any of its settings: {', '.join(map(str, settings))}")
     best = max(speeds, key=speeds.__getitem__)
     pipe.send(("answer", {"best": best, "pairs per second": speeds}))
     question = pipe.recv()

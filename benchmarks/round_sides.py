@@ -23,6 +23,8 @@ from rlsys.scenes.truth import check, parse
 from rlsys.scenes.world import sample
 
 MOST_ROUNDS = 1000
+ROUNDS_A_TURN = 3
+"""Of ours. The next round's answers begin while a checkpoint is written; before the first and after the last there is none."""
 TRIED_STEPS = 2
 """Counted steps with which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
@@ -78,13 +80,13 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What a side did in a round."""
+    """What a side did in a round, or on average in each of a turn's rounds."""
 
     seconds: float
-    num_pairs: int
+    num_pairs: float
     """Of answers with different rewards."""
     lengths: tuple[int, ...]
-    """Tokens of the pairs' answers."""
+    """Tokens of the pairs' answers, of all rounds."""
     loss: float
     stages: dict[str, float] = field(default_factory=dict)
     """Busy seconds."""
@@ -165,30 +167,34 @@ class Ours:
     """Rounds of `rlsys.rounds.run_rounds`: journal, checkpoint, weight update and its proof included."""
 
     def __init__(self, parts: Any) -> None:
-        from rlsys.rounds import run_rounds
-
         self.parts = replace(parts, tracker=Silent())
-        self._rounds = run_rounds(self.parts)
+        self._first = self._version = 0
 
     def __call__(self) -> Turn:
-        """One round."""
-        started = time.perf_counter()
-        report = next(self._rounds)
-        seconds = time.perf_counter() - started
-        if report.staleness:
-            raise ValueError(f"round {report.round} trained on answers that were {report.staleness} versions old")
-        pairs = list(self.parts.journal.read(report.round, PreferencePair))
-        return Turn(
-            seconds=seconds,
-            num_pairs=len(pairs),
-            lengths=tuple(len(rollout.token_ids) for pair in pairs for rollout in (pair.chosen, pair.rejected)),
-            loss=report.loss,
-            stages={name: took for name, took in report.seconds.items() if name != "round"},
-        )
+        """A few rounds of a schedule that ends with them: the answers of no other are made while the other side works."""
+        from rlsys.rounds import run_rounds
 
-    def close(self) -> None:
-        """End the round in hand."""
-        self._rounds.close()
+        first, end = self._first, self._first + ROUNDS_A_TURN
+        parts = replace(self.parts, schedule=self.parts.schedule.cut(end))
+        started = time.perf_counter()
+        reports = list(run_rounds(parts, first=first, version=self._version))
+        seconds = time.perf_counter() - started
+        self._first, self._version = end, reports[-1].policy_version
+        for report in reports:
+            if report.staleness:
+                raise ValueError(f"round {report.round} trained on answers that were {report.staleness} versions old")
+        pairs = [pair for report in reports for pair in parts.journal.read(report.round, PreferencePair)]
+        return Turn(
+            seconds=seconds / len(reports),
+            num_pairs=len(pairs) / len(reports),
+            lengths=tuple(len(rollout.token_ids) for pair in pairs for rollout in (pair.chosen, pair.rejected)),
+            loss=statistics.mean(report.loss for report in reports),
+            stages={
+                name: statistics.mean(report.seconds[name] for report in reports)
+                for name in reports[0].seconds
+                if name != "round"
+            },
+        )
 
 
 @contextmanager
@@ -236,11 +242,7 @@ def our_rounds(job: Job) -> Iterator[Ours]:
             gate=MetricGate(config=GateConfig()),
         ) as (parts, _),
     ):
-        ours = Ours(parts)
-        try:
-            yield ours
-        finally:
-            ours.close()
+        yield Ours(parts)
 
 
 # TRL -------------------------------------------------------------------------------------------------------------

@@ -3,9 +3,9 @@
 Ours has critique and score from one pass of the engine: the score is the raw logit of the token that ends the critique.
 The other side writes the same critiques with the same engine, and then reads every score from a forward pass of the
 critic over prompt, picture and critique in transformers: sequences sorted by length, pictures processed once each,
-logits of the last position only, and the best of several batch sizes. Same critic, same answers, all of a turn in one call
-of the engine, all cores each, in turn; the engine in both of its modes, eager as in the preset, and compiled, which starts
-later and writes faster. The target is held to the faster one.
+logits of the last position only, and the best of several batch sizes. Same critic, same answers, all cores each, in turn; the
+engine in both of its modes, eager as in the preset, and compiled, which starts later and writes faster. The target is held to
+the faster one. Ours takes 32 groups a call, as in the preset, which is faster than all of a turn in one.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Ours:
 
         self._work = work
         self._stage = FeedbackStage(
-            feedback=work.feedback, engine=work.engine, model=work.critic, placements=[whole_machine()], batch=PROMPTS
+            feedback=work.feedback, engine=work.engine, model=work.critic, placements=[whole_machine()], batch=32
         )
 
     def __call__(self, turn: int) -> Judged:

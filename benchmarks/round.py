@@ -6,8 +6,8 @@ Ours is the loop as a run has it (`rlsys.rounds.run_rounds` at staleness 0): ans
 optimizer steps, checkpoint, weight update with its proof. TRL's is its own training loop with the way to answer that
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
 step and the precision that are fastest. Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), the same cores;
-whoever waits sleeps; a turn is three rounds of ours and one of TRL's. Each side takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside
-float32 weights, on cores that multiply in bfloat16.
+whoever waits sleeps; a turn is three rounds of ours and one of TRL's. Each side takes the precision that is faster for it:
+TRL is tried in both, ours is bfloat16 beside float32 weights, on cores that multiply in bfloat16.
 """
 
 from __future__ import annotations

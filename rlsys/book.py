@@ -29,7 +29,7 @@ class RoundBook:
     def __init__(self, plan: RoundPlan, parts: Parts, *, committed: Future[None]) -> None:
         """
         Args:
-            committed: done when the weights that answer are in a checkpoint. Answers are not sealed before.
+            committed: done when the round that made the weights that answer is on disk. Answers are not sealed before.
         """
         self._plan = plan
         self._parts = parts

@@ -40,7 +40,7 @@ class Pipeline:
         train(pipeline.next.pairs)
         pipeline.trained()                         # that round is out; none is being answered any more
         with pipeline.launching(first + 1):        # the engines go on while their weights are put on disk
-            commit()
+            commit_and_report()
     """
 
     def __init__(self, parts: Parts, first: int) -> None:
@@ -87,10 +87,11 @@ class Pipeline:
 
     @contextmanager
     def launching(self, round: int | None) -> Iterator[None]:
-        """Launch `round` (`None`: nothing more) while the weights that answer it are put on disk, inside the block.
+        """Launch `round` (`None`: nothing more) while the round before it is put on disk, checkpoint and report, inside the
+        block.
 
-        Until then a kill would take the run back to older weights, and answers of these must not pass for theirs: the new
-        rounds' journals are not sealed before.
+        Until both are there a kill would take the run back to older weights, and answers of these must not pass for those of
+        weights trained again: the new rounds' journals are not sealed before.
         """
         self._committed = Future()
         if round is not None:

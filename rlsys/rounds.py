@@ -44,8 +44,8 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
             cursor, stops = schedule.first_prompt(round + 1), parts.gate.stops(report)
             with pipeline.launching(None if stops else round + 1):
                 report = parts.savepoints.commit(report, gate=parts.gate, cursor=cursor, started=started)
-            parts.journal.append(round, report)
-            parts.journal.finish(round)
+                parts.journal.append(round, report)
+                parts.journal.finish(round)
             yield report
             if stops:
                 return

@@ -19,6 +19,7 @@ from rlsys.records import (
     Interval,
     PreferencePair,
     RolloutGroup,
+    RoundReport,
     ScoredGroup,
     SyncReport,
     Verdict,
@@ -226,6 +227,23 @@ def test_answers_of_weights_that_never_came_to_disk_are_not_taken_again(tmp_path
     again = World()
     list(run_rounds(parts(again, tmp_path, [phase(2, max_tokens=16)])))
     assert {event[1:] for event in again.events if event[0] == "rollout"} == {(1, index, 1) for index in range(3)}
+
+
+def test_answers_are_not_sealed_before_the_report_of_the_round_that_made_their_weights(tmp_path):
+    """A run whose last report is missing goes on one round earlier, and trains those weights again."""
+
+    class Late(Journal):
+        def append(self, round, record):
+            if isinstance(record, RoundReport) and round == 0:
+                assert world.answered.setdefault(1, threading.Event()).wait(5.0)
+                time.sleep(0.05)
+                sealed.append(self.is_sealed(1, "groups 3 x 2 at 1, top_p 1, 16 tokens"))
+            super().append(round, record)
+
+    world, sealed = Watched(), []
+    made = parts(world, tmp_path, [phase(2, max_tokens=16)])
+    list(run_rounds(replace(made, journal=Late(tmp_path / "journal"))))
+    assert sealed == [False]
 
 
 def test_a_run_that_stops_answers_nothing_more(tmp_path):

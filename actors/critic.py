@@ -1,4 +1,4 @@
-"""Verdicts on answers, from a feedback plug-in and the engine it asks. No Ray in here."""
+"""Verdicts on answers, from a feedback plug-in and the judge's engine that it asks. No Ray in here."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rlsys.records import RolloutGroup, Verdict
 
 
 class CriticWorker:
-    """Holds a feedback plug-in and, if that asks a judge, the judge's engine."""
+    """Holds a feedback plug-in and the judge's engine."""
 
-    def __init__(self, *, feedback: Feedback, engine: Any = None, model: str | None = None) -> None:
+    def __init__(self, *, feedback: Feedback, engine: Any, model: str) -> None:
         """
         Args:
-            engine: a plug-in of group `engine`; not looked at if the feedback needs none.
+            engine: a plug-in of group `engine`.
             model: the judge's checkpoint.
         """
         self._feedback = feedback
-        self._engine = engine.open(model, raw_logits=True) if feedback.needs_engine else None
+        self._engine = engine.open(model, raw_logits=True)
 
     def judge(self, frame: bytes, skip: int = 0) -> Iterator[Part]:
         """Judge the rollout groups of a frame, all with one engine call.
@@ -45,5 +45,4 @@ class CriticWorker:
 
     def close(self) -> None:
         """Free the device."""
-        if self._engine is not None:
-            self._engine.close()
+        self._engine.close()

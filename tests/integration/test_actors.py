@@ -17,8 +17,8 @@ from actors.stages import FeedbackStage, RolloutStage
 from rlsys.errors import ConfigError, EngineError
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.placement import Placement
-from rlsys.records import Prompt, Turn
-from tests.fakes import make_plan
+from rlsys.records import Critique, Prompt, Turn, Verdict
+from tests.fakes import make_group, make_plan
 from tests.integration.small_model import Transformers, make_prompts, make_small
 
 
@@ -259,6 +259,26 @@ def critiques(feedback, engine, model=None, count=1, batch=3):
     return FeedbackStage(
         feedback=feedback, engine=engine, model=model, placements=places(count), batch=batch, deadline_s=120
     )
+
+
+class Longer:
+    """Feedback that asks no judge."""
+
+    needs_engine = False
+
+    def verdicts(self, group, generations):
+        assert not generations
+        scores = [float(len(rollout.text)) for rollout in group.rollouts]
+        return [Verdict(critiques=(Critique(text="", score=score),)) for score in scores]
+
+
+def test_feedback_without_a_judge_gives_every_answer_its_own_verdict():
+    groups = [make_group(texts=("long answer", "short")), make_group(texts=("a",))]
+    stage = FeedbackStage(feedback=Longer())
+    scored = list(stage.stream(iter(groups)))
+    assert all(one.group is group for one, group in zip(scored, groups, strict=True))
+    assert [[verdict.score for verdict in one.verdicts] for one in scored] == [[11.0, 5.0], [1.0]]
+    assert stage.count(groups[0].round)["seconds"] > 0
 
 
 def test_feedback_keeps_the_order_and_counts_a_killed_worker():

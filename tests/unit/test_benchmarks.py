@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks import tables
-from benchmarks.harness import Row, Spread, Target
+from benchmarks.harness import Row, Spread, Target, of_the_fastest
 
 MEASURED = {
     "when": "2025-03-04T05:06:07+00:00",
@@ -117,6 +117,18 @@ def test_rows_are_written_as_the_page_reads_them(tmp_path):
 
     row = Row(case="c", ours=Spread.of([1.0, 2.0, 3.0]), unit="s", target=Target(at_most=1.0))
     assert asdict(row).keys() | {"met"} == ROW.keys()
+
+
+def test_of_several_ways_to_run_a_thing_the_fastest_is_held_to_the_target():
+    slow, fast = (
+        Row(case=case, ours=Spread(median=speed, low=speed, high=speed), unit="tokens/s")
+        for case, speed in (("eager", 10.0), ("compiled", 12.0))
+    )
+    held = of_the_fastest([slow, fast], Target(at_least=11.0))
+    assert [(row.case, row.target, row.met) for row in held] == [
+        ("eager", None, None),
+        ("compiled", Target(at_least=11.0), True),
+    ]
 
 
 @pytest.fixture

@@ -278,6 +278,16 @@ def test_a_worker_that_is_replaced_waits_for_its_weights_and_reads_them_in_peace
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["round-0000"]
 
 
+def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
+    def unable(source, target):
+        raise OSError("no hard links here")
+
+    monkeypatch.setattr("os.link", unable)
+    list(run_rounds(parts(World(chair={0: 0.2, 1: 0.4}), tmp_path, [phase(2)], GateConfig(refuse=True))))
+    weights = [(tmp_path / "checkpoints" / f"round-000{round}" / "policy" / "weights").read_text() for round in (0, 1)]
+    assert weights == ["1", "1"]
+
+
 def test_weights_that_could_not_be_written_end_the_run(tmp_path):
     class Full(World):
         def save(self, directory):

@@ -80,6 +80,10 @@ class WorkerPool:
         """Names of the workers; a replaced one has another name than the one before it."""
         return tuple(slot.name for slot in self.slots)
 
+    def pids(self) -> list[int]:
+        """Processes of the workers that run on this machine."""
+        return [slot.pid for slot in self.slots if slot.pid is not None]
+
     def run(self, method: str, tasks: Iterable[Task]) -> Iterator[tuple[Any, Part | None]]:
         """Key and results of every task, in their order, part by part as they come; a part is `None` if the task's worker
         died in both attempts, and the results that have not come are missing.
@@ -188,7 +192,7 @@ class WorkerPool:
         if closing:
             ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
         self._abandoned += closing
-        pids = [slot.pid for slot in self.slots if slot.pid is not None]
+        pids = self.pids()
         for slot in self.slots:
             slot.kill()
         self.slots = []

@@ -130,6 +130,10 @@ class RolloutStage:
         """
         return self._counts.of(round, self._num_workers)
 
+    def pids(self) -> list[int]:
+        """Processes of the workers that run on this machine."""
+        return self._pool.pids()
+
     def members(self) -> tuple[str, ...]:
         """Names of the workers; a replaced one has another name than the one before it."""
         return self._pool.members()
@@ -251,6 +255,10 @@ class FeedbackStage:
     def count(self, round: int) -> dict[str, float]:
         """`seconds` (busy, mean over workers) and `failed_workers` of a round."""
         return self._counts.of(round, self._num_workers)
+
+    def pids(self) -> list[int]:
+        """Processes of the judge's workers that run on this machine."""
+        return [] if self._pool is None else self._pool.pids()
 
     def close(self) -> None:
         """End the workers."""

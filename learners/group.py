@@ -49,9 +49,9 @@ class _Actor:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
-    def process(self) -> int:
-        """Id of this process."""
-        return os.getpid()
+    def process(self) -> tuple[int, str]:
+        """Id of this process, and of its node."""
+        return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def start(self, *arguments: Any) -> None:
         from learners.learner import LearnerRank
@@ -129,6 +129,11 @@ class LearnerGroup:
         while waiting:
             tally.add(self._wait(waiting.popleft()))
         return tally.report(self._all("end"))
+
+    def pids(self) -> list[int]:
+        """Processes of the ranks that run on this machine."""
+        here = ray.get_runtime_context().get_node_id()
+        return [pid for pid, node in self._wait([actor.process.remote() for actor in self._ranks]) if node == here]
 
     def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens under the current weights."""

@@ -54,10 +54,6 @@ def rollouts(count=2, version=0, batch=2, probe_prompts=(), **options):
     )
 
 
-def pids(stage):
-    return [slot.pid for slot in stage._pool.slots]
-
-
 PLAN = make_plan(round=2, num_candidates=5, temperatures=(0.5, 1.0), max_tokens=6)
 
 
@@ -89,7 +85,7 @@ def test_a_killed_worker_is_replaced_and_nothing_is_missing():
         stream = wounded.stream(text_prompts(8), PLAN)
         got = [next(stream)]
         before = wounded.members()
-        os.kill(pids(wounded)[1], signal.SIGKILL)
+        os.kill(wounded.pids()[1], signal.SIGKILL)
         got += stream
         assert got == expected
         assert wounded.count(2)["failed_workers"] == 1
@@ -109,7 +105,7 @@ def test_groups_come_while_their_call_is_in_work_and_stay_when_its_worker_is_kil
         stream = wounded.stream(text_prompts(4), PLAN)
         got = [next(stream)]
         assert time.monotonic() - started < 1.5
-        os.kill(pids(wounded)[0], signal.SIGKILL)
+        os.kill(wounded.pids()[0], signal.SIGKILL)
         got += stream
     finally:
         undisturbed.close()
@@ -228,7 +224,7 @@ def test_prompts_are_taken_a_bounded_number_ahead():
 
 def test_close_leaves_no_process():
     stage = rollouts(2)
-    processes = pids(stage)
+    processes = stage.pids()
     assert all(psutil.pid_exists(pid) for pid in processes)
     stage.close()
     assert not any(psutil.pid_exists(pid) for pid in processes)
@@ -291,7 +287,7 @@ def test_feedback_keeps_the_order_and_counts_a_killed_worker():
         expected = list(alone.stream(groups))
         stream = wounded.stream(iter(groups))
         got = [next(stream)]
-        os.kill(pids(wounded)[0], signal.SIGKILL)
+        os.kill(wounded.pids()[0], signal.SIGKILL)
         got += stream
     finally:
         for one in (stage, alone, wounded):
@@ -349,11 +345,11 @@ def test_two_real_engines_give_what_one_gives_and_a_kill_changes_nothing(folder)
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         stream = stage.stream(prompts, plan)
         got = [next(stream)]
-        os.kill(pids(stage)[1], signal.SIGKILL)
+        os.kill(stage.pids()[1], signal.SIGKILL)
         got += stream
         assert got == expected
         assert stage.count(1)["failed_workers"] == 1
-        left = pids(stage)
+        left = stage.pids()
     finally:
         stage.close()
     assert not any(psutil.pid_exists(pid) for pid in left if pid)

@@ -67,10 +67,6 @@ def recorded(group, folder, count=10, **options):
     return with_logprobs(pairs, group.score(probes_of(pairs)))
 
 
-def processes(group):
-    return ray.get([actor.process.remote() for actor in group._ranks])
-
-
 def gone(pids, within_s=20.0):
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
@@ -86,7 +82,7 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
     for num_ranks, stage in ((1, 0), (2, 3)):
         group = start(folder, num_ranks, zero_stage=stage)
         try:
-            pids = processes(group)
+            pids = group.pids()
             pairs = recorded(group, folder)
             report = group.fit(iter(pairs), ROUND, version=0)
             assert (report.num_pairs, report.num_steps) == (20, 6)
@@ -158,7 +154,7 @@ def test_steps_start_before_the_last_pair_has_come_and_nothing_is_dropped(cluste
 
 def test_a_rank_that_dies_ends_the_learner_and_is_named(cluster, folder):
     group = start(folder, 2, zero_stage=2)
-    pids = processes(group)
+    pids = group.pids()
     pairs = recorded(group, folder)
 
     def deadly():
@@ -173,7 +169,7 @@ def test_a_rank_that_dies_ends_the_learner_and_is_named(cluster, folder):
 
 def test_answers_of_other_weights_end_the_round_with_both_values(cluster, folder):
     group = start(folder, 1)
-    pids = processes(group)
+    pids = group.pids()
     with pytest.raises(LearnerError, match=r"recorded log-probability is -\d.*forward pass gives -\d"):
         group.fit(make_pairs(folder, 4), ROUND, version=0)
     assert gone(pids)

@@ -7,6 +7,7 @@ python -m benchmarks wire --repeats 1    # options after the names go to each of
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -14,6 +15,12 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from benchmarks import tables
+from benchmarks.arguments import CORES
+
+RIVAL = "trl"
+AGAINST_RIVAL = ("learner", "round")
+ON_SEVERAL_CORES = ("learner", "weight_sync", "round", "overlap")
+"""Whose two sides, or ends, have cores of their own or threads for all of them."""
 
 
 def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | None = None) -> int:
@@ -27,7 +34,7 @@ def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | Non
         0, or 1 if one failed; 2 if a name is not known.
     """
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    names, options = list(words[:at]) or available(), words[at:]
+    names, options = list(words[:at]) or _fitting(), words[at:]
     unknown = [name for name in names if name not in tables.NAMES]
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(tables.NAMES)}", file=sys.stderr)
@@ -45,9 +52,26 @@ def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | Non
     return 1 if failed else 0
 
 
-def available() -> list[str]:
-    """Those that are there."""
-    return [name for name in tables.NAMES if find_spec(f"benchmarks.{name}") is not None]
+def _fitting() -> list[str]:
+    """All that fit this machine; says which do not, and why."""
+    reasons = {name: unfit(name, num_cores=len(os.sched_getaffinity(0))) for name in tables.NAMES}
+    for name, reason in reasons.items():
+        if reason:
+            print(f"== {name}: left out: {reason}")
+    return [name for name, reason in reasons.items() if not reason]
+
+
+def unfit(name: str, *, num_cores: int, has_rival: bool | None = None) -> str:
+    """Why a benchmark cannot be run here; empty if it can.
+
+    Args:
+        has_rival: whether TRL is installed; looked up if `None`.
+    """
+    if name in AGAINST_RIVAL and not (find_spec(RIVAL) if has_rival is None else has_rival):
+        return f"{RIVAL} is not installed"
+    if name in ON_SEVERAL_CORES and num_cores < CORES:
+        return f"it takes {CORES} cores, there is {num_cores}"
+    return ""
 
 
 def start(name: str, options: Sequence[str]) -> int:

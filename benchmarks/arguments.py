@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 
+CORES = 2
+"""That the targets are for, and that both sides of every comparison have, whatever the machine has."""
 
-def parse(description: str, words: Sequence[str] | None = None) -> argparse.Namespace:
+
+def parse(description: str, words: Sequence[str] | None = None, *, on_two_cores: bool = True) -> argparse.Namespace:
     """`--repeats N` (5; fewer for a first look) and `--only TEXT` (cases whose name contains it).
+
+    Args:
+        on_two_cores: from here on this process, and what it starts, sees two cores and no GPU.
 
     Returns:
         `repeats`, `only`, and `written`: the repeats that count for the file of results, none if cases were left out.
@@ -18,5 +25,13 @@ def parse(description: str, words: Sequence[str] | None = None) -> argparse.Name
     options = parser.parse_args(words)
     if options.repeats < 1:
         parser.error(f"--repeats must be at least 1, got {options.repeats}")
+    if on_two_cores:
+        confine()
     options.written = 0 if options.only else options.repeats
     return options
+
+
+def confine() -> None:
+    """Keep this process, and all that it starts, on the first `CORES` of its cores and away from GPUs."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""

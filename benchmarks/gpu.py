@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from benchmarks import tables
 from benchmarks.gpu_setup import on_gpu
 
-NAMES = ("gpu_learner", "gpu_rollout", "gpu_sync", "gpu_nccl", "gpu_gap", "gpu_round", "gpu_placement")
+NAMES = tuple(tables.ON_GPU)
 """In the order in which they run."""
 
 

@@ -84,7 +84,9 @@ def options(description: str, words: Sequence[str] | None = None) -> argparse.Na
     """
     given = list(sys.argv[1:] if words is None else words)
     tiny = "--tiny" in given
-    found = arguments.parse(description.splitlines()[0], [word for word in given if word != "--tiny"])
+    found = arguments.parse(
+        description.splitlines()[0], [word for word in given if word != "--tiny"], on_two_cores=False
+    )
     found.tiny = tiny
     if not tiny and not on_gpu():
         print("no CUDA device: not measured")

@@ -194,9 +194,15 @@ def _short(value: float) -> str:
 
 
 def _commit() -> str:
-    run = ["git", "-C", str(RESULTS.parent), "describe", "--always", "--dirty"]
-    found = subprocess.run(run, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+    """What was measured; "-dirty" if it is not what was committed, but for the results that earlier benchmarks left."""
+
+    def git(*words: str) -> str:
+        run = ["git", "-C", str(RESULTS.parent.parent), *words]
+        return subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
+
+    written = (f":!benchmarks/{name}" for name in (RESULTS.name, "README.md"))
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
 def _processor() -> str:

@@ -15,8 +15,19 @@ from benchmarks.harness import RESULTS
 PAGE = RESULTS.parent / "README.md"
 NAMES = ("learner", "rollout", "critic", "weight_sync", "wire", "round", "overlap", "scaling", "startup")
 """All benchmarks, in the order in which they run and stand on the page."""
-GPU = "gpu_"
-"""How the files of measurements on a GPU begin."""
+ON_GPU = {
+    "gpu_learner": (
+        "tokens per second of full fine-tuning, share of the bfloat16 matrix rate; TRL beside it",
+        "≥ 0.45",
+    ),
+    "gpu_rollout": ("tokens per second through the actors, against bare vLLM", "≥ 0.97"),
+    "gpu_sync": ("bytes per second of a weight update over ipc, against a copy on the device", "≥ 0.5"),
+    "gpu_nccl": ("an NCCL broadcast between two processes on the one GPU", ""),
+    "gpu_gap": ("distribution of the log-probability gap between engine and learner in bfloat16", ""),
+    "gpu_round": ("whole online rounds, against TRL's OnlineDPOTrainer", "≥ 5"),
+    "gpu_placement": ("a round's stages at once on the GPU, against one after the other", ""),
+}
+"""Programs that need a GPU, in the order in which they run: what they measure, and their target."""
 
 HEAD = """\
 # Benchmarks
@@ -44,9 +55,9 @@ def page(results: Path = RESULTS) -> str:
     """The whole page."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("*.json"))}
     here = {name: found[name] for name in NAMES if name in found}
-    others = {name: one for name, one in found.items() if name not in here and not name.startswith(GPU)}
-    on_gpu = {name: one for name, one in found.items() if name.startswith(GPU)}
-    lines = [HEAD, "## Targets", "", *_summary({**here, **others})]
+    others = {name: one for name, one in found.items() if name not in here and name not in ON_GPU}
+    on_gpu = {name: found[name] for name in ON_GPU if name in found}
+    lines = [HEAD, "## Targets", "", *_summary({**here, **others}), *_origins({**here, **others})]
     for name, one in {**here, **others}.items():
         lines += ["", *_section(name, one)]
     missing = [name for name in NAMES if name not in here]
@@ -63,6 +74,17 @@ def _summary(results: dict[str, Any]) -> list[str]:
     met = sum(row["met"] for _, row in rows)
     missed = [f"- {name}: {row['case']}: {_verdict(row)}" for name, row in rows if not row["met"]]
     return [f"{met} of {len(rows)} met." + (" Missed:" if missed else ""), *([""] if missed else []), *missed]
+
+
+def _origins(results: dict[str, Any]) -> list[str]:
+    """That the page is not of one run, if it is not."""
+    commits: dict[str, list[str]] = {}
+    for name, one in results.items():
+        commits.setdefault(f"{one['measured']['commit']} on {one['measured']['processor']}", []).append(name)
+    if len(commits) < 2:
+        return []
+    runs = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
+    return ["", f"Not all from one run: {runs}."]
 
 
 def _section(name: str, one: dict[str, Any], level: str = "##") -> list[str]:
@@ -95,12 +117,15 @@ def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _gpu(results: dict[str, Any]) -> list[str]:
-    if not results:
-        return ["| case | ours |", "|---|---|", "| weight updates over nccl and ipc, a round on a GPU | not measured |"]
     lines: list[str] = []
+    missing = [name for name in ON_GPU if name not in results]
+    if missing:
+        lines += ["| program | measures | target | |", "|---|---|---|---|"]
+        lines += [f"| `benchmarks.{name}` | {' | '.join(ON_GPU[name])} | not measured |" for name in missing]
+        lines.append("")
     for name, one in results.items():
-        lines += ["", *_section(name, one, "###")]
-    return lines[1:]
+        lines += [*_section(name, one, "###"), ""]
+    return lines
 
 
 def _environment(measured: dict[str, Any]) -> str:

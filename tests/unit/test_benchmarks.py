@@ -1,12 +1,13 @@
 """The benchmarks' page is made of their files and of nothing else, and one failure does not stop the others."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import tables
+from benchmarks import arguments, harness, tables
 from benchmarks.harness import Row, Spread, Target, of_the_fastest
 
 MEASURED = {
@@ -80,9 +81,18 @@ def test_the_page_has_a_table_per_benchmark_with_targets_notes_and_environment(t
         "",
         "## On a GPU",
         "",
-        "| case | ours |",
-        "|---|---|",
-        "| weight updates over nccl and ipc, a round on a GPU | not measured |",
+        "| program | measures | target | |",
+        "|---|---|---|---|",
+        "| `benchmarks.gpu_learner` | tokens per second of full fine-tuning, share of the bfloat16 matrix rate; TRL beside it "
+        "| ≥ 0.45 | not measured |",
+        "| `benchmarks.gpu_rollout` | tokens per second through the actors, against bare vLLM | ≥ 0.97 | not measured |",
+        "| `benchmarks.gpu_sync` | bytes per second of a weight update over ipc, against a copy on the device | ≥ 0.5 "
+        "| not measured |",
+        "| `benchmarks.gpu_nccl` | an NCCL broadcast between two processes on the one GPU |  | not measured |",
+        "| `benchmarks.gpu_gap` | distribution of the log-probability gap between engine and learner in bfloat16 |  "
+        "| not measured |",
+        "| `benchmarks.gpu_round` | whole online rounds, against TRL's OnlineDPOTrainer | ≥ 5 | not measured |",
+        "| `benchmarks.gpu_placement` | a round's stages at once on the GPU, against one after the other |  | not measured |",
     ]
 
 
@@ -97,8 +107,9 @@ def test_the_summary_counts_targets_and_says_why_one_was_missed(tmp_path):
 def test_what_was_measured_on_a_gpu_stands_in_its_own_section(tmp_path):
     write(tmp_path, "gpu_sync", [ROW])
     lines = tables.page(tmp_path).splitlines()
-    assert lines[lines.index("## On a GPU") + 2] == "### gpu_sync"
-    assert not any("not measured |" in line for line in lines)
+    assert "### gpu_sync" in lines[lines.index("## On a GPU") :]
+    missing = [line.split("`")[1] for line in lines if line.endswith("| not measured |")]
+    assert missing == [f"benchmarks.gpu_{name}" for name in ("learner", "rollout", "nccl", "gap", "round", "placement")]
 
 
 def test_benchmarks_stand_in_the_order_in_which_they_run(tmp_path):
@@ -155,5 +166,57 @@ def test_an_unknown_name_is_refused(no_page, capsys):
     assert capsys.readouterr().err.startswith("no benchmark wires; there are: learner, rollout, critic,")
 
 
-def test_every_benchmark_that_is_there_is_run():
-    assert {"weight_sync", "wire", "overlap", "scaling"} <= set(runner.available())
+def test_a_benchmark_that_does_not_fit_the_machine_is_left_out_and_said_why(no_page, capsys, monkeypatch):
+    assert [runner.unfit(name, num_cores=2, has_rival=True) for name in tables.NAMES] == [""] * 9
+    assert runner.unfit("round", num_cores=1, has_rival=True) == "it takes 2 cores, there is 1"
+    assert runner.unfit("learner", num_cores=2, has_rival=False) == "trl is not installed"
+    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda pid: {0})
+    ran = []
+    assert runner.main([], run=lambda name, options: ran.append(name) or 0) == 0
+    assert ran == ["rollout", "critic", "wire", "scaling", "startup"]
+    assert "== overlap: left out: it takes 2 cores, there is 1" in capsys.readouterr().out
+
+
+def test_both_sides_have_two_cores_and_no_gpu_whatever_the_machine_has(monkeypatch):
+    given = []
+    monkeypatch.setattr(arguments.os, "sched_getaffinity", lambda pid: {7, 3, 5, 9})
+    monkeypatch.setattr(arguments.os, "sched_setaffinity", lambda pid, cores: given.append((pid, cores)))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    arguments.parse("a benchmark", ["--repeats", "2"])
+    assert given == [(0, [3, 5])] and arguments.os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    arguments.parse("on a GPU", [], on_two_cores=False)
+    assert len(given) == 1 and arguments.os.environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_results_of_earlier_benchmarks_do_not_make_a_tree_dirty(monkeypatch, tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=b@c", *words], cwd=tmp_path, check=True)
+
+    results = tmp_path / "benchmarks" / "results"
+    results.mkdir(parents=True)
+    for file in (results / "wire.json", results.parent / "README.md", results.parent / "wire.py"):
+        file.write_text("as committed")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-qm", "all")
+    monkeypatch.setattr(harness, "RESULTS", results)
+    commit = harness._commit()
+    assert len(commit) >= 7 and "-" not in commit
+    (results / "wire.json").write_text("measured anew")
+    (results.parent / "README.md").write_text("made anew")
+    assert harness._commit() == commit
+    (results.parent / "wire.py").write_text("changed")
+    assert harness._commit() == f"{commit}-dirty"
+
+
+def test_a_page_that_is_not_of_one_run_says_so(tmp_path):
+    write(tmp_path, "wire", [ROW])
+    write(tmp_path, "overlap", [ROW])
+    assert "Not all from one run" not in tables.page(tmp_path)
+    other = json.loads((tmp_path / "wire.json").read_text())
+    other["measured"]["commit"] = "def5678"
+    (tmp_path / "wire.json").write_text(json.dumps(other))
+    assert "Not all from one run: wire at def5678 on A Processor; overlap at abc1234 on A Processor." in tables.page(
+        tmp_path
+    )

@@ -39,6 +39,10 @@ CANDIDATES = 8
 BATCHES = (16, 32, 64, 128, 256)
 """Sequences per forward pass of the other side, of which the fastest is taken."""
 TARGET = Target(at_least=1.5)
+LEAST_SAME = 0.9
+"""Of the critiques that must be the same on both sides, word by word."""
+LARGEST_GAP = 1e-3
+"""Of the same critique's two scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +209,11 @@ def measure(case: str, work: Work, repeats: int) -> Row:
         pair for one, two in zip(ours, theirs, strict=True) for pair in zip(one.verdicts, two.verdicts, strict=True)
     ]
     same = [a for a in pairs if a[0][0] == a[1][0]]
+    if len(same) < LEAST_SAME * len(pairs):
+        raise ValueError(f"{case}: {len(same)} of {len(pairs)} critiques are the same on both sides")
     gap = max(abs(a[1] - b[1]) for a, b in same)
+    if gap > LARGEST_GAP:
+        raise ValueError(f"{case}: scores of the same critique differ by {gap}")
     last = theirs[-1]
     second = statistics.median(1 - turn.generating / turn.seconds for turn in theirs)
     return Row(

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import socket
+import statistics
 import time
 import traceback
 import warnings
@@ -143,7 +144,7 @@ def sides() -> Iterator[tuple[JobSide, JobSide]]:
 
 
 def serve_ours(pipe: Any, job: Job) -> None:
-    """`trace`, `turn` (seconds), `peak` (bytes)."""
+    """`trace`, `turn` (seconds), `peak` (bytes), `profile` (shares of a turn)."""
     from learners.plan import FitPlan
     from rlsys import wire
 
@@ -173,10 +174,37 @@ def serve_ours(pipe: Any, job: Job) -> None:
         turn()
         return peak_bytes() - resident
 
-    answers = {"turn": turn, "trace": trace, "peak": peak}
+    def profile() -> dict[str, float]:
+        return _profile(turn)
+
+    answers = {"turn": turn, "trace": trace, "peak": peak, "profile": profile}
     pipe.send(("answer", None))
     while (question := pipe.recv()) != END:
         pipe.send(("answer", answers[question]()))
+
+
+KINDS = {
+    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "attention": ("aten::_scaled_dot_product",),
+    "conversions and copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index_copy"),
+    "the optimizer": ("aten::_fused_adamw", "Optimizer."),
+}
+"""Of operations, by how their names begin."""
+OTHERS = "other operations"
+
+
+def _profile(work: Callable[[], Any]) -> dict[str, float]:
+    """Shares of the time in operations that each kind of them took, the largest first."""
+    import torch
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        work()
+    found = dict.fromkeys((*KINDS, OTHERS), 0.0)
+    for event in profiler.key_averages():
+        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), OTHERS)
+        found[kind] += event.self_cpu_time_total
+    whole = sum(found.values())
+    return {kind: found[kind] / whole for kind in sorted(found, key=found.__getitem__, reverse=True)}
 
 
 def reset_peak() -> int:
@@ -289,7 +317,7 @@ def serve_trl(pipe: Any, job: Job) -> None:
     pipe.send(("answer", {"settings": settings, "pairs per second": speeds}))
     question = pipe.recv()
     while question == "trace":
-        pipe.send(("answer", _trace_trl(job, pairs)))
+        pipe.send(("answer", _trace_trl(job, pairs, **settings)))
         question = pipe.recv()
 
     def ask(result: float | None) -> str:
@@ -430,11 +458,12 @@ def _dataset(pairs: Sequence[PreferencePair], *, shows: bool) -> Any:
     return Dataset.from_dict({"number": list(range(len(pairs)))}).with_transform(look_up)
 
 
-def _trace_trl(job: Job, pairs: Sequence[PreferencePair]) -> Trace:
+def _trace_trl(job: Job, pairs: Sequence[PreferencePair], *, size: int, workers: int) -> Trace:
+    """With the settings that are timed."""
     from transformers import TrainerCallback
 
     steps = min(CHECKED_STEPS, len(pairs) // job.work.batch)
-    trainer = _trainer(job, pairs, size=job.work.batch, workers=0, max_steps=steps, lr=CHECKED_LR, clip=0.0)
+    trainer = _trainer(job, pairs, size=size, workers=workers, max_steps=steps, lr=CHECKED_LR, clip=0.0)
     gradients, losses = {}, []
     compute = trainer.compute_loss
 
@@ -452,4 +481,6 @@ def _trace_trl(job: Job, pairs: Sequence[PreferencePair]) -> Trace:
     trainer.add_callback(Watching())
     before = _arrays(trainer.model, lambda parameter: parameter)
     trainer.train()
+    passes = job.work.batch // size
+    losses = [statistics.mean(losses[first : first + passes]) for first in range(0, len(losses), passes)]
     return Trace(losses=losses, gradients=gradients, moved=_moved(before, trainer.model, lambda parameter: parameter))

@@ -33,6 +33,8 @@ from rlsys.streams import Stream
 TITLE = "A round at staleness 0 over its slowest stage alone: engines on one half of the cores, learner on the other"
 MOST = 1.15
 MOST_ROUNDS = 1000
+MOST_OTHER_PAIRS = 0.03
+"""By how much the numbers of pairs may differ, as a share: the two ways take the same prompts, but other drawn answers."""
 CASES: dict[str, list[str]] = {
     "preset scenes, 256 prompts x 8": [],
     "stages of like length, 128 prompts x 8": [
@@ -184,6 +186,10 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
     def middle(values: Any) -> float:
         return statistics.median(values)
 
+    num_pairs, num_alone = middle(report.num_pairs for report in reports), middle(rounds.num_pairs[1:])
+    if abs(num_pairs - num_alone) > MOST_OTHER_PAIRS * num_alone:
+        raise ValueError(f"{case}: {num_pairs} pairs a round, {num_alone} one stage after the other")
+
     stages = {
         f"{name}_s": middle(report.seconds[name] for report in reports) for name in ("learn", "sync", "checkpoint")
     }
@@ -199,8 +205,7 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
         unit="s",
         target=Target(at_most=MOST),
         checked=(
-            f"staleness 0 in every round; {middle(report.num_pairs for report in reports):.0f} pairs a round, "
-            f"{middle(rounds.num_pairs[1:]):.0f} one stage after the other"
+            f"staleness 0 in every round; {num_pairs:.0f} pairs a round, {num_alone:.0f} one stage after the other"
         ),
         note="" if ratio.median <= MOST else _why(uncovered, beside - generation, ours.median - beside, between),
         extra={

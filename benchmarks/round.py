@@ -12,6 +12,7 @@ TRL is tried in both, ours is bfloat16 beside float32 weights, on cores that mul
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 import tempfile
@@ -48,6 +49,12 @@ rounds this small the default would pass half of the answers through the policy 
 make.
 """
 CPU_FACTS = Path("/proc/cpuinfo")
+LARGEST_LOSS_GAP = 0.005
+"""Of the mean loss from ln 2: in bfloat16 two passes over the same answer differ."""
+LARGEST_LOGPROB_GAP = 0.1
+"""Nats of a token, in the mean. Both sides sample their own answers, and TRL's policy reads pictures at other positions; one
+that did not see them, or sampled otherwise, would be further off.
+"""
 LEAST_SHARE = 0.99
 """Of the prompts that must have made a pair on each side: two answers may, rarely, be the same."""
 
@@ -73,6 +80,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         with their_rounds(job) as (theirs, settings):
             speeds = in_turn(lambda: next(mine), lambda: side("TRL", theirs), repeats=repeats)
     counted = {name: turns[1:] for name, turns in done.items()}
+    limited = "" if may_have_gpus() else limits(counted, num_cores=this_machine().num_cpus)
     return Row(
         case=case,
         ours=speeds[0],
@@ -82,7 +90,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         unit="pairs/s",
         target=target,
         checked=_check(job, counted),
-        note=" ".join(filter(None, (note, _settings(job, settings), _limits(counted)))),
+        note=" ".join(filter(None, (note, _settings(job, settings), limited))),
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
@@ -110,29 +118,24 @@ def _settings(job: Job, settings: dict[str, Any]) -> str:
     said = f" (pairs/s of a step with each setting tried: {tried})" if tried else ""
     return (
         f"Ours trains {job.batch} pairs a step in {job.precision}; TRL answers and trains {best.size} prompts a step in "
-        f"{best.precision}{said}."
-    )
+        f"{best.precision}{said}. {job.untried}"
+    ).strip()
 
 
-def _limits(done: dict[str, list[Turn]]) -> str:
-    """What takes the time on a machine without GPUs, whose cores all stages share, and how far the ratio could go."""
-    if may_have_gpus():
-        return ""
-    cores = this_machine().num_cpus
-    answering, training = (
-        count * statistics.median(turn.stages[stage] for turn in done["ours"])
-        for count, stage in ((NUM_ENGINES, "rollout"), (NUM_RANKS, "learn"))
-    )
+def limits(done: dict[str, list[Turn]], *, num_cores: float) -> str:
+    """What takes the time on cores that all stages share, and how far the ratio could go."""
+    busy = {name: statistics.median(turn.cores[name] for turn in done["ours"]) for name in done["ours"][0].cores}
     ours, theirs = (statistics.median(turn.seconds for turn in done[side]) for side in ("ours", "TRL"))
+    shares = ", ".join(f"{name} {number / num_cores:.0%}" for name, number in busy.items())
     return (
-        f"Of our cores' time, vLLM's answering takes {answering / (cores * ours):.0%} and training "
-        f"{training / (cores * ours):.0%}. Were everything but the answering free, and that spread over all cores, the ratio "
-        f"would be {theirs * cores / answering:.2g}."
+        f"Of our {num_cores:g} cores' time (CPU time of the processes): {shares}. Were everything but vLLM's answering free, "
+        f"and that spread over all cores, the ratio would be {theirs * num_cores / (busy['answering'] * ours):.2g}."
     )
 
 
 def _check(job: Job, done: dict[str, list[Turn]]) -> str:
-    """Both sides made the same number of pairs, of answers of the same lengths, and began at the loss of its rule.
+    """Both sides made the same number of pairs, of answers of the same lengths and as probable to the policy, and began at
+    the loss of its rule.
 
     Raises:
         ValueError: they did not.
@@ -140,6 +143,11 @@ def _check(job: Job, done: dict[str, list[Turn]]) -> str:
     pairs = {name: statistics.mean(turn.num_pairs for turn in turns) for name, turns in done.items()}
     lengths = {name: Counter(length for turn in turns for length in turn.lengths) for name, turns in done.items()}
     losses = {name: statistics.mean(turn.loss for turn in turns) for name, turns in done.items()}
+    logprobs = {name: statistics.mean(turn.logprob for turn in turns) for name, turns in done.items()}
+    if max(abs(loss - math.log(2)) for loss in losses.values()) > LARGEST_LOSS_GAP:
+        raise ValueError(f"policy and reference are the same, but the losses are {losses}, not ln 2")
+    if abs(logprobs["ours"] - logprobs["TRL"]) > LARGEST_LOGPROB_GAP:
+        raise ValueError(f"a token's log-probability is {logprobs}: the two sides do not sample from the same policy")
     if job.full:
         if min(pairs.values()) < LEAST_SHARE * job.num_prompts:
             raise ValueError(f"pairs a round of {job.num_prompts} prompts: {pairs}")
@@ -152,7 +160,8 @@ def _check(job: Job, done: dict[str, list[Turn]]) -> str:
         means = {name: statistics.mean(found.elements()) for name, found in lengths.items()}
         said = f"{means['ours']:.1f} and {means['TRL']:.1f} tokens an answer"
     return (
-        f"{pairs['ours']:.1f} pairs a round, TRL {pairs['TRL']:.1f}; {said}; mean loss {losses['ours']:.4f}, TRL "
+        f"{pairs['ours']:.1f} pairs a round, TRL {pairs['TRL']:.1f}; {said}; a token has {logprobs['ours']:.3f} nats, TRL's "
+        f"{logprobs['TRL']:.3f}; mean loss {losses['ours']:.4f}, TRL "
         f"{losses['TRL']:.4f} (ln 2 where policy and reference are the same)"
     )
 
@@ -165,10 +174,11 @@ def _stages(name: str, turns: Sequence[Turn]) -> dict[str, float]:
     return {**found, f"{name}: sum of stages s": together, f"{name}: round s": whole}
 
 
+UNTRIED = "Neither side has 64 a step here: TRL then takes 11 GB, and both, which take turns, do not fit 24 GB."
+
+
 def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
-    """By name. Pairs per optimizer step are those with which each side is fastest. TRL is not tried with 64 prompts of 50 M
-    parameters: it then takes 11 GB, and both sides do not fit 24 GB; ours has 32 there, too.
-    """
+    """By name. Pairs per optimizer step are those with which each side is fastest."""
     policy, _ = scenes_models()
     large = make_policy(scratch / "large", seed=0, shape=LARGE)
     scenes = Job(folder=str(policy), num_prompts=256, max_tokens=64, batch=64, tried=(32, 64, 128))
@@ -179,7 +189,7 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
             Target(at_least=3.0),
         ),
         "50 M parameters": (
-            replace(scenes, folder=str(large), num_prompts=64, batch=32, tried=(16, 32)),
+            replace(scenes, folder=str(large), num_prompts=64, batch=32, tried=(16, 32), untried=UNTRIED),
             Target(at_least=3.0),
         ),
         "scenes, answers as long as the policy makes them": (

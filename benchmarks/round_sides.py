@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from actors.engines.vllm import Vllm, VllmEngine
 from actors.engines.vllm_records import FORBIDDEN_BIAS
 from benchmarks.learner_sides import END
+from rlsys.app.cores import CoreClock
 from rlsys.records import Critique, Generation, PreferencePair, Prompt, RolloutGroup, Verdict
 from rlsys.scenes.source import make_prompt, read_id
 from rlsys.scenes.truth import check, parse
@@ -54,6 +55,8 @@ class Job:
     """Of ours, `fp32` or `bf16`."""
     precisions: tuple[str, ...] = ("fp32",)
     """In which TRL is tried with each of these numbers. The fastest of all settings counts."""
+    untried: str = ""
+    """Why larger ones are not among them."""
     words: tuple[str, ...] = ()
     """More configuration of our side."""
     vllm: bool = False
@@ -88,8 +91,12 @@ class Turn:
     lengths: tuple[int, ...]
     """Tokens of the pairs' answers, of all rounds."""
     loss: float
+    logprob: float
+    """Mean of the pairs' tokens under the policy that sampled them, nats."""
     stages: dict[str, float] = field(default_factory=dict)
     """Busy seconds."""
+    cores: dict[str, float] = field(default_factory=dict)
+    """Kept busy by each stage's processes, mean over the turn; of ours."""
 
     @property
     def speed(self) -> float:
@@ -169,6 +176,7 @@ class Ours:
     def __init__(self, parts: Any) -> None:
         self.parts = replace(parts, tracker=Silent())
         self._first = self._version = 0
+        self._clock: CoreClock | None = None
 
     def __call__(self) -> Turn:
         """A few rounds of a schedule that ends with them: the answers of no other are made while the other side works."""
@@ -176,19 +184,28 @@ class Ours:
 
         first, end = self._first, self._first + ROUNDS_A_TURN
         parts = replace(self.parts, schedule=self.parts.schedule.cut(end))
+        self._clock = self._clock or CoreClock(
+            {"answering": parts.rollouts.pids, "training": parts.learner.pids, "driver": lambda: [os.getpid()]}
+        )
+        self._clock.lap()
         started = time.perf_counter()
         reports = list(run_rounds(parts, first=first, version=self._version))
         seconds = time.perf_counter() - started
+        cores = self._clock.lap()
         self._first, self._version = end, reports[-1].policy_version
         for report in reports:
             if report.staleness:
                 raise ValueError(f"round {report.round} trained on answers that were {report.staleness} versions old")
         pairs = [pair for report in reports for pair in parts.journal.read(report.round, PreferencePair)]
+        rollouts = [rollout for pair in pairs for rollout in (pair.chosen, pair.rejected)]
+        lengths = tuple(len(rollout.token_ids) for rollout in rollouts)
         return Turn(
             seconds=seconds / len(reports),
             num_pairs=len(pairs) / len(reports),
-            lengths=tuple(len(rollout.token_ids) for pair in pairs for rollout in (pair.chosen, pair.rejected)),
+            lengths=lengths,
             loss=statistics.mean(report.loss for report in reports),
+            logprob=sum(float(rollout.logprobs.sum()) for rollout in rollouts) / sum(lengths),
+            cores=cores,
             stages={
                 name: statistics.mean(report.seconds[name] for report in reports)
                 for name in reports[0].seconds
@@ -306,6 +323,7 @@ class Meter:
     """What TRL's trainer does between two looks."""
 
     def __init__(self) -> None:
+        self._said: dict[str, list[float]] = {"logps/chosen": [], "logps/rejected": []}
         self.begin()
 
     def begin(self) -> None:
@@ -314,10 +332,12 @@ class Meter:
         self._lengths: list[int] = []
         self._losses: list[float] = []
         self._num_pairs = 0
+        self._num_said = len(self._said["logps/chosen"])
         self._stages = {"generate": 0.0, "generate, train and reward": 0.0}
 
     def watch(self, trainer: Any) -> None:
-        """Keep the time of its methods, and the losses."""
+        """Keep the time of its methods, the losses, and what it says of itself."""
+        self._said = trainer.stats
         self._end_ids = {trainer._tokenizer.pad_token_id, *trainer.eos_token_ids}
         answering = "_generate_vllm" if trainer.use_vllm else "_generate"
         setattr(trainer, answering, self._clocked("generate", getattr(trainer, answering)))
@@ -357,8 +377,14 @@ class Meter:
             num_pairs=self._num_pairs,
             lengths=tuple(self._lengths),
             loss=statistics.mean(self._losses),
+            logprob=self._logprob(),
             stages=stages,
         )
+
+    def _logprob(self) -> float:
+        """Of a token; TRL keeps the mean over a step's answers, of which every step has as many."""
+        of_answers = [self._said[f"logps/{kind}"][self._num_said :] for kind in ("chosen", "rejected")]
+        return statistics.mean([*of_answers[0], *of_answers[1]]) / statistics.mean(self._lengths)
 
 
 def _length(ids: Sequence[int], ends: set[int]) -> int:

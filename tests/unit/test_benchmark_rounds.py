@@ -1,18 +1,20 @@
 """The two sides of a round are counted alike, and a comparison of unlike rounds is refused."""
 
+from dataclasses import replace
+
 import pytest
 
 from benchmarks.gpu_learner import QwenWork
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B
-from benchmarks.round import _check
-from benchmarks.round_sides import Job, Turn, _length, reward
+from benchmarks.round import _check, limits
+from benchmarks.round_sides import Job, Meter, Turn, _length, reward
 
 JOB = Job(folder="nowhere", num_prompts=4, max_tokens=3)
 PROMPT = "scenes/online/0/describe"
 
 
-def turn(num_pairs=4, length=3):
-    return Turn(seconds=2.0, num_pairs=num_pairs, lengths=(length,) * 2 * num_pairs, loss=0.6931)
+def turn(num_pairs=4, length=3, loss=0.6931, logprob=-2.0):
+    return Turn(seconds=2.0, num_pairs=num_pairs, lengths=(length,) * 2 * num_pairs, loss=loss, logprob=logprob)
 
 
 def test_an_answer_is_as_long_as_its_tokens_up_to_the_end():
@@ -38,6 +40,35 @@ def test_rounds_of_other_counts_or_lengths_are_not_compared():
         _check(JOB, {"ours": [turn()], "TRL": [turn(num_pairs=2)]})
     with pytest.raises(ValueError, match="answers are not all of 3 tokens"):
         _check(JOB, {"ours": [turn()], "TRL": [turn(length=2)]})
+
+
+def test_rounds_of_other_policies_or_losses_are_not_compared():
+    assert "a token has -2.000 nats, TRL's -2.050" in _check(JOB, {"ours": [turn()], "TRL": [turn(logprob=-2.05)]})
+    with pytest.raises(ValueError, match="do not sample from the same policy"):
+        _check(JOB, {"ours": [turn()], "TRL": [turn(logprob=-2.2)]})
+    with pytest.raises(ValueError, match="not ln 2"):
+        _check(JOB, {"ours": [turn(loss=0.68)], "TRL": [turn()]})
+
+
+def test_the_rivals_log_probability_is_that_of_a_token_since_the_turn_began():
+    """TRL keeps a mean over a step's answers."""
+    meter = Meter()
+    meter._said = {"logps/chosen": [-99.0], "logps/rejected": [-99.0]}
+    meter.begin()
+    meter._said["logps/chosen"] += [-10.0, -20.0]
+    meter._said["logps/rejected"] += [-12.0, -18.0]
+    meter._lengths, meter._losses = [4, 6, 5, 5], [0.7]
+    assert meter.turn().logprob == -3.0
+
+
+def test_what_limits_a_round_is_told_by_the_time_of_the_cores():
+    """Not by how long processes that share a core were busy."""
+    ours = replace(turn(), cores={"answering": 0.5, "training": 1.0, "driver": 0.25}, stages={"rollout": 1.9})
+    theirs = replace(turn(), seconds=6.0)
+    assert limits({"ours": [ours], "TRL": [theirs]}, num_cores=2) == (
+        "Of our 2 cores' time (CPU time of the processes): answering 25%, training 50%, driver 12%. Were everything but "
+        "vLLM's answering free, and that spread over all cores, the ratio would be 12."
+    )
 
 
 def test_shapes_have_the_sizes_of_the_models_they_are_named_after():

@@ -3,12 +3,15 @@
 import json
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks import arguments, harness, tables
 from benchmarks.harness import Row, Spread, Target, of_the_fastest
+from benchmarks.learner_sides import _profile
+from benchmarks.learner_work import Work
 
 MEASURED = {
     "when": "2025-03-04T05:06:07+00:00",
@@ -220,3 +223,28 @@ def test_a_page_that_is_not_of_one_run_says_so(tmp_path):
     assert "Not all from one run: wire at def5678 on A Processor; overlap at abc1234 on A Processor." in tables.page(
         tmp_path
     )
+
+
+def pair(prompt_tokens, answer_tokens):
+    prompt = SimpleNamespace(id=str(prompt_tokens))
+    chosen, rejected = (SimpleNamespace(token_ids=[0] * answer_tokens) for _ in range(2))
+    return SimpleNamespace(prompt=prompt, prompt_token_ids=[0] * prompt_tokens, chosen=chosen, rejected=rejected)
+
+
+def test_the_rivals_operations_are_counted_as_it_does_them():
+    """A prompt of 100 tokens and two answers of 400: 1,000 tokens apart, 900 together."""
+    name = "TRL's FLOPs over ours, language model"
+    shown = Work(name="with a picture").flop_ratios([pair(100, 400)])
+    assert shown[name] == pytest.approx(8 * 1000 / (6 * 900))
+    # Without pictures its reference pass comes before training, and is not timed.
+    text = Work(name="text", picture=None).flop_ratios([pair(100, 400)])
+    assert text[name] == text["TRL's FLOPs over ours"] == pytest.approx(1000 / 900)
+
+
+def test_a_profile_tells_kinds_of_operations_apart():
+    import torch
+
+    values = torch.randn(400, 400)
+    shares = _profile(lambda: [values @ values for _ in range(20)])
+    assert next(iter(shares)) == "matrix products" and shares["matrix products"] > 0.9
+    assert shares["attention"] == 0.0 and sum(shares.values()) == pytest.approx(1.0)

@@ -46,7 +46,7 @@ class Worker(Protocol):
     starting: Any
 
     def arrived(self) -> bool:
-        """Whether the worker can be called; sees the end of its start."""
+        """Whether the worker can be called; sees the end of its start. Raises `WorkerDied` if that does not come in time."""
 
     def stream(self, method: str, *arguments: Any) -> Any:
         """Begin a call; the stream of its parts."""
@@ -108,9 +108,9 @@ class OrderedRun:
 
     def _hand_out(self) -> None:
         busy = {id(slot) for slot, _, _ in self._working.values()}
-        for slot in self._crew.slots:
-            if id(slot) in busy or not slot.arrived():
-                continue
+        # All are asked, whether there is a task or not: who has started must not be waited for any more.
+        free = [slot for slot in self._crew.slots if id(slot) not in busy and slot.arrived()]
+        for slot in free:
             task = self._next()
             if task is None:
                 return

@@ -67,7 +67,7 @@ class WorkerPool:
         self._running = False
         self._abandoned: list[Any] = []
         """References whose results nobody waits for any more."""
-        self.slots = [_Slot(spec, placement, number) for number, placement in enumerate(placements)]
+        self.slots = [_Slot(spec, placement, number, deadline_s) for number, placement in enumerate(placements)]
         try:
             for slot in self.slots:
                 slot.start()
@@ -116,6 +116,7 @@ class WorkerPool:
             Exception: what a worker's method raised.
         """
         self._sweep()
+        self._await_start([slot for slot in self.slots if slot.starting is not None])
         pairs = zip(self.slots, arguments, strict=True)
         calls = {slot.call(method, *given): slot for slot, given in pairs}
         errors: list[BaseException] = []
@@ -223,12 +224,16 @@ class _Slot:
     spec: Spec
     placement: Placement
     number: int
+    deadline_s: float
+    """For a start."""
     actor: Any = None
     starting: Any = None
     """Reference that is there when the worker is; `None` once that has been seen."""
     pid: int | None = None
     """Process on this machine; `None` while unknown or elsewhere."""
     _starts: int = field(default=0, init=False)
+    _started: float = field(default=0.0, init=False)
+    """When the last start began, by `time.monotonic`."""
 
     @property
     def name(self) -> str:
@@ -236,9 +241,15 @@ class _Slot:
         return f"{self.spec.name}-{self.number}{again}"
 
     def arrived(self) -> bool:
-        """Whether the worker can be called; sees the end of its start."""
-        if self.starting is not None and ray.wait([self.starting], timeout=0)[0]:
-            self.finish_start(0.0)
+        """Whether the worker can be called; sees the end of its start.
+
+        Raises:
+            WorkerDied: it died while it started, or takes too long.
+        """
+        if self.starting is not None:
+            is_late = time.monotonic() > self._started + self.deadline_s
+            if is_late or ray.wait([self.starting], timeout=0)[0]:
+                self.finish_start(0.0)
         return self.actor is not None and self.starting is None
 
     def call(self, method: str, *arguments: Any) -> Any:
@@ -252,6 +263,7 @@ class _Slot:
     def start(self) -> None:
         """Begin to start a worker with the weights that are current now."""
         self._starts += 1
+        self._started = time.monotonic()
         self.actor = (
             ray.remote(_hosted(self.spec.worker))
             .options(

@@ -34,24 +34,34 @@ PROBE_TOKENS = 32
 
 
 class _Counts:
-    """Busy seconds, dead workers and held-out answers that did not come, per round."""
+    """Busy seconds, dead workers and held-out answers that did not come, per round.
+
+    What fails while no round is worked on (in an evaluation or a weight update) belongs to the round that is counted next:
+    that is the one it was done for.
+    """
 
     def __init__(self) -> None:
-        self.round = 0
-        """The round that is being worked on, or was last before an evaluation; a worker that dies is counted there."""
-        self.held_out: Counter[int] = Counter()
+        self.round: int | None = None
+        """The round that is worked on."""
         self.seconds: Counter[int] = Counter()
-        self.failed: Counter[int] = Counter()
+        self._failed: Counter[int | None] = Counter()
+        self._held_out: Counter[int | None] = Counter()
 
     def death(self, name: str) -> None:
         """Called by the pool."""
-        self.failed[self.round] += 1
+        self._failed[self.round] += 1
+
+    def missed(self, number: int) -> None:
+        """Held-out answers did not come."""
+        self._held_out[None] += number
 
     def of(self, round: int, num_workers: int) -> dict[str, float]:
+        for counter in (self._failed, self._held_out):
+            counter[round] += counter.pop(None, 0)
         return {
             "seconds": self.seconds[round] / num_workers,
-            "failed_workers": float(self.failed[round]),
-            "failed_held_out": float(self.held_out[round]),
+            "failed_workers": float(self._failed[round]),
+            "failed_held_out": float(self._held_out[round]),
         }
 
 
@@ -109,24 +119,26 @@ class RolloutStage:
             EngineError: two workers hold different versions.
         """
         held_out = plan.round < 0
-        if not held_out:
-            self._counts.round = plan.round
+        self._counts.round = None if held_out else plan.round
         version: int | None = None
-        for asked, part in self._pool.run("rollout", self._tasks(prompts, plan)):
-            for group in self._groups(asked, part, plan):
-                if version is not None and group.policy_version != version:
-                    raise EngineError(
-                        f"round {plan.round} has answers of version {version} and, from prompt {group.index} on, of "
-                        f"version {group.policy_version}"
-                    )
-                version = group.policy_version
-                if held_out:
-                    self._counts.held_out[self._counts.round] += group.failed
-                yield group
+        try:
+            for asked, part in self._pool.run("rollout", self._tasks(prompts, plan)):
+                for group in self._groups(asked, part, plan):
+                    if version is not None and group.policy_version != version:
+                        raise EngineError(
+                            f"round {plan.round} has answers of version {version} and, from prompt {group.index} on, of "
+                            f"version {group.policy_version}"
+                        )
+                    version = group.policy_version
+                    if held_out:
+                        self._counts.missed(group.failed)
+                    yield group
+        finally:
+            self._counts.round = None
 
     def count(self, round: int) -> dict[str, float]:
-        """`seconds` (busy, mean over workers), `failed_workers` and `failed_held_out` of a round; what fails in an
-        evaluation counts for the round before it.
+        """`seconds` (busy, mean over workers), `failed_workers` and `failed_held_out` of a round, with what has failed since
+        the last count in no round.
         """
         return self._counts.of(round, self._num_workers)
 

@@ -43,6 +43,8 @@ class Tree:
     answers: list[Answer] = field(default_factory=list)
     policy_version: int | None = None
     """Version that sampled the answers, if an engine did."""
+    round: int | None = None
+    """For which it did."""
 
     @property
     def num_tokens(self) -> int:
@@ -192,12 +194,12 @@ class Collator:
         self._processor.images([image for prompt in prompts for image in prompt.images])
 
     def _pairs(self, records: Sequence[PreferencePair]) -> list[Unit]:
-        """Pairs of one prompt share a tree, as far as it stays within the budget."""
+        """Pairs of one prompt and round share a tree, as far as it stays within the budget."""
         open_units: dict[tuple, Unit] = {}
         units = []
         for record in records:
             images = tuple(image.digest for image in record.prompt.images)
-            key = (record.prompt_token_ids.tobytes(), images, record.policy_version)
+            key = (record.prompt_token_ids.tobytes(), images, record.policy_version, record.round)
             answers = [self._sampled(record.chosen), self._sampled(record.rejected)]
             extra = sum(len(answer.token_ids) for answer in answers)
             unit = open_units.get(key)
@@ -206,6 +208,7 @@ class Collator:
                     prompt_ids=record.prompt_token_ids,
                     images=record.prompt.images,
                     policy_version=record.policy_version,
+                    round=record.round,
                 )
                 unit = open_units[key] = Unit(trees=[tree])
                 units.append(unit)

@@ -14,7 +14,7 @@ import torch
 
 from learners import model, state
 from learners.allocator import keep_freed_memory
-from learners.collate import Collator, MicroBatch
+from learners.collate import Collator, MicroBatch, Tree
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine, join
 from learners.experience import needs_reference, objective_inputs, score
@@ -23,7 +23,7 @@ from learners.folder import copy_surroundings, write_weights
 from learners.plan import FitPlan
 from learners.reference import Reference
 from learners.rendezvous import Rendezvous
-from learners.sample import AnswerSample, k3_sum
+from learners.sample import AnswerSample, k3_sum, num_candidates
 from learners.sending import Sending
 from learners.tokens import Processor
 from learners.weights_source import WeightsSource
@@ -76,6 +76,7 @@ class LearnerRank:
         self._sample = self._fresh_sample()
         self._references_of: dict[int, list[torch.Tensor]] = {}
         self._num_checked = 0
+        self._round: int | None = None
         gc.collect()
         gc.freeze()  # a full collection walks all modules and the model: 0.2 s in the middle of a step
 
@@ -89,6 +90,7 @@ class LearnerRank:
         self._references_of = {}
         self._sample = self._fresh_sample()
         self._num_checked = 0
+        self._round = plan.round
         if not plan.accumulated:
             # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
             self._processor.forget_images()
@@ -133,8 +135,9 @@ class LearnerRank:
         """Close a stretch of training.
 
         Returns:
-            This rank's `kl_sum` and `kl_answers` on a sample of the answers it was trained on, `kl_initial_sum` (from
-            their sampler to version 0) if version 0 is at hand, `reference_checked` answers, and `seconds`.
+            This rank's `kl_sum` and `kl_answers` (copies counted) on a sample of the round's answers it was trained on,
+            `kl_initial_sum` (from their sampler to version 0) if version 0 is at hand, `reference_checked` answers, and
+            `seconds`.
         """
         started = time.monotonic()
         batches = self._collator.of_trees(self._sample.trees)
@@ -144,7 +147,7 @@ class LearnerRank:
                 found["kl_initial_sum"] = self._kl_sum(batches)
         return {
             **found,
-            "kl_answers": float(sum(batch.num_answers for batch in batches)),
+            "kl_answers": float(sum(map(num_candidates, batches))),
             "reference_checked": float(self._num_checked),
             "seconds": time.monotonic() - started,
         }
@@ -214,8 +217,14 @@ class LearnerRank:
         if batch not in self._references_of:
             (forward,) = self._engine.reduce([self._reference.needs_forward(batches)], "max")
             self._references_of[batch] = self._reference.logps(batches, forward=bool(forward))
-            self._sample.add([tree for micro in batches if micro.examples for tree in micro.trees])
+            self._sample.add(
+                [tree for micro in batches if micro.examples for tree in micro.trees if self._counts(tree)]
+            )
         return self._references_of[batch]
+
+    def _counts(self, tree: Tree) -> bool:
+        """Whether KL is estimated on its answers: those of earlier rounds had another sampler."""
+        return self._round is None or tree.round == self._round
 
     def _loss(self, batch: MicroBatch, reference: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
         logps_L, logits_L = output_2L = self._engine(batch, self._touch)

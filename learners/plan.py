@@ -29,6 +29,8 @@ class FitPlan:
     """Takes the place of the objective's own, where it has one."""
     reference: str = "previous"
     """`initial`, `previous` or `ema`; used by objectives on pairs."""
+    round: int | None = None
+    """Whose own answers KL is estimated on; `None` is all that are trained on."""
     policy_version: int = 0
     """Version of the weights that training starts from."""
     lag: int = 0
@@ -58,6 +60,7 @@ class FitPlan:
             epochs=plan.epochs,
             beta=plan.beta,
             reference=plan.reference,
+            round=plan.round,
             policy_version=policy_version,
             lag=plan.lag,
             accumulated=plan.data == "accumulated",

@@ -165,6 +165,8 @@ class Reference:
 
     def _is_recorded(self, tree: Tree) -> bool:
         plan = self._plan
+        if tree.policy_version is None:  # what a rank works on while others still have examples
+            return False
         if plan.reference == "previous":
             return tree.policy_version >= plan.policy_version - plan.lag
         return plan.reference == "initial" and tree.policy_version == 0

@@ -29,15 +29,24 @@ class AnswerSample:
                 self._stride *= 2
 
 
+def num_candidates(batch: MicroBatch) -> int:
+    """Answers of a micro-batch, with as many copies as were sampled."""
+    return sum(answer.rollout.count for tree in batch.trees for answer in tree.answers)
+
+
 def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
-    """KL(sampler || policy) summed over a micro-batch's answers, nats.
+    """KL(sampler || policy) summed over a micro-batch's answers and their copies, nats.
 
     k3 estimate (Schulman, "Approximating KL divergence", 2020) on the sampler's own answers: sum over tokens of
-    exp(u) - 1 - u with u = log policy - log sampler, never negative.
+    exp(u) - 1 - u with u = log policy - log sampler, never negative. An answer that was sampled several times counts as
+    often: else rare ones would weigh as much as frequent ones. Both log-probabilities are those at temperature 1.
 
     Args:
         logps_L: the policy's log-probabilities of the answers' tokens.
     """
-    recorded = [torch.from_numpy(answer.rollout.logprobs.copy()) for tree in batch.trees for answer in tree.answers]
-    ratio_L = (logps_L - torch.cat(recorded)).double()
-    return float((ratio_L.expm1() - ratio_L).sum())
+    rollouts = [answer.rollout for tree in batch.trees for answer in tree.answers]
+    recorded_L = torch.cat([torch.from_numpy(rollout.logprobs.copy()) for rollout in rollouts])
+    counts_A = torch.tensor([rollout.count for rollout in rollouts])
+    counts_L = counts_A.repeat_interleave(torch.tensor([len(rollout.logprobs) for rollout in rollouts]))
+    ratio_L = (logps_L - recorded_L).double()
+    return float((counts_L * (ratio_L.expm1() - ratio_L)).sum())

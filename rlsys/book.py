@@ -124,5 +124,6 @@ def _asked(plan: RoundPlan) -> str:
     """What of a plan decides its answers, as text."""
     temperatures = ", ".join(f"{value:g}" for value in plan.temperatures)
     return (
-        f"{plan.num_prompts} x {plan.num_candidates} at {temperatures}, top_p {plan.top_p:g}, {plan.max_tokens} tokens"
+        f"{plan.num_prompts} x {plan.num_candidates} at {temperatures}, top_p {plan.top_p:g}, {plan.max_tokens} tokens, "
+        f"at most {plan.lag} rounds ahead"
     )

@@ -80,6 +80,10 @@ class Pipeline:
     def trained(self) -> None:
         """The next round is trained; wait for the answers of those after it, because the engines change version only between
         two rounds' answers.
+
+        Raises:
+            Exception: what their stage raised. Nothing may be published then: the resumed run would answer their prompts
+                with weights that they were not to come from.
         """
         self._rounds.popleft()
         for later in self._rounds:

@@ -362,7 +362,8 @@ class RoundReport:
     implicit_accuracy: float
     """Share of pairs whose chosen answer has the larger implicit reward, before the step that used the pair."""
     kl: float
-    """KL(the policy that answered || the policy after the round), nats per answer, k3 estimate on the round's own answers."""
+    """KL(the policy that answered || the policy after the round), nats per answer at temperature 1: k3 estimate on those of
+    the round's own answers that take part in pairs, copies counted."""
     metrics: dict[str, float]
     sync: SyncReport
     eval: dict[str, Interval]

@@ -12,6 +12,8 @@ from rlsys import checkpoint, files
 from rlsys.contracts import Gate, Learner
 from rlsys.records import RoundReport
 
+CANDIDATE = ".candidate"
+"""How the names of folders begin whose weights are not those of a checkpoint."""
 OF_A_CHECKPOINT = ("manifest.json", "state.json")
 """Files that a checkpoint has beside what the learner wrote."""
 
@@ -43,7 +45,8 @@ class Savepoints:
             fixed_state: written into every checkpoint as it is (seed, schedule, ...).
         """
         self._directory = directory
-        self._candidate = directory / ".candidate"
+        self._candidate: Path | None = None
+        """Weights that are not, or not yet, those of a checkpoint."""
         self._keep = keep
         self._fixed_state = fixed_state or {}
         self._good = good
@@ -69,14 +72,13 @@ class Savepoints:
     def go_back(self, learner: Learner, version: int) -> None:
         """Give the learner the last accepted weights and optimizer again, to be published as `version`."""
         self.current()
-        shutil.rmtree(self._candidate)
+        # Beside the refused ones: a worker that was replaced may still be reading those.
+        self._candidate = self._fresh(version)
         if self._good is None:
             learner.reset()
-            self._candidate.mkdir()
             learner.save(str(self._candidate))
         else:
             learner.load(str(self._good))
-            self._candidate.mkdir()
             _link_all(self._good, self._candidate)
         self._current = _known(self._candidate / "policy", version)
 
@@ -111,16 +113,22 @@ class Savepoints:
 
     def close(self) -> None:
         """Remove what is no checkpoint."""
-        shutil.rmtree(self._candidate, ignore_errors=True)
+        for folder in self._directory.glob(f"{CANDIDATE}*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _stage(self, learner: Learner, version: int) -> tuple[Path, int]:
         started = time.monotonic()
-        self._directory.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._candidate, ignore_errors=True)
-        self._candidate.mkdir()
+        self.close()
+        self._candidate = self._fresh(version)
         learner.save(str(self._candidate))
         self._staged_s = time.monotonic() - started
         return self._candidate / "policy", version
+
+    def _fresh(self, version: int) -> Path:
+        """An empty folder for these weights."""
+        folder = self._directory / f"{CANDIDATE}-{version}"
+        folder.mkdir(parents=True)
+        return folder
 
 
 def _known(policy: Path, version: int) -> Future[tuple[Path, int]]:

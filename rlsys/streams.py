@@ -100,9 +100,15 @@ class Stream(Generic[T]):
             self._changed.wait_for(lambda: self._items or self._ended, timeout_s)
 
     def wait(self) -> None:
-        """Block until the source has ended (well or not). Needs `ahead` large enough for what nobody consumes meanwhile."""
+        """Block until the source has ended. Needs `ahead` large enough for what nobody consumes meanwhile.
+
+        Raises:
+            Exception: what the source raised; a consumer gets it as well, after the items that came before.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._ended)
+        if self._error is not None:
+            raise self._error
 
     def close(self) -> None:
         """Let the producer end after its current item."""

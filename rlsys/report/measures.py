@@ -20,8 +20,6 @@ class Measure:
     title: str
     unit: str
     form: Format = percent
-    better: int = 0
-    """-1: lower is better, +1: higher is better, 0: neither."""
     relative: bool = False
     """Its change is told in per cent of the start, else in points or units."""
     from_zero: bool = False
@@ -30,31 +28,31 @@ class Measure:
 MEASURES = {
     "chair_i": Measure(
         title="CHAIR_i", unit="share of mentioned objects that are not in the picture; lower is better",
-        better=-1, relative=True, from_zero=True,
+        relative=True, from_zero=True,
     ),
     "chair_s": Measure(
         title="CHAIR_s", unit="share of answers with at least one object that is not in the picture; lower is better",
-        better=-1, relative=True, from_zero=True,
+        relative=True, from_zero=True,
     ),
-    "recall": Measure(title="Object recall", unit="share of the picture's objects that are mentioned", better=1),
+    "recall": Measure(title="Object recall", unit="share of the picture's objects that are mentioned"),
     "mean_length": Measure(title="Mean length", unit="words per answer", form=short, relative=True),
     "chair_s_refined": Measure(
         title="CHAIR_s, refined", unit="the same, among answers that mention any object; lower is better",
-        better=-1, relative=True, from_zero=True,
+        relative=True, from_zero=True,
     ),
     "false_position": Measure(
         title="False positions", unit="share of stated positions of real objects that are wrong; lower is better",
-        better=-1, relative=True, from_zero=True,
+        relative=True, from_zero=True,
     ),
     "unparsable": Measure(
         title="Unparsable", unit="share of answers with a part that could not be read; lower is better",
-        better=-1, from_zero=True,
+        from_zero=True,
     ),
     "partner_share": Measure(
         title="Partners among the false", unit="share of false objects that often appear beside a real one",
     ),
-    "accuracy": Measure(title="POPE accuracy", unit="share of yes-or-no questions answered rightly", better=1),
-    "f1": Measure(title="POPE F1", unit="of the answer yes", better=1),
+    "accuracy": Measure(title="POPE accuracy", unit="share of yes-or-no questions answered rightly"),
+    "f1": Measure(title="POPE F1", unit="of the answer yes"),
     "yes_ratio": Measure(title="POPE yes ratio", unit="share of questions answered with yes"),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from rlsys.evals.directions import DIRECTIONS
 from rlsys.report.measures import HEADLINE, change, measure, number, percent
 from rlsys.report.svg import Format, Point, line_chart, short, stacked_bars
 
@@ -128,7 +129,7 @@ def _ends(summary: Summary) -> dict[str, tuple[Mapping[str, Any], Mapping[str, A
 def _metric_tile(name: str, start: Mapping[str, Any], end: Mapping[str, Any]) -> str:
     what, first, last = measure(name), number(start["value"]), number(end["value"])
     numbers = f"<small>{what.form(first)} →</small> {what.form(last)}"
-    better = what.better * (last - first)
+    better = DIRECTIONS.get(name, 0) * (last - first)
     kind = "" if better == 0 or math.isnan(better) else "better" if better > 0 else "worse"
     interval = f"[{what.form(number(end['low']))}, {what.form(number(end['high']))}]"
     words = f'<span class="{kind}">{change(name, first, last)}</span> <span class="note">now {interval}</span>'

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlsys.errors import ConfigError, RoundRefused
+from rlsys.evals.directions import DIRECTIONS
 from rlsys.records import Interval, RoundReport
-
-LOWER_IS_BETTER = {"chair_i", "chair_s", "chair_s_refined", "unparsable"}
-"""Held-out metrics that get better as they fall; all others get better as they rise."""
 
 
 @dataclass(kw_only=True)
@@ -18,7 +16,7 @@ class GateConfig:
     """Stop rules and the gate. Everything is off by default."""
 
     metric: str = "chair_i"
-    """Held-out metric that the rules below look at."""
+    """Held-out metric that the rules below look at; one that `rlsys.evals.directions` does not know is better higher."""
     refuse: bool = False
     """Refuse a round whose metric got worse than the best accepted one by more than `tolerance`, and go back."""
     tolerance: float = 0.0
@@ -38,8 +36,15 @@ class GateConfig:
             raise ConfigError(f"gate.tolerance must be >= 0, got {self.tolerance}")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"gate.patience must be at least 1, got {self.patience}")
+        if self.looks_at_metric and not self.direction:
+            raise ConfigError(f"gate.metric={self.metric} is neither better lower nor better higher")
         if self.kl_budget is not None and self.kl_budget <= 0:
             raise ConfigError(f"gate.kl_budget must be > 0, got {self.kl_budget}")
+
+    @property
+    def direction(self) -> int:
+        """-1 if the metric gets better as it falls, +1 as it rises."""
+        return DIRECTIONS.get(self.metric, +1)
 
     @property
     def looks_at_metric(self) -> bool:
@@ -62,29 +67,32 @@ class MetricGate:
         Raises:
             ConfigError: a rule needs a metric that the evaluation does not give.
         """
-        value = self._value(metrics)
+        if self.config.looks_at_metric and self.config.metric not in metrics:
+            raise ConfigError(f"gate.metric {self.config.metric!r} is not measured; there are: {sorted(metrics)}")
         if self.best is None:
-            self.best = value
+            self.best = self._value(metrics)
 
     def accepts(self, report: RoundReport) -> bool:
         """Whether the round's weights stay. Call once per round, before `stops`. A round that was not evaluated stays and
-        changes nothing.
+        changes nothing. One whose metric is absent or not a number is worse than any other: a policy that has collapsed may
+        say nothing any more that the metric could be measured on.
 
         Raises:
-            ConfigError: a rule needs a metric that the evaluation does not give.
             RoundRefused: more than `max_refusals` rounds in a row were refused.
         """
         if not report.eval:
             return True
         value = self._value(report.eval)
         gain = value is not None and (self.best is None or self._better(value, self.best))
-        refused = self.config.refuse and self.best is not None and value is not None and self._worse(value, self.best)
+        is_worse = self.best is not None and (value is None or self._worse(value, self.best))
+        refused = self.config.refuse and is_worse
         self.rounds_without_gain = 0 if gain else self.rounds_without_gain + 1
         self.best = value if gain else self.best
         self.refusals = self.refusals + 1 if refused else 0
         if self.refusals > self.config.max_refusals:
+            found = "could not be measured and" if value is None else f"{value:g}"
             raise RoundRefused(
-                f"round {report.round}: {self.config.metric} {value:g} is worse than the best {self.best:g}; "
+                f"round {report.round}: {self.config.metric} {found} is worse than the best {self.best:g}; "
                 f"{self.refusals} rounds in a row were refused, gate.max_refusals is {self.config.max_refusals}"
             )
         return not refused
@@ -113,16 +121,12 @@ class MetricGate:
         )
 
     def _value(self, metrics: Mapping[str, Interval]) -> float | None:
-        if self.config.metric in metrics:
-            value = metrics[self.config.metric].value
-            return None if math.isnan(value) else value
-        if self.config.looks_at_metric:
-            raise ConfigError(f"gate.metric {self.config.metric!r} is not measured; there are: {sorted(metrics)}")
-        return None
+        """`None` if it is absent or not a number."""
+        value = metrics[self.config.metric].value if self.config.metric in metrics else math.nan
+        return None if math.isnan(value) else value
 
     def _better(self, value: float, than: float) -> bool:
-        return value < than if self.config.metric in LOWER_IS_BETTER else value > than
+        return self.config.direction * (value - than) > 0
 
     def _worse(self, value: float, than: float) -> bool:
-        lower = self.config.metric in LOWER_IS_BETTER
-        return value > than + self.config.tolerance if lower else value < than - self.config.tolerance
+        return self.config.direction * (value - than) < -self.config.tolerance

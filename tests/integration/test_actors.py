@@ -13,8 +13,11 @@ import ray
 
 from actors.engines import discover
 from actors.engines import engine as engines
+from actors.ordered import Task
+from actors.parts import Part
+from actors.pool import Spec, WorkerPool
 from actors.stages import FeedbackStage, RolloutStage
-from rlsys.errors import ConfigError, EngineError
+from rlsys.errors import ConfigError, EngineError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.placement import Placement
 from rlsys.records import Critique, Prompt, Turn, Verdict
@@ -159,6 +162,45 @@ def test_what_fails_in_an_evaluation_counts_for_the_round_before_it():
         stage.close()
     assert sum(group.failed for group in groups) == 4
     assert (stage.count(2)["failed_workers"], stage.count(2)["failed_held_out"]) == (2, 4)
+
+
+def test_what_fails_in_an_evaluation_while_a_later_round_is_answered_counts_for_the_round_that_is_reported():
+    stage = rollouts(1, batch=2, fatal_prompts=["t2"])
+    try:
+        list(stage.stream(text_prompts(2), replace(PLAN, round=3)))  # ahead of round 2, which is evaluated next
+        list(stage.stream(text_prompts(6), replace(PLAN, round=-1, num_candidates=2)))
+    finally:
+        stage.close()
+    assert (stage.count(2)["failed_workers"], stage.count(2)["failed_held_out"]) == (2, 4)
+    assert (stage.count(3)["failed_workers"], stage.count(3)["failed_held_out"]) == (0, 0)
+
+
+class StartsOnce:
+    """A worker whose replacement is never ready."""
+
+    def __init__(self, *, marker):
+        if marker.exists():
+            time.sleep(600)
+        marker.touch()
+
+    def work(self, skip):
+        yield Part(num_items=1, frame=b"", seconds=0.0)
+        time.sleep(600)
+
+
+def test_a_replacement_that_does_not_start_in_time_ends_the_run(tmp_path):
+    spec = Spec(name="worker", worker=StartsOnce, options={"marker": tmp_path / "marker"})
+    pool = WorkerPool(spec, [Placement(num_cpus=0.5)], deadline_s=10.0)
+    try:
+        results = pool.run("work", [Task(key="task", arguments=(), num_items=2)])
+        assert next(results)[0] == "task"
+        os.kill(pool.pids()[0], signal.SIGKILL)
+        started = time.monotonic()
+        with pytest.raises(WorkerDied, match=r"worker-0\.1 did not start in time"):
+            next(results)
+        assert 9.0 < time.monotonic() - started < 40.0
+    finally:
+        pool.close()
 
 
 def test_an_error_of_ours_is_raised_and_not_counted():

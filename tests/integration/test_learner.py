@@ -290,6 +290,40 @@ def test_references_by_rule(one, folder, stage):
         assert np.abs(np.subtract(average["used"], average[other])).max() > 1e-2
 
 
+def _older_answers_on_one_rank(meeting: Rendezvous, folder: Path) -> dict:
+    """A last batch of one pair of an earlier round: a rank has nothing and works in step."""
+    learner = make_learner(meeting, folder)
+    pairs = make_pairs(folder, 1, version=0)
+    before = sum(float(values.sum()) for values in scores_of(learner, pairs))
+    learner.begin(replace(PLAN, policy_version=1, accumulated=True))
+    output = learner.step(frame_of(pairs, meeting), lr=1e-2, batch=0)
+    references = [float(values.sum()) for values in learner._references_of[0]]
+    return {"before": before, "used": references, "examples": output.sums["examples"]}
+
+
+def test_ranks_without_a_share_follow_where_older_answers_need_a_forward_pass(two, folder):
+    some, none = two.run(_older_answers_on_one_rank, folder)
+    assert (some["examples"], none["examples"]) == (1.0, 0.0)
+    assert some["used"] == pytest.approx([some["before"]], abs=1e-4)
+
+
+def _kl_of_accumulated_data(meeting: Rendezvous, folder: Path) -> dict:
+    """The answers of round 1, and as many of round 0 whose sampler was another policy."""
+    learner = make_learner(meeting, folder)
+    pairs = make_pairs(folder, 6)
+    true = with_logprobs(pairs, scores_of(learner, pairs))
+    others = with_logprobs(pairs, [values - 1.0 for values in scores_of(learner, pairs)])
+    own = [replace(pair, round=1, policy_version=1) for pair in true]
+    learner.begin(replace(PLAN, round=1, policy_version=1, accumulated=True))
+    learner.step(frame_of([*others[:3], *own, *others[3:]], meeting), lr=0.0, batch=0)
+    return learner.end()
+
+
+def test_kl_is_estimated_on_the_rounds_own_answers(one, folder):
+    (end,) = one.run(_kl_of_accumulated_data, folder)
+    assert end["kl_answers"] == 9 and end["kl_sum"] == pytest.approx(0.0, abs=1e-5)
+
+
 def _initial_reference(meeting: Rendezvous, folder: Path, options: dict) -> dict:
     """Under rule `initial`, answers of version 1 are compared with the first weights."""
     learner = make_learner(meeting, folder, **options)

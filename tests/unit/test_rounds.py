@@ -33,6 +33,9 @@ from tests.fakes import make_prompt, make_rollout
 registry.discover()
 
 
+SEALED = "groups 3 x 2 at 1, top_p 1, 16 tokens, at most 0 rounds ahead"
+
+
 class World:
     """Stages without models: answers are numbered by the version that gave them, longer answers score higher."""
 
@@ -192,7 +195,7 @@ class Slow(Savepoints):
             )
             time.sleep(0.05)  # time enough for a seal that does not wait
             log = Journal(self.root / "journal")
-            self.sealed.append(log.is_sealed(following, "groups 3 x 2 at 1, top_p 1, 16 tokens"))
+            self.sealed.append(log.is_sealed(following, SEALED))
         if self.error is not None:
             raise self.error
         return super().commit(report, **options)
@@ -215,7 +218,7 @@ def test_the_next_round_is_answered_while_its_weights_are_put_on_disk_and_sealed
     reports = list(run_rounds(replace(made, savepoints=slow)))
     assert [report.staleness for report in reports] == [0, 0, 0]
     assert slow.sealed == [False, False]
-    assert [made.journal.is_sealed(round, "groups 3 x 2 at 1, top_p 1, 16 tokens") for round in range(3)] == [True] * 3
+    assert [made.journal.is_sealed(round, SEALED) for round in range(3)] == [True] * 3
 
 
 def test_answers_of_weights_that_never_came_to_disk_are_not_taken_again(tmp_path):
@@ -237,7 +240,7 @@ def test_answers_are_not_sealed_before_the_report_of_the_round_that_made_their_w
             if isinstance(record, RoundReport) and round == 0:
                 assert world.answered.setdefault(1, threading.Event()).wait(5.0)
                 time.sleep(0.05)
-                sealed.append(self.is_sealed(1, "groups 3 x 2 at 1, top_p 1, 16 tokens"))
+                sealed.append(self.is_sealed(1, SEALED))
             super().append(round, record)
 
     world, sealed = Watched(), []
@@ -288,6 +291,25 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
     assert weights == ["1", "1"]
 
 
+def test_a_worker_may_still_be_reading_refused_weights_when_the_learner_goes_back(tmp_path):
+    world = World()
+    world.reset = lambda: world.trained.clear()
+    savepoints = Savepoints(tmp_path / "checkpoints", initial_policy=tmp_path / "initial")
+    with ThreadPoolExecutor(1) as executor:
+        world.trained.append([])
+        savepoints.stage(world, 1, executor=executor)
+        refused, version = savepoints.current()
+        savepoints.go_back(world, 2)
+        assert version == 1 and (refused / "weights").read_text() == "1"
+        policy, version = savepoints.current()
+        assert version == 2 and (policy / "weights").read_text() == "0"
+        savepoints.stage(world, 3, executor=executor)
+        assert savepoints.current()[1] == 3
+    assert not refused.exists() and not policy.exists()
+    savepoints.close()
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
 def test_weights_that_could_not_be_written_end_the_run(tmp_path):
     class Full(World):
         def save(self, directory):
@@ -336,6 +358,37 @@ def test_a_run_that_goes_on_takes_the_pairs_that_were_sampled_ahead(tmp_path):
     again.version = 2
     list(run_rounds(parts(again, tmp_path / "b", [phase(4, lag=1)]), first=2, version=2))
     assert again.trained == undisturbed.trained[2:]
+
+
+def test_nothing_is_published_when_a_round_ahead_could_not_be_answered(tmp_path):
+    """The resumed run would answer its prompts with weights that they were not to come from."""
+
+    class Full(World):
+        def _rollouts(self, prompts, plan):
+            for group in super()._rollouts(prompts, plan):
+                if plan.round == 2 and group.index == 1:
+                    raise OSError("no space left")
+                yield group
+
+    undisturbed, stopped = World(), Full()
+    list(run_rounds(parts(undisturbed, tmp_path / "a", [phase(4, lag=1)])))
+    with pytest.raises(OSError, match="no space left"):
+        list(run_rounds(parts(stopped, tmp_path / "b", [phase(4, lag=1)])))
+    assert [event[1] for event in stopped.events if event[0] == "publish"] == [1]
+    again = World()
+    again.version = 1
+    list(run_rounds(parts(again, tmp_path / "b", [phase(4, lag=1)]), first=1, version=1))
+    assert again.trained == undisturbed.trained[1:]
+
+
+def test_answers_that_were_sampled_ahead_are_not_taken_by_a_run_that_may_not(tmp_path):
+    going = run_rounds(parts(World(), tmp_path, [phase(4, lag=1)]))
+    next(going), next(going)
+    going.close()
+    again = World()
+    again.version = 2
+    reports = list(run_rounds(parts(again, tmp_path, [phase(4)]), first=2, version=2))
+    assert [report.staleness for report in reports] == [0, 0]
 
 
 def test_everything_that_passed_is_in_the_journal(tmp_path):

@@ -85,6 +85,26 @@ def test_gate_refuses_what_got_worse_and_remembers_the_best():
     assert gate.best == 0.2
 
 
+@pytest.mark.parametrize("metric", ["unparsable", "false_position", "recall", "of_a_plug_in"])
+def test_gate_knows_which_way_a_metric_gets_better(metric):
+    falls = metric in ("unparsable", "false_position")
+
+    def found(value):
+        return replace(report(0.0), eval={metric: Interval(value=value, low=value, high=value)})
+
+    gate = MetricGate(config=GateConfig(metric=metric, refuse=True, tolerance=0.05, patience=1))
+    gate.begin(found(0.5).eval)
+    assert gate.accepts(found(0.25 if falls else 0.75)) and gate.rounds_without_gain == 0
+    assert gate.accepts(found(0.28 if falls else 0.72)) and gate.rounds_without_gain == 1
+    assert not gate.accepts(found(0.4 if falls else 0.6))
+    assert gate.best == (0.25 if falls else 0.75)
+
+
+def test_a_metric_without_a_better_way_is_no_gate():
+    with pytest.raises(ConfigError, match=r"gate\.metric=mean_length is neither better lower nor better higher"):
+        GateConfig(metric="mean_length", refuse=True)
+
+
 def test_gate_gives_up_after_too_many_refusals():
     gate = MetricGate(config=GateConfig(refuse=True, max_refusals=1), best=0.1)
     assert not gate.accepts(report(0.2))
@@ -120,6 +140,18 @@ def test_a_gate_says_at_once_that_its_metric_is_not_measured():
     gate = MetricGate(config=GateConfig(patience=1, metric="recal"))
     with pytest.raises(ConfigError, match=r"gate\.metric 'recal' is not measured; there are: \['chair_i'\]"):
         gate.begin({"chair_i": Interval(value=0.3, low=0.2, high=0.4)})
+
+
+@pytest.mark.parametrize("found", [{}, {"chair_i": Interval(value=math.nan, low=0.0, high=0.0)}])
+def test_a_policy_that_says_nothing_to_be_measured_is_refused(found):
+    collapsed = replace(report(0.0), eval={"unparsable": Interval(value=1.0, low=1.0, high=1.0), **found})
+    gate = MetricGate(config=GateConfig(refuse=True, max_refusals=1), best=0.1)
+    assert not gate.accepts(collapsed)
+    assert gate.state() == {"best": 0.1, "rounds_without_gain": 1, "refusals": 1}
+    with pytest.raises(RoundRefused, match=r"chair_i could not be measured and is worse than the best 0\.1; 2 rounds"):
+        gate.accepts(collapsed)
+    patient = MetricGate(config=GateConfig(patience=1), best=0.1)
+    assert patient.accepts(collapsed) and patient.stops(collapsed)
 
 
 def test_a_metric_that_is_not_a_number_is_no_gain():

@@ -263,6 +263,36 @@ def test_a_worker_that_spoke_in_time_is_not_taken_for_dead_because_nobody_listen
     assert crew.restarted == []
 
 
+def test_who_has_started_is_not_waited_for_while_there_is_nothing_to_do():
+    crew = Crew(2)
+    second = crew.slots[1]
+    second.starting = "its start"
+    asked = []
+
+    def arrived():
+        asked.append(second.starting)
+        second.starting = None
+        return True
+
+    second.arrived = arrived
+    assert list(run(crew, [])) == []
+    assert asked == ["its start"]
+
+
+def test_a_replacement_that_does_not_start_ends_the_run():
+    crew = Crew(1, scripts={0: ["death", "a", "b"]})
+
+    def late():
+        raise WorkerDied("rollout-0.1 did not start in time")
+
+    def restart(slot):
+        slot.starting, slot.arrived = "never", late
+
+    crew.restart = restart
+    with pytest.raises(WorkerDied, match="did not start in time"):
+        list(run(crew, range(2)))
+
+
 def test_no_more_tasks_are_begun_than_the_window_allows():
     crew = Crew(1)
     results = run(crew, range(100), window=4)

@@ -1,0 +1,42 @@
+"""The KL estimate, held against the divergence of distributions over one token."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from learners.sample import AnswerSample, k3_sum, num_candidates
+
+
+def batch(*answers):
+    """Of (sampler's probabilities of the tokens, count)."""
+    rollouts = [SimpleNamespace(logprobs=np.log(np.float32(probabilities)), count=n) for probabilities, n in answers]
+    return SimpleNamespace(trees=[SimpleNamespace(answers=[SimpleNamespace(rollout=rollout) for rollout in rollouts])])
+
+
+def policy(*probabilities):
+    return torch.log(torch.tensor(probabilities))
+
+
+def test_k3_of_one_token():
+    assert k3_sum(batch(([0.5], 1)), policy(0.25)) == pytest.approx(0.1931, abs=1e-4)
+    assert k3_sum(batch(([0.25], 1)), policy(0.5)) == pytest.approx(0.3069, abs=1e-4)
+    assert k3_sum(batch(([0.5, 0.25], 1)), policy(0.25, 0.5)) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_copies_weigh_as_often_as_they_were_sampled():
+    """Nine of ten answers are the first token: what the sampler itself would give."""
+    found = batch(([0.9], 9), ([0.1], 1))
+    divergence = 0.9 * math.log(0.9 / 0.5) + 0.1 * math.log(0.1 / 0.5)
+    assert num_candidates(found) == 10
+    assert k3_sum(found, policy(0.5, 0.5)) / num_candidates(found) == pytest.approx(divergence, abs=1e-5)
+
+
+def test_a_sample_is_spread_over_all_that_was_added():
+    sample = AnswerSample(4)
+    trees = [SimpleNamespace(number=number, answers=[0]) for number in range(16)]
+    sample.add(trees[:10])
+    sample.add(trees[10:])
+    assert [tree.number for tree in sample.trees] == [0, 4, 8, 12]

@@ -1,7 +1,8 @@
 """Prompts from preference data sets in the schemas they were released in. Their answers are not used: the policy
 writes its own.
 
-mm_rlhf   arXiv 2502.10391: `prompt`, and `image` (path or list of paths) or `video` (a folder of frames)
+mm_rlhf   arXiv 2502.10391: `prompt`, and `image` (path or list of paths) or `video` (a folder of frames); a row is a pair
+          of answers, and a question is asked once, however many rows it has
 rlhf_v    arXiv 2312.00849: `text` (a JSON string with `question`), `image` (bytes or path)
 rlaif_v   arXiv 2405.17220: `question`, `image` (bytes or path)
 """
@@ -9,7 +10,7 @@ rlaif_v   arXiv 2405.17220: `question`, `image` (bytes or path)
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -57,11 +58,16 @@ SCHEMAS: dict[str, Callable[[Row, Path], tuple[str, tuple[Image, ...]]]] = {
     "rlaif_v": _rlaif_v,
 }
 
+_TELLS_APART: dict[str, tuple[str, ...]] = {"mm_rlhf": ("prompt", "image", "video")}
+"""Columns by which a question is known, of schemas that repeat it in a row for each of its pairs."""
+
 
 @registry.prompts("datasets")
 @dataclass(kw_only=True)
 class DatasetPrompts:
-    """One prompt per row, in the order of the data set; ids are `<schema>/<row>`."""
+    """One prompt per row, or per question where rows are pairs, in the order of the data set; ids are `<schema>/<row>`, the
+    first of a question's rows.
+    """
 
     schema: str
     """`mm_rlhf`, `rlhf_v` or `rlaif_v`."""
@@ -82,11 +88,11 @@ class DatasetPrompts:
             ConfigError: the data is missing, or a row does not have the schema; the message names the row.
             PromptsExhausted: the data ends before `start + count`.
         """
-        rows = self._rows
-        if start + count > len(rows):
-            raise PromptsExhausted(f"{self.path} has {len(rows)} rows, {start + count} were asked for")
+        rows, places = self._rows, self._places
+        if start + count > len(places):
+            raise PromptsExhausted(f"{self.path} has {len(places)} prompts, {start + count} were asked for")
         root = Path(self.images) if self.images else _folder(Path(self.path))
-        for place in range(start, start + count):
+        for place in places[start : start + count]:
             try:
                 text, images = SCHEMAS[self.schema](rows[place], root)
             except OSError as error:
@@ -100,6 +106,18 @@ class DatasetPrompts:
     @cached_property
     def _rows(self) -> Any:
         return _load_rows(Path(self.path))
+
+    @cached_property
+    def _places(self) -> Sequence[int]:
+        """Rows that ask what no row before them has asked."""
+        rows = self._rows
+        columns = [rows[name] for name in _TELLS_APART.get(self.schema, ()) if name in rows.column_names]
+        if not columns:
+            return range(len(rows))
+        first: dict[str, int] = {}
+        for place, values in enumerate(zip(*columns, strict=True)):
+            first.setdefault(repr(values), place)
+        return list(first.values())
 
 
 def _folder(path: Path) -> Path:

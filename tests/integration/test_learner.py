@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from learners.rendezvous import Rendezvous
+from rlsys.objectives.critique_reward import CritiqueReward
 from rlsys.objectives.dpo import DPO
 from rlsys.objectives.sft import SFT
-from rlsys.records import Demonstration
+from rlsys.records import CritiquePair, Demonstration, Turn
 from tests.integration.learner_world import (
     PLAN,
     frame_of,
@@ -432,6 +434,48 @@ def _answers_of_the_estimate(meeting: Rendezvous, folder: Path, limit: int) -> i
 def test_the_answers_of_the_kl_estimate_are_shared_by_the_ranks(one, two, folder, limit, of_one, of_two):
     assert one.run(_answers_of_the_estimate, folder, limit) == of_one
     assert two.run(_answers_of_the_estimate, folder, limit) == of_two
+
+
+def _two_steps_on_one_pair(meeting: Rendezvous, folder: Path) -> dict:
+    """What the second step says of a pair, and the policy's own numbers between the two."""
+    learner = make_learner(meeting, folder)
+    pairs = make_pairs(folder, 1)
+    (pair,) = with_logprobs(pairs, scores_of(learner, pairs))
+    frame = frame_of([replace(pair, beta_scale=1.31606)], meeting)
+    learner.begin(replace(PLAN, beta=0.3))
+    learner.step(frame, lr=1e-3, batch=0)
+    chosen, rejected = (float(values.sum()) for values in scores_of(learner, pairs))
+    second = learner.step(frame, lr=1e-3, batch=0)
+    return {
+        "margin": (chosen - pair.chosen.logprob) - (rejected - pair.rejected.logprob),
+        "chosen": chosen - pair.chosen.logprob,
+        **second.sums,
+    }
+
+
+def test_a_step_makes_the_chosen_answer_likelier_by_the_beta_of_round_and_pair(one, folder):
+    (found,) = one.run(_two_steps_on_one_pair, folder)
+    assert found["margin"] > 0.05
+    assert found["loss"] == pytest.approx(math.log1p(math.exp(-0.3 * 1.31606 * found["margin"])), abs=1e-5)
+    assert found["implicit_accuracy"] == 1.0
+    assert found["reward_chosen"] == pytest.approx(0.3 * 1.31606 * found["chosen"], abs=1e-5)
+
+
+def _two_steps_on_critiques(meeting: Rendezvous, folder: Path) -> tuple[dict, dict]:
+    learner = make_learner(meeting, folder, CritiqueReward(w_c=0.0))
+    (pair,) = make_pairs(folder, 1)
+    good, bad = (replace(pair.prompt, id=name, turns=(Turn(role="user", text=name),)) for name in ("red", "blue"))
+    record = CritiquePair(
+        chosen_prompt=good, rejected_prompt=bad, chosen_critique="a red circle", rejected_critique="a blue circle"
+    )
+    learner.begin(replace(PLAN, beta=None))
+    return tuple(learner.step(frame_of([record], meeting), lr=1e-3, batch=0).sums for _ in range(2))
+
+
+def test_a_step_makes_the_score_of_the_chosen_answer_higher(one, folder):
+    ((before, after),) = one.run(_two_steps_on_critiques, folder)
+    assert after["score_margin"] > before["score_margin"] + 0.01
+    assert after["score_margin"] == pytest.approx(after["score_chosen"] - after["score_rejected"], abs=1e-5)
 
 
 def _imitate(meeting: Rendezvous, folder: Path, options: dict) -> tuple[float, float]:

@@ -94,6 +94,20 @@ def test_one_root_seed_reaches_the_judge():
     assert configuration.load(["seed=7", "feedback.seed=3"])[0].feedback.seed == 3
 
 
+def test_methods_are_those_of_their_papers():
+    """What a preset does not set: the method's rules for pairs, beta, reference and data."""
+    found = {}
+    for method in ("mm_rlhf", "iterative_dpo"):
+        config, _ = configuration.load(["preset=qwen2_5_vl_3b", f"method={method}"])
+        plan = config.schedule.build().plan(0)
+        found[method] = (plan.pairs, plan.beta, plan.scale_w, plan.scale_k, plan.reference, plan.data)
+        found[method] += (plan.temperatures, plan.epochs, config.learner.initial_copy)
+    assert found == {
+        "mm_rlhf": ("all_pairs", 0.1, 0.5, 0.5, "previous", "current", (1.0,), 1, False),
+        "iterative_dpo": ("best_worst", 0.1, 0.0, 0.5, "initial", "accumulated", (1.0, 0.7), 2, True),
+    }
+
+
 @pytest.mark.parametrize("preset", ["scenes", "scenes_ci", "qwen2_5_vl_3b", "qwen2_5_vl_7b"])
 @pytest.mark.parametrize("cluster", ["laptop", "one_gpu", "one_node", "two_nodes"])
 def test_every_preset_composes_for_every_cluster_and_prints_its_plan(preset, cluster, capsys):

@@ -76,16 +76,25 @@ def test_always_no_has_no_precision():
 
 
 def test_the_positive_class_changes_f1_but_not_accuracy():
-    predicted, truth = [True, True, False], [True, False, False]
+    predicted = [True, True, True, False, False, False, False, False]
+    truth = [True, True, False, True, False, False, False, False]
     yes, no = polar_scores(predicted, truth), polar_scores(predicted, truth, positive=False)
-    assert (yes.precision, yes.recall, yes.f1) == (0.5, 1.0, pytest.approx(2 / 3))
-    assert (no.precision, no.recall, no.f1) == (1.0, 0.5, pytest.approx(2 / 3))
-    assert yes.accuracy == no.accuracy == pytest.approx(2 / 3)
+    assert (yes.precision, yes.recall, yes.f1) == (pytest.approx(2 / 3),) * 3
+    assert (no.precision, no.recall, no.f1) == (0.8, 0.8, pytest.approx(0.8))
+    assert yes.accuracy == no.accuracy == 0.75
 
 
 @pytest.mark.parametrize(
     "text, said",
-    [("yes", True), ("No, there is not", False), ("there is no cat . yes", False), ("yes . no", True), ("", True)],
+    [
+        ("yes", True),
+        ("No, there is not", False),
+        ("there is no cat . yes", False),
+        ("yes . no", True),
+        ("", True),
+        ("it is not red", False),
+        ("there is none, no, nothing", False),
+    ],
 )
 def test_reading_a_polar_answer(text, said):
     assert read_polar(text) is said

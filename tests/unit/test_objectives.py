@@ -13,17 +13,18 @@ from rlsys.objectives.sft import SFT
 
 
 def pairs(margins, *, scales=None, tokens=4):
-    """Pairs whose log-ratio margins are as given; the policy's chosen log-probability carries them."""
-    chosen = torch.tensor(margins, dtype=torch.float32) - 7.0
+    """Pairs whose log-ratio margins are as given: the chosen answer's log-probability carries them and one more, which the
+    rejected answer's takes back.
+    """
+    chosen = torch.tensor(margins, dtype=torch.float32) - 6.0
     scale = torch.ones(len(margins)) if scales is None else torch.tensor(scales)
-    counts = torch.full((len(margins),), tokens)
     return PairInputs(
         chosen_logps_B=chosen.requires_grad_(),
-        rejected_logps_B=torch.full_like(chosen, -3.0).requires_grad_(),
+        rejected_logps_B=torch.full_like(chosen, -4.0).requires_grad_(),
         reference_chosen_logps_B=torch.full_like(chosen, -7.0),
-        reference_rejected_logps_B=torch.full_like(chosen, -3.0),
-        chosen_num_tokens_B=counts,
-        rejected_num_tokens_B=counts,
+        reference_rejected_logps_B=torch.full_like(chosen, -5.0),
+        chosen_num_tokens_B=torch.full((len(margins),), tokens),
+        rejected_num_tokens_B=torch.full((len(margins),), 2 * tokens + 1),
         beta_scale_B=scale,
     )
 
@@ -82,15 +83,15 @@ def test_dpo_is_a_sum_over_pairs_each_with_its_own_beta():
 def test_dpo_sft_term_adds_the_chosen_answers_nll_per_token():
     plain = DPO(beta=0.1)(pairs([5.0])).loss.item()
     with_term = DPO(beta=0.1, lambda_sft=0.5)(pairs([5.0], tokens=4)).loss.item()
-    assert with_term - plain == pytest.approx(0.5 * 2.0 / 4, abs=1e-6)
+    assert with_term - plain == pytest.approx(0.5 * 1.0 / 4, abs=1e-6)
 
 
 def test_dpo_metrics_are_sums_over_pairs():
     metrics = DPO(beta=0.1)(pairs([5.0, -1.0, 0.0])).metrics
     assert metrics["implicit_accuracy"].item() == 1.0
     assert metrics["reward_margin"].item() == pytest.approx(0.4, abs=1e-6)
-    assert metrics["reward_chosen"].item() == pytest.approx(0.4, abs=1e-6)
-    assert metrics["reward_rejected"].item() == pytest.approx(0.0, abs=1e-6)
+    assert metrics["reward_chosen"].item() == pytest.approx(0.7, abs=1e-6)
+    assert metrics["reward_rejected"].item() == pytest.approx(0.3, abs=1e-6)
     assert not any(value.requires_grad for value in metrics.values())
 
 
@@ -124,6 +125,20 @@ def test_bradley_terry_and_centring():
     centred = CritiqueReward(w_c=0.0, c0=0.01)(critiques(2.0, 1.0))
     assert ranking.loss.item() == pytest.approx(0.313262, abs=1e-6)
     assert centred.loss.item() == pytest.approx(0.403262, abs=1e-6)
+
+
+def test_the_centring_is_a_hundredth_unless_given_and_moves_both_scores():
+    inputs = critiques(2.0, 1.0)
+    output = CritiqueReward(w_c=0.0)(inputs)
+    output.loss.backward()
+    assert output.loss.item() == pytest.approx(0.403262, abs=1e-6)
+    slope = 0.268941  # sigmoid(-1)
+    assert inputs.chosen_scores_B.grad.item() == pytest.approx(0.06 - slope, abs=1e-6)
+    assert inputs.rejected_scores_B.grad.item() == pytest.approx(0.06 + slope, abs=1e-6)
+
+
+def test_the_weight_of_the_ranking_is_its_own():
+    assert CritiqueReward(w_s=2.0, w_c=0.0)(critiques(2.0, 1.0)).loss.item() == pytest.approx(0.716523, abs=1e-6)
 
 
 def test_a_constant_on_both_scores_changes_only_the_centring():

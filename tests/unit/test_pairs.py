@@ -126,6 +126,8 @@ def test_best_worst_takes_the_first_of_equals():
     (pair,) = BestWorst()(scored([0.1, 0.9, 0.5, 0.9]), PLAN)
     assert (pair.chosen.text, pair.rejected.text) == ("b", "a")
     assert pair.margin == pytest.approx(0.8)
+    (pair,) = BestWorst()(scored([0.9, 0.1, 0.5, 0.1]), PLAN)
+    assert (pair.chosen.text, pair.rejected.text) == ("a", "b")
 
 
 def test_best_worst_gives_nothing_for_ties_small_margins_and_lone_answers():

@@ -147,8 +147,23 @@ def test_mm_rlhf_pairs_file(folder):
     first, second = DatasetPrompts(schema="mm_rlhf", path=path).take(0, 2)
     assert (first.id, first.question, colors(first)) == ("mm_rlhf/0", "what is it ?", [RED])
     assert (second.id, colors(second)) == ("mm_rlhf/1", [BLUE])
-    with pytest.raises(PromptsExhausted, match="2 rows, 3"):
+    with pytest.raises(PromptsExhausted, match="2 prompts, 3"):
         list(DatasetPrompts(schema="mm_rlhf", path=path).take(1, 2))
+
+
+def test_mm_rlhf_asks_a_question_once_for_all_of_its_pairs(folder):
+    red, blue = (mm_rlhf_row(image=f"pictures/{color}.png") for color in ("red", "blue"))
+    others = [{**red, "chosen": "dark red"}, {**red, "prompt": "<image>\nwhere ?"}, {**blue, "rejected": "black"}]
+    path = write_lines(folder / "repeated.jsonl", [red, red, blue, *others])
+    source = DatasetPrompts(schema="mm_rlhf", path=path)
+    asked = [(prompt.id, prompt.question, colors(prompt)) for prompt in source.take(0, 3)]
+    assert asked == [
+        ("mm_rlhf/0", "what is it ?", [RED]),
+        ("mm_rlhf/2", "what is it ?", [BLUE]),
+        ("mm_rlhf/4", "where ?", [RED]),
+    ]
+    with pytest.raises(PromptsExhausted, match="3 prompts, 4"):
+        list(source.take(3, 1))
 
 
 def test_mm_rlhf_list_of_images(folder):

@@ -21,7 +21,6 @@ from typing import Any
 from benchmarks.learner_work import Work, as_text, with_logprobs
 from rlsys.records import PreferencePair
 
-THREADS = 2
 WARMUP = 1
 """Turns of a side that do not count."""
 TRIED_TURNS = 3
@@ -115,12 +114,13 @@ class JobSide:
 
 
 def _run(serve: Callable[[Any, Job], None], pipe: Any) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    threads = len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     warnings.filterwarnings("ignore")
     import torch
 
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     try:
         while True:
             serve(pipe, pipe.recv())

@@ -45,7 +45,7 @@ def test_rounds_of_other_counts_or_lengths_are_not_compared():
 def test_rounds_of_other_policies_or_losses_are_not_compared():
     assert "a token has -2.000 nats, TRL's -2.050" in _check(JOB, {"ours": [turn()], "TRL": [turn(logprob=-2.05)]})
     with pytest.raises(ValueError, match="do not sample from the same policy"):
-        _check(JOB, {"ours": [turn()], "TRL": [turn(logprob=-2.2)]})
+        _check(JOB, {"ours": [turn()], "TRL": [turn(logprob=-2.3)]})
     with pytest.raises(ValueError, match="not ln 2"):
         _check(JOB, {"ours": [turn(loss=0.68)], "TRL": [turn()]})
 

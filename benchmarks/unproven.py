@@ -19,7 +19,7 @@ from rlsys.transports.gloo import Gloo, GlooReceiver, GlooSender
 class Uncounted(Tally):
     """Counts tensors and looks into none of them."""
 
-    def add_values(self, tensors: Any) -> None:
+    def add_values(self, flat: torch.Tensor, bucket: Bucket) -> None:
         """Nothing."""
 
 
@@ -56,11 +56,10 @@ class PerTensorSender(UnprovenSender):
     """The learner's end: a broadcast for every tensor, and nothing said beside it."""
 
     def _send(self, tensors: Sequence[Named]) -> None:
-        bucket = describe(tensors)
         flat = self._pack(tensors)
         self._settle()
         self._post(flat)
-        self._tally.add(tensors, bucket)
+        self._tally.add(flat, describe(tensors))
 
 
 class PerTensorReceiver(UnprovenReceiver):
@@ -70,9 +69,9 @@ class PerTensorReceiver(UnprovenReceiver):
         """A tensor after the other; the manifest has a bucket for each."""
         self._tally = self.tally()
         for bucket in manifest["buckets"]:
-            tensors = unpack(self._settle(self._post(flat_bytes(bucket))), bucket)
-            self._tally.add(tensors, bucket)
-            yield tensors
+            flat = self._settle(self._post(flat_bytes(bucket)))
+            self._tally.add(flat, bucket)
+            yield unpack(flat, bucket)
 
 
 @registry.transport("gloo_per_tensor")

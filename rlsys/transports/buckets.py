@@ -8,7 +8,7 @@ A manifest says what all buckets of an update hold; both ends work out the layou
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from rlsys.errors import SyncError
@@ -83,11 +83,12 @@ def pack_into(flat: torch.Tensor, tensors: Sequence[Named]) -> torch.Tensor:
         raise SyncError(
             f"a bucket of {needed} bytes does not fit a buffer of {flat.numel()}: {bucket['names'][:3]} ..."
         )
-    offset = 0
+    padding = torch.zeros(ALIGN, dtype=torch.uint8, device=flat.device)
+    pieces = []
     for (_, tensor), size in zip(tensors, _sizes(bucket), strict=True):
-        flat[offset : offset + size].copy_(tensor.detach().contiguous().reshape(-1).view(torch.uint8))
-        offset += _aligned(size)
-    return flat[:needed]
+        pieces.append(tensor.detach().to(flat.device).reshape(-1).view(torch.uint8))
+        pieces += [padding[: _aligned(size) - size]] if size % ALIGN else []
+    return torch.cat(pieces, out=flat[:needed])
 
 
 def unpack(flat: torch.Tensor, bucket: Bucket) -> list[Named]:
@@ -96,14 +97,27 @@ def unpack(flat: torch.Tensor, bucket: Bucket) -> list[Named]:
     Raises:
         SyncError: the buffer's size is not the bucket's, or a dtype is unknown.
     """
-    if flat.numel() != flat_bytes(bucket):
-        raise SyncError(f"a bucket of {flat_bytes(bucket)} bytes arrived as {flat.numel()}: {bucket['names'][:3]} ...")
-    tensors, offset = [], 0
+    entries = zip(bucket["names"], bucket["dtypes"], bucket["shapes"], _pieces(flat, bucket), strict=True)
+    return [(name, piece.view(_dtype(dtype)).view(shape)) for name, dtype, shape, piece in entries]
+
+
+def described_bytes(flat: torch.Tensor, bucket: Bucket) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
+    """Name, dtype, shape and bytes of every tensor in a buffer in host memory, read in place."""
+    data, offset = memoryview(flat.numpy()), 0
     entries = zip(bucket["names"], bucket["dtypes"], bucket["shapes"], _sizes(bucket), strict=True)
     for name, dtype, shape, size in entries:
-        tensors.append((name, flat[offset : offset + size].view(_dtype(dtype)).view(shape)))
+        yield name, dtype, tuple(shape), data[offset : offset + size]
         offset += _aligned(size)
-    return tensors
+
+
+def _pieces(flat: torch.Tensor, bucket: Bucket) -> list[torch.Tensor]:
+    """uint8, one for each tensor, cut in one operation: a view costs as much as copying a small tensor."""
+    sizes = _sizes(bucket)
+    whole = [_aligned(size) for size in sizes]
+    if flat.numel() != sum(whole):
+        raise SyncError(f"a bucket of {sum(whole)} bytes arrived as {flat.numel()}: {bucket['names'][:3]} ...")
+    found = flat.split(whole)
+    return [piece if len(piece) == size else piece[:size] for piece, size in zip(found, sizes, strict=True)]
 
 
 def _sizes(bucket: Bucket) -> list[int]:

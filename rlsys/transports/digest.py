@@ -25,9 +25,13 @@ class TensorDigest:
     def update(self, name: str, tensor: torch.Tensor) -> None:
         """Add a tensor. A contiguous tensor in host memory is read in place, others are copied there first."""
         dtype = str(tensor.dtype).removeprefix("torch.")
-        self._hasher.update(f"{name}\0{dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        self._hasher.update(memoryview(flat.numpy()))
+        self.update_bytes(name, dtype, tuple(tensor.shape), memoryview(flat.numpy()))
+
+    def update_bytes(self, name: str, dtype: str, shape: tuple[int, ...], data: memoryview) -> None:
+        """As `update`, of a tensor's raw bytes."""
+        self._hasher.update(f"{name}\0{dtype}\0{shape}\0".encode())
+        self._hasher.update(data)
 
     def hexdigest(self) -> str:
         """What has been added so far, 32 hex digits."""

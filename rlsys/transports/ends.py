@@ -25,7 +25,7 @@ from typing import Any
 from rlsys import registry
 from rlsys.errors import ConfigError, SyncError, SyncTimeout
 from rlsys.lazy import dist, torch
-from rlsys.transports.buckets import Bucket, Named, describe, flat_bytes, payload_bytes, unpack
+from rlsys.transports.buckets import Bucket, Named, describe, described_bytes, flat_bytes, payload_bytes, unpack
 from rlsys.transports.digest import TensorDigest
 
 POLL_S = 0.001
@@ -40,16 +40,16 @@ class Tally:
         self.num_bytes = 0
         self._digest = TensorDigest()
 
-    def add(self, tensors: Sequence[Named], bucket: Bucket) -> None:
-        """Add a bucket's tensors."""
-        self.add_values(tensors)
+    def add(self, flat: torch.Tensor, bucket: Bucket) -> None:
+        """Add a bucket's tensors, packed."""
+        self.add_values(flat, bucket)
         self.names.extend(bucket["names"])
         self.num_bytes += payload_bytes(bucket)
 
-    def add_values(self, tensors: Sequence[Named]) -> None:
+    def add_values(self, flat: torch.Tensor, bucket: Bucket) -> None:
         """Add names and values to the fingerprint."""
-        for name, tensor in tensors:
-            self._digest.update(name, tensor)
+        for entry in described_bytes(flat.cpu(), bucket):
+            self._digest.update_bytes(*entry)
 
     def report(self) -> dict[str, Any]:
         """`names`, `num_tensors`, `num_bytes` (alignment not counted) and `digest`."""
@@ -116,9 +116,8 @@ class Sender:
         self.store.set(f"bucket/{self._posted}", str(flat.numel()))
         self._post(flat)
         self._posted += 1
-        bucket = describe(tensors)
         # Hashed while it travels, and from the copy that travels: what is reported is what was sent.
-        self._tally.add(unpack(flat.cpu(), bucket), bucket)
+        self._tally.add(flat, describe(tensors))
 
     def finish(self) -> dict[str, Any]:
         """Wait for the last bucket: `names`, `num_tensors`, `num_bytes`, `digest` and `seconds` of this update.
@@ -190,7 +189,7 @@ class Receiver:
             if following and self.store.check([f"bucket/{self._posted}"]):
                 ahead.append(self._ask(following[0]))
             tensors = unpack(flat, bucket)
-            self._tally.add(unpack(flat.cpu(), bucket), bucket)
+            self._tally.add(flat, bucket)
             yield tensors
 
     def _ask(self, bucket: Bucket) -> Any:

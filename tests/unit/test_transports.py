@@ -10,7 +10,16 @@ import xxhash
 from rlsys import registry
 from rlsys.errors import ConfigError, SyncError, SyncTimeout
 from rlsys.transports import ends
-from rlsys.transports.buckets import describe, flat_bytes, make_manifest, pack, pack_into, payload_bytes, unpack
+from rlsys.transports.buckets import (
+    describe,
+    described_bytes,
+    flat_bytes,
+    make_manifest,
+    pack,
+    pack_into,
+    payload_bytes,
+    unpack,
+)
 from rlsys.transports.digest import TensorDigest
 from rlsys.transports.gloo import Gloo
 
@@ -118,6 +127,15 @@ def test_unpacked_tensors_are_those_that_were_packed():
     for (name, sent), (again, got) in zip(tensors(), unpack(flat, describe(tensors())), strict=True):
         assert (name, sent.dtype, sent.shape) == (again, got.dtype, got.shape)
         assert torch.equal(sent, got)
+
+
+def test_packed_tensors_have_the_digest_of_the_tensors_themselves():
+    apart, packed = TensorDigest(), TensorDigest()
+    for name, tensor in tensors():
+        apart.update(name, tensor)
+    for entry in described_bytes(pack(tensors(), "cpu"), describe(tensors())):
+        packed.update_bytes(*entry)
+    assert packed.hexdigest() == apart.hexdigest()
 
 
 def test_a_buffer_of_the_wrong_size_is_refused():

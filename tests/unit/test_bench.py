@@ -8,7 +8,7 @@ import pytest
 
 from rlsys.app import bench, cores
 from rlsys.app import config as configuration
-from rlsys.app.bench import advice, stages, table
+from rlsys.app.breakdown import advice, stages, table
 from rlsys.records import RoundReport, SyncReport
 
 

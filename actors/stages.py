@@ -8,7 +8,6 @@ is asked.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -17,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.counts import Counts
 from actors.critic import CriticWorker
 from actors.ordered import Task
 from actors.parts import Part
@@ -31,38 +31,6 @@ from rlsys.seeding import child_seed
 
 PROBE_TOKENS = 32
 """Longest answer of a probe."""
-
-
-class _Counts:
-    """Busy seconds, dead workers and held-out answers that did not come, per round.
-
-    What fails while no round is worked on (in an evaluation or a weight update) belongs to the round that is counted next:
-    that is the one it was done for.
-    """
-
-    def __init__(self) -> None:
-        self.round: int | None = None
-        """The round that is worked on."""
-        self.seconds: Counter[int] = Counter()
-        self._failed: Counter[int | None] = Counter()
-        self._held_out: Counter[int | None] = Counter()
-
-    def death(self, name: str) -> None:
-        """Called by the pool."""
-        self._failed[self.round] += 1
-
-    def missed(self, number: int) -> None:
-        """Held-out answers did not come."""
-        self._held_out[None] += number
-
-    def of(self, round: int, num_workers: int) -> dict[str, float]:
-        for counter in (self._failed, self._held_out):
-            counter[round] += counter.pop(None, 0)
-        return {
-            "seconds": self.seconds[round] / num_workers,
-            "failed_workers": float(self._failed[round]),
-            "failed_held_out": float(self._held_out[round]),
-        }
 
 
 class RolloutStage:
@@ -98,7 +66,7 @@ class RolloutStage:
         self.receivers_per_worker: int = engine.receivers
         self._current = current
         self._batch = batch
-        self._counts = _Counts()
+        self._counts = Counts()
         self._probe_prompts = list(probe_prompts)
         self._probes: list[Probe] = []
         self._probe_file = probe_file
@@ -119,22 +87,18 @@ class RolloutStage:
             EngineError: two workers hold different versions.
         """
         held_out = plan.round < 0
-        self._counts.round = None if held_out else plan.round
         version: int | None = None
-        try:
-            for asked, part in self._pool.run("rollout", self._tasks(prompts, plan)):
-                for group in self._groups(asked, part, plan):
-                    if version is not None and group.policy_version != version:
-                        raise EngineError(
-                            f"round {plan.round} has answers of version {version} and, from prompt {group.index} on, of "
-                            f"version {group.policy_version}"
-                        )
-                    version = group.policy_version
-                    if held_out:
-                        self._counts.missed(group.failed)
-                    yield group
-        finally:
-            self._counts.round = None
+        with self._counts.working_on(None if held_out else plan.round):
+            for group in self._answered(prompts, plan):
+                if version is not None and group.policy_version != version:
+                    raise EngineError(
+                        f"round {plan.round} has answers of version {version} and, from prompt {group.index} on, of "
+                        f"version {group.policy_version}"
+                    )
+                version = group.policy_version
+                if held_out:
+                    self._counts.missed(group.failed)
+                yield group
 
     def count(self, round: int) -> dict[str, float]:
         """`seconds` (busy, mean over workers), `failed_workers` and `failed_held_out` of a round, with what has failed since
@@ -203,6 +167,10 @@ class RolloutStage:
             )
             start += len(chunk)
 
+    def _answered(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[RolloutGroup]:
+        for asked, part in self._pool.run("rollout", self._tasks(prompts, plan)):
+            yield from self._groups(asked, part, plan)
+
     def _groups(
         self, asked: Iterator[tuple[int, Prompt]], part: Part | None, plan: RoundPlan
     ) -> Iterator[RolloutGroup]:
@@ -246,7 +214,7 @@ class FeedbackStage:
         """
         self._feedback = feedback
         self._batch = batch
-        self._counts = _Counts()
+        self._counts = Counts()
         self._pool: WorkerPool | None = None
         self._num_workers = max(1, len(placements))
         if feedback.needs_engine:

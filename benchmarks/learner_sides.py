@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learner_work import Work, as_text, with_logprobs
+from benchmarks.profiling import shares
 from rlsys.records import PreferencePair
 
 WARMUP = 1
@@ -175,36 +176,12 @@ def serve_ours(pipe: Any, job: Job) -> None:
         return peak_bytes() - resident
 
     def profile() -> dict[str, float]:
-        return _profile(turn)
+        return shares(turn)
 
     answers = {"turn": turn, "trace": trace, "peak": peak, "profile": profile}
     pipe.send(("answer", None))
     while (question := pipe.recv()) != END:
         pipe.send(("answer", answers[question]()))
-
-
-KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": ("aten::_scaled_dot_product",),
-    "conversions and copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index_copy"),
-    "the optimizer": ("aten::_fused_adamw", "Optimizer."),
-}
-"""Of operations, by how their names begin."""
-OTHERS = "other operations"
-
-
-def _profile(work: Callable[[], Any]) -> dict[str, float]:
-    """Shares of the time in operations that each kind of them took, the largest first."""
-    import torch
-
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        work()
-    found = dict.fromkeys((*KINDS, OTHERS), 0.0)
-    for event in profiler.key_averages():
-        kind = next((kind for kind, names in KINDS.items() if event.key.startswith(names)), OTHERS)
-        found[kind] += event.self_cpu_time_total
-    whole = sum(found.values())
-    return {kind: found[kind] / whole for kind in sorted(found, key=found.__getitem__, reverse=True)}
 
 
 def reset_peak() -> int:

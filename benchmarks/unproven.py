@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -40,16 +40,17 @@ class UnprovenReceiver(GlooReceiver):
 class UnprovenGloo(Gloo):
     """As `gloo`, but the digest is that of nothing on both ends."""
 
-    def sender(self, num_receivers: int) -> UnprovenSender:
-        """The learner's end for so many receivers."""
-        return UnprovenSender(
-            name="gloo_unproven", num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host
-        )
+    name: ClassVar[str] = "gloo_unproven"
+    ends: ClassVar[tuple[type[GlooSender], type[GlooReceiver]]] = UnprovenSender, UnprovenReceiver
 
-    @staticmethod
-    def receiver(offer: dict[str, Any], device: torch.device) -> UnprovenReceiver:
+    def sender(self, num_receivers: int) -> GlooSender:
+        """The learner's end for so many receivers."""
+        return self.ends[0](name=self.name, num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host)
+
+    @classmethod
+    def receiver(cls, offer: dict[str, Any], device: torch.device) -> GlooReceiver:
         """An engine's end."""
-        return UnprovenReceiver(offer, device)
+        return cls.ends[1](offer, device)
 
 
 class PerTensorSender(UnprovenSender):
@@ -76,19 +77,10 @@ class PerTensorReceiver(UnprovenReceiver):
 
 @registry.transport("gloo_per_tensor")
 @dataclass(kw_only=True)
-class PerTensorGloo(Gloo):
+class PerTensorGloo(UnprovenGloo):
     """What other systems do: one broadcast per tensor."""
 
     bucket_bytes: int = 1
     """A bucket holds at least one tensor."""
-
-    def sender(self, num_receivers: int) -> PerTensorSender:
-        """The learner's end for so many receivers."""
-        return PerTensorSender(
-            name="gloo_per_tensor", num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host
-        )
-
-    @staticmethod
-    def receiver(offer: dict[str, Any], device: torch.device) -> PerTensorReceiver:
-        """An engine's end."""
-        return PerTensorReceiver(offer, device)
+    name: ClassVar[str] = "gloo_per_tensor"
+    ends: ClassVar[tuple[type[GlooSender], type[GlooReceiver]]] = PerTensorSender, PerTensorReceiver

@@ -113,12 +113,15 @@ class Savepoints:
 
     def close(self) -> None:
         """Remove what is no checkpoint."""
+        self._clear()
+
+    def _clear(self) -> None:
         for folder in self._directory.glob(f"{CANDIDATE}*"):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _stage(self, learner: Learner, version: int) -> tuple[Path, int]:
         started = time.monotonic()
-        self.close()
+        self._clear()
         self._candidate = self._fresh(version)
         learner.save(str(self._candidate))
         self._staged_s = time.monotonic() - started

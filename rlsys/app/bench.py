@@ -45,13 +45,11 @@ def measure(config: Any, directory: Path) -> dict[str, Any]:
         gate = MetricGate(config=config.gate)
         built = assembled(config, host, directory, schedule=schedule, policy=policy, critic=critic, gate=gate)
         with built as (parts, _):
-            clock: CoreClock | None = None
+            clock = CoreClock(
+                {"rollout": parts.rollouts.pids, "feedback": parts.feedback.pids, "learn": parts.learner.pids}
+            )
             for report in run_rounds(parts):
-                # Made when all parts have started: to ask one that has not would wait for it.
-                laps += [clock.lap()] if clock else []
-                clock = clock or CoreClock(
-                    {"rollout": parts.rollouts.pids, "feedback": parts.feedback.pids, "learn": parts.learner.pids}
-                )
+                laps.append(clock.lap())
                 reports.append(report)
                 progress.round_done(report)
     measured = reports[WARMUP:] or reports

@@ -10,8 +10,8 @@ import pytest
 from benchmarks import __main__ as runner
 from benchmarks import arguments, harness, tables
 from benchmarks.harness import Row, Spread, Target, of_the_fastest
-from benchmarks.learner_sides import _profile
 from benchmarks.learner_work import Work
+from benchmarks.profiling import shares
 
 MEASURED = {
     "when": "2025-03-04T05:06:07+00:00",
@@ -245,6 +245,6 @@ def test_a_profile_tells_kinds_of_operations_apart():
     import torch
 
     values = torch.randn(400, 400)
-    shares = _profile(lambda: [values @ values for _ in range(20)])
-    assert next(iter(shares)) == "matrix products" and shares["matrix products"] > 0.9
-    assert shares["attention"] == 0.0 and sum(shares.values()) == pytest.approx(1.0)
+    found = shares(lambda: [values @ values for _ in range(20)])
+    assert next(iter(found)) == "matrix products" and found["matrix products"] > 0.9
+    assert found["attention"] == 0.0 and sum(found.values()) == pytest.approx(1.0)

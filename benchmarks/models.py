@@ -23,7 +23,7 @@ def scenes_models() -> tuple[Path, Path]:
     from rlsys.app import config as configuration
     from rlsys.app.cluster import cluster
     from rlsys.app.models import critic_folder, policy_folder
-    from rlsys.app.parts import Host
+    from rlsys.app.starting import Host
     from rlsys.progress import Progress
 
     config, _ = configuration.load(["preset=scenes"])

@@ -129,7 +129,7 @@ def rounds_of(words: list[str], policy: Path, critic: Path) -> Iterator[Rounds]:
     from rlsys.app import config as configuration
     from rlsys.app import plan as planning
     from rlsys.app.cluster import cluster
-    from rlsys.app.parts import Host, start_feedback, start_learner, start_rollouts, start_together
+    from rlsys.app.starting import Host, start_feedback, start_learner, start_rollouts, start_together
     from rlsys.journal import Journal
     from rlsys.progress import Progress
     from rlsys.savepoints import Savepoints

@@ -220,7 +220,7 @@ def our_rounds(job: Job) -> Iterator[Ours]:
     from rlsys.app import config as configuration
     from rlsys.app.assembly import assembled
     from rlsys.app.cluster import cluster
-    from rlsys.app.parts import Host
+    from rlsys.app.starting import Host
     from rlsys.progress import Progress
     from rlsys.schedules.gate import GateConfig, MetricGate
 

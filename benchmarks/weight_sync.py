@@ -94,7 +94,7 @@ class Ends:
         from actors.stages import RolloutStage
         from learners.config import LearnerConfig
         from learners.group import LearnerGroup
-        from rlsys.app.parts import start_together
+        from rlsys.app.starting import start_together
         from rlsys.objectives.dpo import DPO
         from rlsys.prompts.scenes import ScenesPrompts
 

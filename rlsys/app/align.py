@@ -18,8 +18,8 @@ from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
 from rlsys.app.cluster import cluster, look
 from rlsys.app.models import critic_folder, policy_folder
-from rlsys.app.parts import Host
 from rlsys.app.report import write
+from rlsys.app.starting import Host
 from rlsys.errors import ConfigError
 from rlsys.journal import Journal
 from rlsys.metrics import RunMetrics

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys.app import plan as planning
 from rlsys.app.evaluate import evaluator
-from rlsys.app.parts import Host, Later, start_feedback, start_learner, start_rollouts
+from rlsys.app.starting import Host, Later, start_feedback, start_learner, start_rollouts
 from rlsys.journal import Journal
 from rlsys.parts import Parts
 from rlsys.records import Interval

@@ -17,7 +17,7 @@ from rlsys.app.breakdown import advice, stages, table
 from rlsys.app.cluster import cluster
 from rlsys.app.cores import CoreClock
 from rlsys.app.models import critic_folder, policy_folder
-from rlsys.app.parts import Host
+from rlsys.app.starting import Host
 from rlsys.journal import Journal
 from rlsys.metrics import plain, versions
 from rlsys.progress import Progress, quiet_libraries

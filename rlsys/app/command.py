@@ -7,7 +7,7 @@ from typing import Any
 
 from rlsys.app import config as configuration
 from rlsys.app.cluster import cluster
-from rlsys.app.parts import Host
+from rlsys.app.starting import Host
 from rlsys.errors import ConfigError
 from rlsys.progress import Progress, quiet_libraries
 

@@ -1,77 +1,15 @@
-"""`rlsys critic`: train the critique reward model of the scenes world (objective `critique_reward`).
-
-The policy answers annotated scenes; the annotator, who knows their truth, writes a critique of every answer; the critic
-learns to write the same and to score so that the better answer of a pair scores higher (MM-RLHF, section 3.2).
-"""
+"""`rlsys critic`: train the critique reward model of the scenes world."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-from rlsys import registry
-from rlsys.app.parts import Host, start_learner, start_rollouts
-from rlsys.records import CritiquePair, Prompt
-from rlsys.scenes.annotate import critique_pairs
-from rlsys.schedules.phases import Phase
-
-ANSWERING_BATCH = 32
-"""Prompts per engine call, whatever the run's: a critic is the same for all of them."""
-ANSWERING_ROUND = -2
-"""Round number of the policy's answers to annotated prompts; rounds of a run count from 0, evaluation is -1."""
-
-
-def make(config: Any, host: Host, target: Path, policy: Path) -> None:
-    """Train a critic from the policy's weights; `target/policy` is then a Hugging Face folder."""
-    from learners.plan import FitPlan
-    from rlsys.app.models import training_learner
-
-    recipe = config.critic_training
-    pairs = list(annotated_pairs(config, host, policy))
-    learner = start_learner(
-        config,
-        host,
-        policy,
-        objective=registry.objective.make("critique_reward"),
-        options=training_learner(config, recipe),
-    )
-    try:
-        plan = FitPlan.of_recipe(recipe, seed=config.seed, num_examples=len(pairs))
-        learner.train(host.progress.track("critic", pairs, len(pairs)), plan)
-        learner.save(str(target))
-    finally:
-        learner.close()
-
-
-def annotated_pairs(config: Any, host: Host, policy: Path) -> Iterator[CritiquePair]:
-    """Pairs of the policy's own answers to annotated prompts, criticised by the annotator."""
-    recipe = config.critic_training
-    source = registry.prompts.make("scenes", split="annotated")
-    prompts: list[Prompt] = list(source.take(0, recipe.num_prompts))
-    phase = Phase(num_prompts=len(prompts), num_candidates=recipe.num_candidates, max_tokens=config.schedule.max_tokens)
-    stage = start_rollouts(config, host, policy, batch=ANSWERING_BATCH)
-    try:
-        groups = stage.stream(prompts, phase.plan(0, ANSWERING_ROUND))
-        groups = host.progress.track("answers", groups, len(prompts))
-        answered = [(group.prompt, [rollout.text for rollout in group.rollouts]) for group in groups]
-    finally:
-        stage.close()
-    return critique_pairs(
-        answered,
-        max_pairs_per_prompt=recipe.max_pairs_per_prompt,
-        num_shortened=recipe.num_shortened,
-        disturbed_rate=recipe.disturbed_rate,
-        seed=config.seed,
-    )
+from rlsys.app.command import run_with_host
+from rlsys.app.models import critic_folder, policy_folder
 
 
 def main(words: list[str]) -> int:
     """Train the critic (and make the policy) if they are not cached; prints the critic's folder."""
-    from rlsys.app.command import run_with_host
-    from rlsys.app.models import critic_folder, policy_folder
-
     return run_with_host(words, lambda config, host: print(critic_folder(config, host, policy_folder(config, host))))
 
 

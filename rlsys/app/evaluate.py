@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from rlsys.app.parts import Host, start_rollouts
+from rlsys.app.starting import Host, start_rollouts
 from rlsys.contracts import RolloutStage
 from rlsys.records import Interval
 from rlsys.schedules.phases import Phase

@@ -6,15 +6,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from learners.config import LearnerConfig
-from rlsys.app import cache, critic, sft
-from rlsys.app.parts import Host
+from rlsys.app import cache, make_critic, make_policy
+from rlsys.app.starting import Host
 from rlsys.errors import ConfigError
 from rlsys.metrics import versions
-from rlsys.training import TrainingConfig
 
 WORLD = "scenes"
-LEARNING = ("rlsys.scenes", "learners", "rlsys.objectives", "rlsys.training", "rlsys.seeding", "rlsys.chat")
+LEARNING = (
+    "rlsys.scenes",
+    "learners",
+    "rlsys.objectives",
+    "rlsys.training",
+    "rlsys.seeding",
+    "rlsys.chat",
+    "rlsys.app.supervised",
+)
 """Code that decides what a model made here learns, ..."""
 ANSWERING = ("actors.rollout", "actors.engines", "rlsys.feedback.asking")
 """... and what a critic is shown."""
@@ -31,10 +37,10 @@ def policy_folder(config: Any, host: Host) -> Path:
     made_of = {
         "recipe": asdict(config.sft),
         "seed": config.seed,
-        "code": cache.source_hash([*LEARNING, "rlsys.app.sft"]),
+        "code": cache.source_hash([*LEARNING, "rlsys.app.make_policy"]),
         "versions": versions(),
     }
-    return cache.cached("policy", made_of, lambda target: sft.make(config, host, target)) / "policy"
+    return cache.cached("policy", made_of, lambda target: make_policy.make(config, host, target)) / "policy"
 
 
 def critic_folder(config: Any, host: Host, policy: Path) -> Path | None:
@@ -52,16 +58,10 @@ def critic_folder(config: Any, host: Host, policy: Path) -> Path | None:
         "recipe": asdict(config.critic_training),
         "answers": {"max_tokens": config.schedule.max_tokens, "engine": asdict(config.rollout.engine)},
         "seed": config.seed,
-        "code": cache.source_hash([*LEARNING, *ANSWERING, "rlsys.app.critic"]),
+        "code": cache.source_hash([*LEARNING, *ANSWERING, "rlsys.app.make_critic"]),
         "versions": versions(),
     }
-    return cache.cached("critic", made_of, lambda target: critic.make(config, host, target, policy)) / "policy"
-
-
-def training_learner(config: Any, recipe: TrainingConfig) -> LearnerConfig:
-    """The learner of a supervised run: one rank that trains everything, so that a model is the same whatever run it is
-    made for. The run decides the device only."""
-    return LearnerConfig(batch_size=recipe.batch_size, betas=recipe.betas, gpus=config.learner.gpus)
+    return cache.cached("critic", made_of, lambda target: make_critic.make(config, host, target, policy)) / "policy"
 
 
 def _given(model: str, key: str) -> Path:

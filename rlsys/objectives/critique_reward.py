@@ -20,7 +20,8 @@ class CritiqueReward:
 
     w_s * -log sigmoid(r_w - r_l) + c0 * (r_w + r_l)^2 + w_c * (nll_w + nll_l), r the raw logit of the score token
     after the critique. The centring term keeps the scores of different prompts near zero. Tied answers are not
-    supported.
+    supported. The score token counts as its critique's last: of all terms only this one stops the ranking from pushing a
+    worse answer's logit so far down that the critic would write another token in its place.
     """
 
     w_s: float = 1.0

@@ -9,8 +9,8 @@ from learners.config import LearnerConfig
 from rlsys.app import config as configuration
 from rlsys.app.align import main
 from rlsys.app.evaluate import main as evaluate
-from rlsys.app.parts import probe_prompts
 from rlsys.app.plan import ModelSize, check, learner_role
+from rlsys.app.starting import probe_prompts
 from rlsys.errors import ConfigError
 from rlsys.machine import Machine
 

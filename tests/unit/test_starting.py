@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from rlsys.app.parts import Later
+from rlsys.app.starting import Later
 
 
 class Part:

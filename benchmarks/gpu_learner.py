@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import learner_sides, sides
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, Qwen, make_model, matrix_rate, on_gpu, options, synchronized
 from benchmarks.harness import Row, Spread, Target, table, write
-from benchmarks.learner_work import Work, as_text, with_logprobs
+from benchmarks.learner_work import Work, with_logprobs
 from rlsys.records import PreferencePair, Probe
 
 LR = 1e-7
@@ -261,7 +261,7 @@ def _train(job: learner_sides.Job, pairs: Any, num_turns: int, recompute: bool, 
     trainer = DPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32),
         args=config,
-        train_dataset=_dataset(pairs),
+        train_dataset=learner_sides.dataset(pairs),
         processing_class=AutoProcessor.from_pretrained(job.checkpoint),
     )
     trainer.add_callback(Clock())
@@ -274,20 +274,6 @@ def _now() -> float:
 
     synchronized(lambda: None)
     return time.perf_counter()
-
-
-def _dataset(pairs: Sequence[PreferencePair]) -> Any:
-    from datasets import Dataset
-    from PIL import Image as PillowImage
-
-    rows = [as_text(pair) for pair in pairs]
-    pictures = [[PillowImage.fromarray(image.pixels) for image in pair.prompt.images] for pair in pairs]
-
-    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        columns = {name: [rows[number][name] for number in batch["number"]] for name in rows[0]}
-        return {"images": [list(pictures[number]) for number in batch["number"]], **columns}
-
-    return Dataset.from_dict({"number": list(range(len(pairs)))}).with_transform(look_up)
 
 
 def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:

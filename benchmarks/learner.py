@@ -2,9 +2,10 @@
 
 Ours is a learner's rank as a run has it: wire frames decoded, records collated, pictures processed, reference checked,
 forward, backward, DeepSpeed's AdamW. TRL's is its own training loop, without gradient checkpointing, with whichever
-number of pairs per forward pass and of loader processes is fastest, and pictures at hand in memory. Same weights, same
-pairs in the same order, same precision, two threads each, every picture new in every turn. In bfloat16 both sides keep
-weights and moments in float32: ours casts the weights once a step, TRL (autocast) wherever they are used.
+number of pairs per forward pass and of loader processes is fastest, compiled (`torch_compile`) if that is faster still, and
+pictures at hand in memory. Same weights, same pairs in the same order, same precision, two threads each, every picture new
+in every turn. In bfloat16 both sides keep weights and moments in float32: ours casts the weights once a step, TRL (autocast)
+wherever they are used.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, rep
         job = Job(work=work, checkpoint=work.make_checkpoint(Path(folder)), num_turns=WARMUP + repeats + PROFILED)
         flops = work.flop_ratios(work.make_pairs(work.pairs_per_turn, job.checkpoint))
         ours.begin(job)
-        best = theirs.begin(job)
+        speeds = theirs.begin(job)
         checked = _check(ours, theirs, work)
         ours_speed, their_speed, ratio = in_turn(
             lambda: work.pairs_per_turn / ours.ask("turn"),
@@ -96,7 +97,7 @@ def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, rep
         why = _why(work, ours.ask("profile")) if missed else ""
         ours.end()
         theirs.end()
-    tried = ", ".join(f"{name}: {value:.3g}" for name, value in best["pairs per second"].items())
+    tried = ", ".join(f"{setting}: {value:.3g}" for setting, value in speeds.items())
     return Row(
         case=work.name,
         ours=ours_speed,

@@ -9,12 +9,13 @@ import os
 import re
 import socket
 import statistics
+import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,9 @@ def _run(serve: Callable[[Any, Job], None], pipe: Any) -> None:
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     warnings.filterwarnings("ignore")
+    sys.argv = sys.argv[
+        :1
+    ]  # inductor puts what follows `--only` between quotes in its code: a case's apostrophe ends it
     import torch
 
     torch.set_num_threads(threads)
@@ -290,11 +294,11 @@ def serve_trl(pipe: Any, job: Job) -> None:
     """The same questions."""
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as where nothing is set
     pairs = job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
-    settings, speeds = best_settings(job, pairs)
-    pipe.send(("answer", {"settings": settings, "pairs per second": speeds}))
+    setting, speeds = best_setting(job, pairs)
+    pipe.send(("answer", speeds))
     question = pipe.recv()
     while question == "trace":
-        pipe.send(("answer", _trace_trl(job, pairs, **settings)))
+        pipe.send(("answer", _trace_trl(job, pairs, setting)))
         question = pipe.recv()
 
     def ask(result: float | None) -> str:
@@ -306,39 +310,55 @@ def serve_trl(pipe: Any, job: Job) -> None:
         return question
 
     if question != END:
-        train(job, pairs, job.num_turns, ask, **settings)
+        train(job, pairs, job.num_turns, ask, setting)
 
 
-def best_settings(job: Job, pairs: Sequence[PreferencePair]) -> tuple[dict[str, int], dict[str, float]]:
-    """Pairs per forward pass and loader processes with which TRL is fastest, and the speed of each that was tried."""
-    speeds: dict[tuple[int, int], float] = {}
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How TRL is started."""
 
-    def measure(size: int, workers: int) -> None:
+    size: int
+    """Pairs per forward pass; the rest of a step's are accumulated."""
+    workers: int = 0
+    """Loader processes."""
+    compiled: bool = False
+    """With `torch_compile`, whose minutes of compilation are not counted."""
+
+    def __str__(self) -> str:
+        return f"{self.size} a pass, {self.workers} workers" + (", compiled" if self.compiled else "")
+
+
+def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> tuple[Setting, dict[Setting, float]]:
+    """That with which TRL is fastest, and the pairs per second of each that was tried."""
+    speeds: dict[Setting, float] = {}
+
+    def best() -> Setting:
+        return max(speeds, key=speeds.__getitem__)
+
+    def measure(setting: Setting) -> None:
         results: list[float] = []
 
         def ask(result: float | None) -> str:
             results.extend([] if result is None else [result])
             return "turn"
 
-        train(job, pairs, WARMUP + TRIED_TURNS, ask, size=size, workers=workers)
-        speeds[size, workers] = job.work.pairs_per_turn / min(results[WARMUP:])
+        train(job, pairs, WARMUP + TRIED_TURNS, ask, setting)
+        speeds[setting] = job.work.pairs_per_turn / min(results[WARMUP:])
 
     sizes = [size for size in job.work.tried_sizes if job.work.batch % size == 0]
     for size in sizes:
-        measure(size, 0)
+        measure(Setting(size=size))
     if len(sizes) > 1:
-        measure(max(speeds, key=speeds.__getitem__)[0], 1)
-    size, workers = max(speeds, key=speeds.__getitem__)
-    return {"size": size, "workers": workers}, {
-        f"{s} x {job.work.batch // s}, {w} workers": v for (s, w), v in speeds.items()
-    }
+        measure(replace(best(), workers=1))
+        measure(replace(best(), compiled=True))
+    return best(), speeds
 
 
 def train(
-    job: Job, pairs: Sequence[PreferencePair], num_turns: int, ask: Callable[[float | None], str], **settings: int
+    job: Job, pairs: Sequence[PreferencePair], num_turns: int, ask: Callable[[float | None], str], setting: Setting
 ) -> None:
     """Run TRL's own loop; between turns it waits in `ask`, which gets the last turn's result."""
-    trainer = _trainer(job, pairs, max_steps=num_turns * job.work.steps, **settings)
+    trainer = _trainer(job, pairs, setting, max_steps=num_turns * job.work.steps)
     trainer.add_callback(_waiting(job.work.steps, ask))
     trainer.train()
 
@@ -367,9 +387,8 @@ def _waiting(steps: int, ask: Callable[[float | None], str]) -> Any:
 def _trainer(
     job: Job,
     pairs: Sequence[PreferencePair],
+    setting: Setting,
     *,
-    size: int,
-    workers: int,
     max_steps: int,
     lr: float = TIMED_LR,
     clip: float = 1.0,
@@ -386,9 +405,10 @@ def _trainer(
     config = DPOConfig(
         output_dir=str(job.checkpoint / "trl"),
         beta=BETA,
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=job.work.batch // size,
-        dataloader_num_workers=workers,
+        per_device_train_batch_size=setting.size,
+        gradient_accumulation_steps=job.work.batch // setting.size,
+        torch_compile=setting.compiled,
+        dataloader_num_workers=setting.workers,
         dataloader_persistent_workers=False,
         dataloader_pin_memory=False,
         gradient_checkpointing=False,
@@ -412,12 +432,12 @@ def _trainer(
     return DPOTrainer(
         model=model,
         args=config,
-        train_dataset=_dataset(pairs, shows=shows),
+        train_dataset=dataset(pairs, shows=shows),
         processing_class=processor if shows else processor.tokenizer,
     )
 
 
-def _dataset(pairs: Sequence[PreferencePair], *, shows: bool) -> Any:
+def dataset(pairs: Sequence[PreferencePair], *, shows: bool = True) -> Any:
     """Pictures are at hand in memory: TRL has none to read and none to decompress."""
     from datasets import Dataset
     from PIL import Image as PillowImage
@@ -435,12 +455,12 @@ def _dataset(pairs: Sequence[PreferencePair], *, shows: bool) -> Any:
     return Dataset.from_dict({"number": list(range(len(pairs)))}).with_transform(look_up)
 
 
-def _trace_trl(job: Job, pairs: Sequence[PreferencePair], *, size: int, workers: int) -> Trace:
-    """With the settings that are timed."""
+def _trace_trl(job: Job, pairs: Sequence[PreferencePair], setting: Setting) -> Trace:
+    """With the setting that is timed."""
     from transformers import TrainerCallback
 
     steps = min(CHECKED_STEPS, len(pairs) // job.work.batch)
-    trainer = _trainer(job, pairs, size=size, workers=workers, max_steps=steps, lr=CHECKED_LR, clip=0.0)
+    trainer = _trainer(job, pairs, setting, max_steps=steps, lr=CHECKED_LR, clip=0.0)
     gradients, losses = {}, []
     compute = trainer.compute_loss
 
@@ -458,6 +478,6 @@ def _trace_trl(job: Job, pairs: Sequence[PreferencePair], *, size: int, workers:
     trainer.add_callback(Watching())
     before = _arrays(trainer.model, lambda parameter: parameter)
     trainer.train()
-    passes = job.work.batch // size
+    passes = job.work.batch // setting.size
     losses = [statistics.mean(losses[first : first + passes]) for first in range(0, len(losses), passes)]
     return Trace(losses=losses, gradients=gradients, moved=_moved(before, trainer.model, lambda parameter: parameter))

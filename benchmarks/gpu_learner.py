@@ -5,8 +5,8 @@
 Full fine-tuning of policies with the shape of Qwen2.5-VL and random weights, in bfloat16 with float32 master weights:
 a picture and a long prompt with two long answers, 4 k tokens as one tree. FLOPs are counted as 6 per weight and token
 (the head for answers' tokens only) and 12 per attended pair, hidden unit and layer; what is recomputed is not counted.
-TRL runs the same pairs in bfloat16 autocast over float32 weights; the two do not fit the GPU at once and run one after
-the other.
+TRL runs the same pairs in bfloat16 autocast over float32 weights, and is not tried compiled; the two do not fit the GPU at
+once and run one after the other.
 """
 
 from __future__ import annotations

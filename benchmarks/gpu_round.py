@@ -4,8 +4,8 @@
 
 As `benchmarks.round`, with a policy of random weights that has Qwen2-VL-2B's language model, in bfloat16 with float32
 master weights on both sides. With pictures TRL answers with transformers' `generate`: with vLLM it would train without
-seeing them. Without pictures it answers with vLLM in its own process. One side runs after the other, each with the
-whole GPU.
+seeing them. Without pictures it answers with vLLM in its own process. TRL is not tried compiled. One side runs after the
+other, each with the whole GPU.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ WARMUP = 1
 TRIED_TURNS = 3
 """Turns in which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose a slow one."""
 BETA = 0.1
+MOST_TURNS = 1000
 TIMED_LR = 1e-7
 """So small that recorded log-probabilities stay those of the weights over all turns, and are checked in each."""
 CHECKED_LR = 2e-5
@@ -310,7 +311,7 @@ def serve_trl(pipe: Any, job: Job) -> None:
         return question
 
     if question != END:
-        train(job, pairs, job.num_turns, ask, setting)
+        train(job, pairs, ask, setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,6 +329,13 @@ class Setting:
         return f"{self.size} a pass, {self.workers} workers" + (", compiled" if self.compiled else "")
 
 
+def num_compiled() -> int:
+    """Graphs that `torch.compile` has compiled in this process: a turn in which there were some is done again."""
+    from torch._dynamo.utils import counters
+
+    return counters["stats"]["unique_graphs"]
+
+
 def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> tuple[Setting, dict[Setting, float]]:
     """That with which TRL is fastest, and the pairs per second of each that was tried."""
     speeds: dict[Setting, float] = {}
@@ -340,9 +348,9 @@ def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> tuple[Setting, di
 
         def ask(result: float | None) -> str:
             results.extend([] if result is None else [result])
-            return "turn"
+            return "turn" if len(results) < WARMUP + TRIED_TURNS else END
 
-        train(job, pairs, WARMUP + TRIED_TURNS, ask, setting)
+        train(job, pairs, ask, setting)
         speeds[setting] = job.work.pairs_per_turn / min(results[WARMUP:])
 
     sizes = [size for size in job.work.tried_sizes if job.work.batch % size == 0]
@@ -354,11 +362,9 @@ def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> tuple[Setting, di
     return best(), speeds
 
 
-def train(
-    job: Job, pairs: Sequence[PreferencePair], num_turns: int, ask: Callable[[float | None], str], setting: Setting
-) -> None:
-    """Run TRL's own loop; between turns it waits in `ask`, which gets the last turn's result."""
-    trainer = _trainer(job, pairs, setting, max_steps=num_turns * job.work.steps)
+def train(job: Job, pairs: Sequence[PreferencePair], ask: Callable[[float | None], str], setting: Setting) -> None:
+    """Run TRL's own loop; between turns it waits in `ask`, which gets the last turn's result, until that says `END`."""
+    trainer = _trainer(job, pairs, setting, max_steps=MOST_TURNS * job.work.steps)
     trainer.add_callback(_waiting(job.work.steps, ask))
     trainer.train()
 
@@ -367,19 +373,23 @@ def _waiting(steps: int, ask: Callable[[float | None], str]) -> Any:
     from transformers import TrainerCallback
 
     class Waiting(TrainerCallback):
-        def begin(self, result: float | None) -> None:
-            self.question = ask(result)
+        def begin(self) -> None:
+            self.num_compiled = num_compiled()
             self.resident = reset_peak() if self.question == "peak" else 0
             self.started = time.perf_counter()
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.begin(None)
+            self.question = ask(None)
+            self.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % steps == 0:
-                took = time.perf_counter() - self.started
-                self.begin(peak_bytes() - self.resident if self.question == "peak" else took)
+            if state.global_step % steps:
+                return
+            took = time.perf_counter() - self.started
+            if num_compiled() == self.num_compiled:
+                self.question = ask(peak_bytes() - self.resident if self.question == "peak" else took)
                 control.should_training_stop = self.question == END
+            self.begin()
 
     return Waiting()
 

@@ -5,9 +5,10 @@
 Ours is the loop as a run has it (`rlsys.rounds.run_rounds` at staleness 0): answers by vLLM, rewards, pairs, journal,
 optimizer steps, checkpoint, weight update with its proof. TRL's is its own training loop with the way to answer that
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
-step and the precision that are fastest. Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), the same cores;
-whoever waits sleeps; a turn is three rounds of ours and one of TRL's. Each side takes the precision that is faster for it:
-TRL is tried in both, ours is bfloat16 beside float32 weights, on cores that multiply in bfloat16.
+step and the precision that are fastest, compiled (`torch_compile`) if that is faster still. Same policy, prompts, reward and
+loss (sigmoid DPO, beta 0.1), the same cores; whoever waits sleeps; a turn is three rounds of ours and one of TRL's. Each side
+takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside float32 weights, on cores that
+multiply in bfloat16.
 """
 
 from __future__ import annotations
@@ -117,8 +118,8 @@ def _settings(job: Job, settings: dict[str, Any]) -> str:
     tried = ", ".join(f"{setting}: {speed:.3g}" for setting, speed in speeds.items() if speed)
     said = f" (pairs/s of a step with each setting tried: {tried})" if tried else ""
     return (
-        f"Ours trains {job.batch} pairs a step in {job.precision}; TRL answers and trains {best.size} prompts a step in "
-        f"{best.precision}{said}. {job.untried}"
+        f"Ours trains {job.batch} pairs a step in {job.precision}; TRL answers and trains, prompts a step, {best}{said}. "
+        f"{job.untried}"
     ).strip()
 
 
@@ -204,7 +205,7 @@ def _at_best(job: Job) -> Job:
     """Every engine of ours answers its part of a round in one call."""
     precision = "bf16" if "amx_bf16" in CPU_FACTS.read_text() else "fp32"
     words = (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}")
-    return replace(job, words=words, precision=precision, precisions=("fp32", "bf16"))
+    return replace(job, words=words, precision=precision, precisions=("fp32", "bf16"), compiles=True)
 
 
 NOTE = (

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from actors.engines.vllm import Vllm, VllmEngine
 from actors.engines.vllm_records import FORBIDDEN_BIAS
-from benchmarks.learner_sides import END
+from benchmarks.learner_sides import END, num_compiled
 from rlsys.app.cores import CoreClock
 from rlsys.records import Critique, Generation, PreferencePair, Prompt, RolloutGroup, Verdict
 from rlsys.scenes.source import make_prompt, read_id
@@ -55,6 +55,8 @@ class Job:
     """Of ours, `fp32` or `bf16`."""
     precisions: tuple[str, ...] = ("fp32",)
     """In which TRL is tried with each of these numbers. The fastest of all settings counts."""
+    compiles: bool = False
+    """TRL is also tried compiled, which takes minutes."""
     untried: str = ""
     """Why larger ones are not among them."""
     words: tuple[str, ...] = ()
@@ -75,10 +77,13 @@ class Setting:
     """What TRL is run with."""
 
     size: int
+    """Prompts per step."""
     precision: str
+    compiled: bool = False
+    """With `torch_compile`, whose minutes of compilation are not counted."""
 
     def __str__(self) -> str:
-        return f"{self.size} in {self.precision}"
+        return f"{self.size} in {self.precision}" + (" compiled" if self.compiled else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,13 +272,9 @@ def our_rounds(job: Job) -> Iterator[Ours]:
 
 def serve_trl(pipe: Any, job: Job) -> None:
     """Says its settings, then answers every `turn` with a `Turn`, until it is told to end."""
-    # TRL's vLLM cannot be ended, so that only one trainer can be made with it.
     settings = [Setting(size=size, precision=precision) for precision in job.precisions for size in job.tried]
-    speeds = (
-        {one: speed for one in settings if (speed := _trial(job, one))} if len(settings) > 1 else {settings[0]: 0.0}
-    )
-    if not speeds:
-        raise MemoryError(f"TRL does not fit with any of its settings: {', '.join(map(str, settings))}")
+    # TRL's vLLM cannot be ended, so that only one trainer can be made with it.
+    speeds = _speeds(job, settings) if len(settings) > 1 else {settings[0]: 0.0}
     best = max(speeds, key=speeds.__getitem__)
     pipe.send(("answer", {"best": best, "pairs per second": speeds}))
     question = pipe.recv()
@@ -286,7 +287,22 @@ def serve_trl(pipe: Any, job: Job) -> None:
         return question
 
     if question != END:
-        _train(job, best, steps=job.num_prompts // best.size, num_turns=MOST_ROUNDS, ask=ask)
+        _train(job, best, steps=job.num_prompts // best.size, ask=ask)
+
+
+def _speeds(job: Job, settings: Sequence[Setting]) -> dict[Setting, float]:
+    """Pairs per second with each that fits, and with the fastest of them compiled where the job says so.
+
+    Raises:
+        MemoryError: none fits.
+    """
+    speeds = {one: speed for one in settings if (speed := _trial(job, one))}
+    if not speeds:
+        raise MemoryError(f"TRL does not fit with any of its settings: {', '.join(map(str, settings))}")
+    if job.compiles:
+        compiled = replace(max(speeds, key=speeds.__getitem__), compiled=True)
+        speeds[compiled] = _trial(job, compiled)
+    return speeds
 
 
 def _trial(job: Job, setting: Setting) -> float:
@@ -300,7 +316,7 @@ def _trial(job: Job, setting: Setting) -> float:
         return END if len(found) > TRIED_STEPS else "turn"
 
     try:
-        _train(job, setting, steps=1, num_turns=1 + TRIED_STEPS, ask=ask)
+        _train(job, setting, steps=1, ask=ask)
     except torch.OutOfMemoryError:
         return 0.0
     finally:
@@ -310,10 +326,10 @@ def _trial(job: Job, setting: Setting) -> float:
     return max(turn.speed for turn in found[1:])
 
 
-def _train(job: Job, setting: Setting, *, steps: int, num_turns: int, ask: Callable[[Turn | None], str]) -> None:
+def _train(job: Job, setting: Setting, *, steps: int, ask: Callable[[Turn | None], str]) -> None:
     """Run TRL's own loop; between turns of so many steps it waits in `ask`, which gets the last turn."""
     meter = Meter()
-    trainer = _trainer(job, setting, max_steps=steps * num_turns, reward_func=meter.reward)
+    trainer = _trainer(job, setting, max_steps=steps * MOST_ROUNDS, reward_func=meter.reward)
     meter.watch(trainer)
     trainer.add_callback(_waiting(steps, meter, ask))
     trainer.train()
@@ -397,16 +413,22 @@ def _waiting(steps: int, meter: Meter, ask: Callable[[Turn | None], str]) -> Any
     from transformers import TrainerCallback
 
     class Waiting(TrainerCallback):
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            ask(None)
+        def begin(self) -> None:
+            self.num_compiled = num_compiled()
             meter.begin()
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            ask(None)
+            self.begin()
+
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % steps == 0:
-                if torch.cuda.is_available():
-                    torch.cuda.synchronize()
+            if state.global_step % steps:
+                return
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if num_compiled() == self.num_compiled:
                 control.should_training_stop = ask(meter.turn()) == END
-                meter.begin()
+            self.begin()
 
     return Waiting()
 
@@ -448,6 +470,7 @@ def _trainer(job: Job, setting: Setting, *, max_steps: int, reward_func: Callabl
         train_sampling_strategy="sequential",
         use_cpu=not on_gpu,
         bf16=setting.precision == "bf16",
+        torch_compile=setting.compiled,
         dataloader_pin_memory=False,
         logging_strategy="no",
         save_strategy="no",

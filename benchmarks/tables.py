@@ -28,6 +28,8 @@ ON_GPU = {
     "gpu_placement": ("a round's stages at once on the GPU, against one after the other", ""),
 }
 """Programs that need a GPU, in the order in which they run: what they measure, and their target."""
+TRIES_COMPILED = ("learner", "round")
+"""Programs that try TRL with `torch_compile` too, and say so of what they have tried; results of their older forms do not."""
 
 HEAD = """\
 # Benchmarks
@@ -77,14 +79,25 @@ def _summary(results: dict[str, Any]) -> list[str]:
 
 
 def _origins(results: dict[str, Any]) -> list[str]:
-    """That the page is not of one run, if it is not."""
+    """That the page is not of one run, if it is not, and where the other side was not at its best."""
+    lines: list[str] = []
+    uncompiled = [
+        name
+        for name, one in results.items()
+        if name in TRIES_COMPILED and not any("compiled" in row["note"] for row in one["rows"])
+    ]
+    if uncompiled:
+        lines += [
+            "",
+            f"{' and '.join(uncompiled)}: TRL was not tried compiled, which can make it faster than it is here.",
+        ]
     commits: dict[str, list[str]] = {}
     for name, one in results.items():
         commits.setdefault(f"{one['measured']['commit']} on {one['measured']['processor']}", []).append(name)
-    if len(commits) < 2:
-        return []
-    runs = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
-    return ["", f"Not all from one run: {runs}."]
+    if len(commits) > 1:
+        runs = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
+        lines += ["", f"Not all from one run: {runs}."]
+    return lines
 
 
 def _section(name: str, one: dict[str, Any], level: str = "##") -> list[str]:

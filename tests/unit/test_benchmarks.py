@@ -225,6 +225,16 @@ def test_a_page_that_is_not_of_one_run_says_so(tmp_path):
     )
 
 
+def test_a_page_says_where_the_other_side_was_not_tried_compiled(tmp_path):
+    said = "learner and round: TRL was not tried compiled"
+    write(tmp_path, "learner", [{**ROW, "note": "TRL's settings tried: 8 a pass."}])
+    write(tmp_path, "round", [ROW])
+    assert said in tables.page(tmp_path)
+    for name in ("learner", "round"):
+        write(tmp_path, name, [ROW, {**ROW, "note": "TRL's settings tried: 8 a pass, 8 a pass, compiled."}])
+    assert "not tried compiled" not in tables.page(tmp_path)
+
+
 def pair(prompt_tokens, answer_tokens):
     prompt = SimpleNamespace(id=str(prompt_tokens))
     chosen, rejected = (SimpleNamespace(token_ids=[0] * answer_tokens) for _ in range(2))

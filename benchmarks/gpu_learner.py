@@ -22,10 +22,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks import learner_sides, sides
+from benchmarks import sides
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, Qwen, make_model, matrix_rate, on_gpu, options, synchronized
 from benchmarks.harness import Row, Spread, Target, table, write
+from benchmarks.learner_sides import Job
+from benchmarks.learner_trl import dataset
 from benchmarks.learner_work import Work, with_logprobs
+from benchmarks.processes import END, JobSide
 from rlsys.records import PreferencePair, Probe
 
 LR = 1e-7
@@ -202,7 +205,7 @@ def _said(tried: dict[tuple[bool, int], float]) -> str:
 # TRL -------------------------------------------------------------------------------------------------------------
 
 
-def serve_trl(pipe: Any, job: learner_sides.Job) -> None:
+def serve_trl(pipe: Any, job: Job) -> None:
     """Seconds of every turn, with the fastest of the settings."""
     import torch
 
@@ -219,11 +222,11 @@ def serve_trl(pipe: Any, job: learner_sides.Job) -> None:
     best = max(tried, key=tried.__getitem__, default=None)
     seconds = [] if best is None else _train(job, pairs, job.num_turns, *best)
     pipe.send(("answer", {"seconds": seconds, "tried": tried}))
-    while pipe.recv() != learner_sides.END:
+    while pipe.recv() != END:
         pass
 
 
-def _train(job: learner_sides.Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> list[float]:
+def _train(job: Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> list[float]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import DPOConfig, DPOTrainer
@@ -261,7 +264,7 @@ def _train(job: learner_sides.Job, pairs: Any, num_turns: int, recompute: bool, 
     trainer = DPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32),
         args=config,
-        train_dataset=learner_sides.dataset(pairs),
+        train_dataset=dataset(pairs),
         processing_class=AutoProcessor.from_pretrained(job.checkpoint),
     )
     trainer.add_callback(Clock())
@@ -281,9 +284,9 @@ def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch:
         folder = work.make_checkpoint(Path(scratch))
         turns, tried = ours(work, folder, repeats)
-        theirs = learner_sides.JobSide(serve_trl)
+        theirs = JobSide(serve_trl)
         try:
-            found = theirs.begin(learner_sides.Job(work=work, checkpoint=folder, num_turns=WARMUP + repeats))
+            found = theirs.begin(Job(work=work, checkpoint=folder, num_turns=WARMUP + repeats))
             theirs.end()
         finally:
             theirs.close()

@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
-from benchmarks.learner_sides import ALLOCATOR, CHECKED_STEPS, WARMUP, Job, JobSide, sides
+from benchmarks.learner_sides import CHECKED_STEPS, WARMUP, Job, serve_ours
+from benchmarks.learner_trl import serve_trl
 from benchmarks.learner_work import LARGER_MODEL, Work
+from benchmarks.processes import JobSide
+from benchmarks.trl_turns import ALLOCATOR
 
 LARGEST_DIFFERENCE = {"fp32": 5e-5, "bf16": 5e-3}
 """Of losses and gradients: an answer of 400 tokens has a log-probability of -1800 nats, which float32 rounds by 1e-4. In
@@ -77,6 +81,17 @@ _TOWER = (
     "which shows it to the policy and to the reference for each answer, more than it saves us."
 )
 _IN_LOOP, _BEFORE = "in every step, as its vision path has to", "before training (precompute_ref_log_probs), uncounted"
+
+
+@contextmanager
+def sides() -> Iterator[tuple[JobSide, JobSide]]:
+    """Our process and TRL's."""
+    both = JobSide(serve_ours), JobSide(serve_trl)
+    try:
+        yield both
+    finally:
+        for side in both:
+            side.close()
 
 
 def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, repeats: int) -> Row:

@@ -26,9 +26,11 @@ from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
-from benchmarks.learner_sides import ALLOCATOR, JobSide
 from benchmarks.models import scenes_models
-from benchmarks.round_sides import Job, Turn, our_rounds, serve_trl
+from benchmarks.processes import JobSide
+from benchmarks.round_sides import Job, Turn, our_rounds
+from benchmarks.round_trl import serve_trl
+from benchmarks.trl_turns import ALLOCATOR
 from rlsys.machine import may_have_gpus, this_machine
 from rlsys.progress import quiet_libraries
 from rlsys.scenes.policy import Shape, make_policy

@@ -1,14 +1,13 @@
-"""A whole online round on both sides: the loop of this package, and TRL's OnlineDPOTrainer in a process of its own."""
+"""Our side of a whole online round, and what TRL's shares with it: the job, what a turn reports, and the reward."""
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any, ClassVar
 
 from actors.engines.vllm import Vllm, VllmEngine
 from actors.engines.vllm_records import FORBIDDEN_BIAS
-from benchmarks.learner_sides import END, num_compiled
 from rlsys.app.cores import CoreClock
 from rlsys.records import Critique, Generation, PreferencePair, Prompt, RolloutGroup, Verdict
 from rlsys.scenes.source import make_prompt, read_id
@@ -26,8 +24,6 @@ from rlsys.scenes.world import sample
 MOST_ROUNDS = 1000
 ROUNDS_A_TURN = 3
 """Of ours. The next round's answers begin while a checkpoint is written; before the first and after the last there is none."""
-TRIED_STEPS = 2
-"""Counted steps with which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BETA = 0.1
 LR = 1e-7
@@ -70,20 +66,6 @@ class Job:
         """The same ones for both sides."""
         found = [make_prompt("online", index, "describe") for index in range(start, start + count)]
         return found if self.shows else [replace(prompt, images=()) for prompt in found]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
-    """What TRL is run with."""
-
-    size: int
-    """Prompts per step."""
-    precision: str
-    compiled: bool = False
-    """With `torch_compile`, whose minutes of compilation are not counted."""
-
-    def __str__(self) -> str:
-        return f"{self.size} in {self.precision}" + (" compiled" if self.compiled else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,242 +247,3 @@ def our_rounds(job: Job) -> Iterator[Ours]:
         ) as (parts, _),
     ):
         yield Ours(parts)
-
-
-# TRL -------------------------------------------------------------------------------------------------------------
-
-
-def serve_trl(pipe: Any, job: Job) -> None:
-    """Says its settings, then answers every `turn` with a `Turn`, until it is told to end."""
-    settings = [Setting(size=size, precision=precision) for precision in job.precisions for size in job.tried]
-    # TRL's vLLM cannot be ended, so that only one trainer can be made with it.
-    speeds = _speeds(job, settings) if len(settings) > 1 else {settings[0]: 0.0}
-    best = max(speeds, key=speeds.__getitem__)
-    pipe.send(("answer", {"best": best, "pairs per second": speeds}))
-    question = pipe.recv()
-
-    def ask(result: Turn | None) -> str:
-        nonlocal question
-        if result is not None:
-            pipe.send(("answer", result))
-            question = pipe.recv()
-        return question
-
-    if question != END:
-        _train(job, best, steps=job.num_prompts // best.size, ask=ask)
-
-
-def _speeds(job: Job, settings: Sequence[Setting]) -> dict[Setting, float]:
-    """Pairs per second with each that fits, and with the fastest of them compiled where the job says so.
-
-    Raises:
-        MemoryError: none fits.
-    """
-    speeds = {one: speed for one in settings if (speed := _trial(job, one))}
-    if not speeds:
-        raise MemoryError(f"TRL does not fit with any of its settings: {', '.join(map(str, settings))}")
-    if job.compiles:
-        compiled = replace(max(speeds, key=speeds.__getitem__), compiled=True)
-        speeds[compiled] = _trial(job, compiled)
-    return speeds
-
-
-def _trial(job: Job, setting: Setting) -> float:
-    """Pairs per second of the fastest of `TRIED_STEPS`, after another one; 0 if it does not fit the GPU."""
-    import torch
-
-    found: list[Turn] = []
-
-    def ask(result: Turn | None) -> str:
-        found.extend([] if result is None else [result])
-        return END if len(found) > TRIED_STEPS else "turn"
-
-    try:
-        _train(job, setting, steps=1, ask=ask)
-    except torch.OutOfMemoryError:
-        return 0.0
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return max(turn.speed for turn in found[1:])
-
-
-def _train(job: Job, setting: Setting, *, steps: int, ask: Callable[[Turn | None], str]) -> None:
-    """Run TRL's own loop; between turns of so many steps it waits in `ask`, which gets the last turn."""
-    meter = Meter()
-    trainer = _trainer(job, setting, max_steps=steps * MOST_ROUNDS, reward_func=meter.reward)
-    meter.watch(trainer)
-    trainer.add_callback(_waiting(steps, meter, ask))
-    trainer.train()
-
-
-class Meter:
-    """What TRL's trainer does between two looks."""
-
-    def __init__(self) -> None:
-        self._said: dict[str, list[float]] = {"logps/chosen": [], "logps/rejected": []}
-        self.begin()
-
-    def begin(self) -> None:
-        """A turn begins."""
-        self._started = time.perf_counter()
-        self._lengths: list[int] = []
-        self._losses: list[float] = []
-        self._num_pairs = 0
-        self._num_said = len(self._said["logps/chosen"])
-        self._stages = {"generate": 0.0, "generate, train and reward": 0.0}
-
-    def watch(self, trainer: Any) -> None:
-        """Keep the time of its methods, the losses, and what it says of itself."""
-        self._said = trainer.stats
-        self._end_ids = {trainer._tokenizer.pad_token_id, *trainer.eos_token_ids}
-        answering = "_generate_vllm" if trainer.use_vllm else "_generate"
-        setattr(trainer, answering, self._clocked("generate", getattr(trainer, answering)))
-        trainer.training_step = self._clocked("generate, train and reward", trainer.training_step)
-
-    def _clocked(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*arguments: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            result = method(*arguments, **options)
-            if name != "generate":
-                self._losses.append(float(result))
-            self._stages[name] += time.perf_counter() - started
-            return result
-
-        return run
-
-    def reward(self, completions: Any, completion_ids: Any, prompt_id: Any, question: Any, **_: Any) -> list[float]:
-        """TRL's reward function: that of our side."""
-        texts = [one[0]["content"] for one in completions]
-        scores = [reward(*asked) for asked in zip(prompt_id, question, texts, strict=True)]
-        half = len(scores) // 2
-        self._num_pairs += sum(a != b for a, b in zip(scores[:half], scores[half:], strict=True))
-        self._lengths += [_length(ids, self._end_ids) for ids in completion_ids]
-        return scores
-
-    def turn(self) -> Turn:
-        """What happened since it began."""
-        seconds = time.perf_counter() - self._started
-        whole = self._stages["generate, train and reward"]
-        stages = {
-            "generate": self._stages["generate"],
-            "train and reward": whole - self._stages["generate"],
-            "loader and optimizer": seconds - whole,
-        }
-        return Turn(
-            seconds=seconds,
-            num_pairs=self._num_pairs,
-            lengths=tuple(self._lengths),
-            loss=statistics.mean(self._losses),
-            logprob=self._logprob(),
-            stages=stages,
-        )
-
-    def _logprob(self) -> float:
-        """Of a token; TRL keeps the mean over a step's answers, of which every step has as many."""
-        of_answers = [self._said[f"logps/{kind}"][self._num_said :] for kind in ("chosen", "rejected")]
-        return statistics.mean([*of_answers[0], *of_answers[1]]) / statistics.mean(self._lengths)
-
-
-def _length(ids: Sequence[int], ends: set[int]) -> int:
-    """Tokens of an answer, the ending one included, without what it is padded with."""
-    return next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
-
-
-def _waiting(steps: int, meter: Meter, ask: Callable[[Turn | None], str]) -> Any:
-    import torch
-    from transformers import TrainerCallback
-
-    class Waiting(TrainerCallback):
-        def begin(self) -> None:
-            self.num_compiled = num_compiled()
-            meter.begin()
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            ask(None)
-            self.begin()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % steps:
-                return
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            if num_compiled() == self.num_compiled:
-                control.should_training_stop = ask(meter.turn()) == END
-            self.begin()
-
-    return Waiting()
-
-
-def _trainer(job: Job, setting: Setting, *, max_steps: int, reward_func: Callable[..., list]) -> Any:
-    # The engine must be in this process for TRL to reach its weights.
-    os.environ.update(TRL_EXPERIMENTAL_SILENCE="1", VLLM_ENABLE_V1_MULTIPROCESSING="0")
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
-
-    from rlsys.chat import Chat
-
-    on_gpu, chat = torch.cuda.is_available(), Chat(Path(job.folder))
-    # TRL's mixed precision, as our learner's, keeps float32 weights beside what is multiplied in bfloat16.
-    model = AutoModelForImageTextToText.from_pretrained(job.folder, dtype=torch.float32)
-    forbidden = sorted(chat.special | chat.ends if job.full else chat.special - chat.ends)
-    banned = {"logit_bias": dict.fromkeys(forbidden, FORBIDDEN_BIAS)} if job.vllm else {"suppress_tokens": forbidden}
-    config = OnlineDPOConfig(
-        output_dir=tempfile.mkdtemp(prefix="trl-"),
-        beta=BETA,
-        loss_type="sigmoid",
-        per_device_train_batch_size=setting.size,
-        gradient_accumulation_steps=1,
-        gradient_checkpointing=False,
-        max_new_tokens=job.max_tokens,
-        max_length=job.max_tokens + 256,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=-1 if job.vllm else 0,
-        generation_kwargs=banned,
-        use_vllm=job.vllm,
-        vllm_gpu_memory_utilization=0.3,
-        max_steps=max_steps,
-        learning_rate=LR,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        train_sampling_strategy="sequential",
-        use_cpu=not on_gpu,
-        bf16=setting.precision == "bf16",
-        torch_compile=setting.compiled,
-        dataloader_pin_memory=False,
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    processor = AutoProcessor.from_pretrained(job.folder)
-    return OnlineDPOTrainer(
-        model=model,
-        reward_funcs=reward_func,
-        args=config,
-        train_dataset=_dataset(job, max_steps * setting.size),
-        processing_class=processor,
-    )
-
-
-def _dataset(job: Job, count: int) -> Any:
-    """A prompt is drawn when the loader asks for it, as on our side."""
-    from datasets import Dataset
-    from PIL import Image as PillowImage
-
-    def look_up(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        prompts = [job.prompts(number, 1)[0] for number in batch["number"]]
-        columns: dict[str, list[Any]] = {
-            "prompt": [[{"role": "user", "content": prompt.question}] for prompt in prompts],
-            "prompt_id": [prompt.id for prompt in prompts],
-            "question": [prompt.question for prompt in prompts],
-        }
-        if job.shows:
-            columns["image"] = [PillowImage.fromarray(prompt.images[0].pixels) for prompt in prompts]
-        return columns
-
-    return Dataset.from_dict({"number": list(range(count))}).with_transform(look_up)

@@ -59,8 +59,9 @@ def page(results: Path = RESULTS) -> str:
     here = {name: found[name] for name in NAMES if name in found}
     others = {name: one for name, one in found.items() if name not in here and name not in ON_GPU}
     on_gpu = {name: found[name] for name in ON_GPU if name in found}
-    lines = [HEAD, "## Targets", "", *_summary({**here, **others}), *_origins({**here, **others})]
-    for name, one in {**here, **others}.items():
+    all_here = {**here, **others}
+    lines = [HEAD, "## Targets", "", *_summary(all_here), *_uncompiled(all_here), *_origins(all_here)]
+    for name, one in all_here.items():
         lines += ["", *_section(name, one)]
     missing = [name for name in NAMES if name not in here]
     if missing:
@@ -79,25 +80,26 @@ def _summary(results: dict[str, Any]) -> list[str]:
 
 
 def _origins(results: dict[str, Any]) -> list[str]:
-    """That the page is not of one run, if it is not, and where the other side was not at its best."""
-    lines: list[str] = []
-    uncompiled = [
-        name
-        for name, one in results.items()
-        if name in TRIES_COMPILED and not any("compiled" in row["note"] for row in one["rows"])
-    ]
-    if uncompiled:
-        lines += [
-            "",
-            f"{' and '.join(uncompiled)}: TRL was not tried compiled, which can make it faster than it is here.",
-        ]
+    """That the page is not of one run, if it is not."""
     commits: dict[str, list[str]] = {}
     for name, one in results.items():
         commits.setdefault(f"{one['measured']['commit']} on {one['measured']['processor']}", []).append(name)
-    if len(commits) > 1:
-        runs = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
-        lines += ["", f"Not all from one run: {runs}."]
-    return lines
+    if len(commits) < 2:
+        return []
+    runs = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
+    return ["", f"Not all from one run: {runs}."]
+
+
+def _uncompiled(results: dict[str, Any]) -> list[str]:
+    """Where the other side may not have been at its best."""
+    names = [
+        name
+        for name in TRIES_COMPILED
+        if name in results and not any("compiled" in row["note"] for row in results[name]["rows"])
+    ]
+    if not names:
+        return []
+    return ["", f"{' and '.join(names)}: TRL was not tried compiled, which can make it faster than it is here."]
 
 
 def _section(name: str, one: dict[str, Any], level: str = "##") -> list[str]:

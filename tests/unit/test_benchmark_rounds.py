@@ -7,7 +7,8 @@ import pytest
 from benchmarks.gpu_learner import QwenWork
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B
 from benchmarks.round import _check, limits
-from benchmarks.round_sides import Job, Meter, Turn, _length, reward
+from benchmarks.round_sides import Job, Turn, reward
+from benchmarks.round_trl import Meter, _length
 
 JOB = Job(folder="nowhere", num_prompts=4, max_tokens=3)
 PROMPT = "scenes/online/0/describe"

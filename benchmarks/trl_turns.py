@@ -1,0 +1,53 @@
+"""TRL's trainers, held between turns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.processes import END
+
+ALLOCATOR = (
+    "TRL's process has the allocator's own settings; started with MALLOC_MMAP_MAX_=0 and "
+    "MALLOC_TRIM_THRESHOLD_=2147483647 this program measures it with those of ours (`learners/allocator.py`)."
+)
+
+
+def between_turns(
+    steps: int, ask: Callable[[Any], str], *, begin: Callable[[str], None], end: Callable[[], Any]
+) -> Any:
+    """A trainer's callback that waits in `ask` before each turn of so many steps, until that says `END`.
+
+    A turn in which something was compiled is done again: compilation is not counted.
+
+    Args:
+        ask: gets what `end` says of the last turn, `None` before the first; returns the next question.
+        begin: told the question when its turn begins.
+    """
+    import torch
+    from torch._dynamo.utils import counters
+    from transformers import TrainerCallback
+
+    def num_compiled() -> int:
+        return counters["stats"]["unique_graphs"]
+
+    class BetweenTurns(TrainerCallback):
+        def begin(self) -> None:
+            self.num_compiled = num_compiled()
+            begin(self.question)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.question = ask(None)
+            self.begin()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % steps:
+                return
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if num_compiled() == self.num_compiled:
+                self.question = ask(end())
+                control.should_training_stop = self.question == END
+            self.begin()
+
+    return BetweenTurns()

@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks import cpu
 from rlsys.metrics import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -132,7 +133,7 @@ def environment() -> dict[str, Any]:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "cores": len(os.sched_getaffinity(0)),
-        "processor": _processor(),
+        "processor": cpu.name(),
         "memory_gib": round(kilobytes / (1 << 20), 1),
         "gpus": _gpus(),
         "python": platform.python_version(),
@@ -203,13 +204,6 @@ def _commit() -> str:
     written = (f":!benchmarks/{name}" for name in (RESULTS.name, "README.md"))
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
-
-
-def _processor() -> str:
-    with open("/proc/cpuinfo") as lines:
-        return next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine()
-        )
 
 
 def _gpus() -> list[str]:

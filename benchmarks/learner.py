@@ -4,8 +4,8 @@ Ours is a learner's rank as a run has it: wire frames decoded, records collated,
 forward, backward, DeepSpeed's AdamW. TRL's is its own training loop, without gradient checkpointing, with whichever
 number of pairs per forward pass and of loader processes is fastest, compiled (`torch_compile`) if that is faster still, and
 pictures at hand in memory. Same weights, same pairs in the same order, same precision, two threads each, every picture new
-in every turn. In bfloat16 both sides keep weights and moments in float32: ours casts the weights once a step, TRL (autocast)
-wherever they are used.
+in every turn. Cases with a target are measured in bfloat16 too where the cores multiply in it; both sides then keep weights
+and moments in float32: ours casts the weights once a step, TRL (autocast) wherever they are used.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cpu
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
 from benchmarks.learner_sides import CHECKED_STEPS, WARMUP, Job, serve_ours
@@ -62,12 +63,12 @@ _IN_FLOAT32: tuple[tuple[Work, Target | None], ...] = (
     ),
 )
 _BF16 = ", bf16"
-CASES = _IN_FLOAT32 + tuple(
+_IN_BFLOAT16 = tuple(
     (replace(work, name=work.name + _BF16, precision="bf16"), target)
     for work, target in _IN_FLOAT32
     if target is not None
 )
-"""Those with a target in both precisions."""
+_WITHOUT_BFLOAT16 = ", in float32: these cores do not multiply in bfloat16"
 MEMORY = replace(
     SCENES, name="memory of a step of 32 pairs, vocabulary of 150 000", vocabulary=150_000, steps=1, tried_sizes=(32,)
 )
@@ -193,9 +194,10 @@ def _add_float32(rows: Sequence[Row]) -> None:
 def main(words: Sequence[str] | None = None) -> None:
     """Measure all cases."""
     options = parse(__doc__, words)
+    in_bf16 = cpu.multiplies_in_bf16()
     rows = []
     with sides() as both:
-        for work, target in CASES:
+        for work, target in _IN_FLOAT32 + (_IN_BFLOAT16 if in_bf16 else ()):
             if options.only in work.name:
                 rows.append(speed(*both, work, target, options.repeats))
                 _add_float32(rows)
@@ -203,7 +205,8 @@ def main(words: Sequence[str] | None = None) -> None:
     if options.only in MEMORY.name:
         with sides() as both:  # processes that hold nothing of other cases
             rows.append(memory(*both, MEMORY, MEMORY_TARGET, options.repeats))
-    write("learner", "Learner: pairs per second", rows, repeats=options.written)
+    title = "Learner: pairs per second" + ("" if in_bf16 else _WITHOUT_BFLOAT16)
+    write("learner", title, rows, repeats=options.written)
 
 
 if __name__ == "__main__":

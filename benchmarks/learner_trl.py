@@ -72,7 +72,10 @@ class Setting:
 
 
 def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> tuple[Setting, dict[Setting, float]]:
-    """That with which TRL is fastest, and the pairs per second of each that was tried."""
+    """That with which TRL is fastest, and the pairs per second of each that was tried; where there is one, it is not."""
+    sizes = [size for size in job.work.tried_sizes if job.work.batch % size == 0]
+    if len(sizes) == 1:
+        return Setting(size=sizes[0]), {}
     speeds: dict[Setting, float] = {}
 
     def best() -> Setting:
@@ -88,12 +91,10 @@ def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> tuple[Setting, di
         train(job, pairs, ask, setting)
         speeds[setting] = job.work.pairs_per_turn / min(results[WARMUP:])
 
-    sizes = [size for size in job.work.tried_sizes if job.work.batch % size == 0]
     for size in sizes:
         measure(Setting(size=size))
-    if len(sizes) > 1:
-        measure(replace(best(), workers=1))
-        measure(replace(best(), compiled=True))
+    measure(replace(best(), workers=1))
+    measure(replace(best(), compiled=True))
     return best(), speeds
 
 

@@ -6,9 +6,9 @@ Ours is the loop as a run has it (`rlsys.rounds.run_rounds` at staleness 0): ans
 optimizer steps, checkpoint, weight update with its proof. TRL's is its own training loop with the way to answer that
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
 step and the precision that are fastest, compiled (`torch_compile`) if that is faster still. Same policy, prompts, reward and
-loss (sigmoid DPO, beta 0.1), the same cores; whoever waits sleeps; a turn is three rounds of ours and one of TRL's. Each side
-takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside float32 weights, on cores that
-multiply in bfloat16.
+loss (sigmoid DPO, beta 0.1), the same cores; whoever waits sleeps; a turn is three rounds of ours and one of TRL's. On cores
+that multiply in bfloat16 each side takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside
+float32 weights. On others both take float32.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks import cpu
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
 from benchmarks.models import scenes_models
@@ -51,7 +52,6 @@ TWO_CORES = (
 rounds this small the default would pass half of the answers through the policy once more for an estimate that TRL does not
 make.
 """
-CPU_FACTS = Path("/proc/cpuinfo")
 LARGEST_LOSS_GAP = 0.005
 """Of the mean loss from ln 2: in bfloat16 two passes over the same answer differ."""
 LARGEST_LOGPROB_GAP = 0.2
@@ -205,9 +205,9 @@ def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
 
 def _at_best(job: Job) -> Job:
     """Every engine of ours answers its part of a round in one call."""
-    precision = "bf16" if "amx_bf16" in CPU_FACTS.read_text() else "fp32"
+    precisions = ("fp32", "bf16") if cpu.multiplies_in_bf16() else ("fp32",)
     words = (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}")
-    return replace(job, words=words, precision=precision, precisions=("fp32", "bf16"), compiles=True)
+    return replace(job, words=words, precision=precisions[-1], precisions=precisions, compiles=True)
 
 
 NOTE = (

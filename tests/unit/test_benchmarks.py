@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import arguments, harness, tables
+from benchmarks import arguments, cpu, harness, tables
 from benchmarks.harness import Row, Spread, Target, of_the_fastest
 from benchmarks.learner_work import Work
 from benchmarks.profiling import shares
@@ -258,3 +258,14 @@ def test_a_profile_tells_kinds_of_operations_apart():
     found = shares(lambda: [values @ values for _ in range(20)])
     assert next(iter(found)) == "matrix products" and found["matrix products"] > 0.9
     assert found["attention"] == 0.0 and sum(found.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "can"),
+    [("fpu avx512f avx512_bf16", True), ("fpu amx_bf16 amx_tile", True), ("asimd bf16", True), ("fpu avx512f", False)],
+)
+def test_bfloat16_is_measured_where_cores_multiply_in_it(tmp_path, flags, can):
+    facts = tmp_path / "cpuinfo"
+    facts.write_text(f"model name\t: Some Processor @ 2.50GHz\nflags\t\t: {flags}\nbogomips\t: 1\n")
+    assert cpu.multiplies_in_bf16(facts) is can
+    assert cpu.name(facts) == "Some Processor @ 2.50GHz"

@@ -1,19 +1,18 @@
-"""Worker processes: started, fed, replaced when they die, and ended. The only file of the actors that knows Ray."""
+"""Workers: started, fed, replaced when they die, and ended."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
-import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from actors import remote
 from actors.ordered import POLL_S, OrderedRun, Task
 from actors.parts import Part
+from actors.remote import Slot, Spec
 from rlsys.errors import WorkerDied
 from rlsys.placement import Placement
 from rlsys.streams import Stream
@@ -21,19 +20,6 @@ from rlsys.streams import Stream
 GRACE_S = 5.0
 """How long the others are waited for after one call of many has failed, to find out whether a worker died."""
 CLOSE_S = 10.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spec:
-    """How to make a worker."""
-
-    name: str
-    worker: type
-    """A plain class that can be imported where the worker will run."""
-    options: dict[str, Any]
-    """Arguments of the class."""
-    current: Callable[[], dict[str, Any]] = dict
-    """More arguments, asked for at every start: where the current weights are."""
 
 
 class WorkerPool:
@@ -67,7 +53,7 @@ class WorkerPool:
         self._running = False
         self._abandoned: list[Any] = []
         """References whose results nobody waits for any more."""
-        self.slots = [_Slot(spec, placement, number, deadline_s) for number, placement in enumerate(placements)]
+        self.slots = [Slot(spec, placement, number, deadline_s) for number, placement in enumerate(placements)]
         try:
             for slot in self.slots:
                 slot.start()
@@ -120,14 +106,14 @@ class WorkerPool:
         pairs = zip(self.slots, arguments, strict=True)
         calls = {slot.call(method, *given): slot for slot, given in pairs}
         errors: list[BaseException] = []
-        dead: list[_Slot] = []
+        dead: list[Slot] = []
         end = time.monotonic() + self.deadline_s
         pending = list(calls)
         while pending and time.monotonic() < end:
             for reference in self.wait(pending, POLL_S):
                 pending.remove(reference)
                 try:
-                    self.outcome(reference)
+                    remote.outcome(reference)
                 except WorkerDied:
                     dead.append(calls[reference])
                 except Exception as error:  # raised below, unless a death explains it
@@ -145,9 +131,9 @@ class WorkerPool:
             raise WorkerDied(f"{names} died or did not answer {method} within {self.deadline_s:g} s")
         if errors:
             raise errors[0]
-        return ray.get(list(calls))
+        return [remote.outcome(reference) for reference in calls]
 
-    def replace(self, slots: Sequence[_Slot]) -> None:
+    def replace(self, slots: Sequence[Slot]) -> None:
         """End these workers and wait for others in their places."""
         for slot in slots:
             self.restart(slot)
@@ -155,21 +141,7 @@ class WorkerPool:
 
     def wait(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
         """Those that are done, as soon as there is one."""
-        return ray.wait(list(references), timeout=timeout_s)[0]
-
-    def outcome(self, reference: Any) -> Any:
-        """Result of a call that is done.
-
-        Raises:
-            WorkerDied: its process ended before it answered.
-            Exception: what the method raised.
-        """
-        try:
-            return ray.get(reference)
-        except RayTaskError as error:
-            raise error.cause from error
-        except RayActorError as error:
-            raise WorkerDied(str(error)) from error
+        return remote.wait(references, timeout_s)
 
     def part(self, stream: Any) -> Part | None:
         """The next of a call in parts, which is there; `None` at its end.
@@ -179,9 +151,9 @@ class WorkerPool:
             Exception: what the method raised.
         """
         reference = next(stream, None)
-        return None if reference is None else self.outcome(reference)
+        return None if reference is None else remote.outcome(reference)
 
-    def restart(self, slot: _Slot) -> None:
+    def restart(self, slot: Slot) -> None:
         """As `replace`, but without waiting."""
         self._on_death(slot.name)
         slot.kill()
@@ -191,7 +163,7 @@ class WorkerPool:
         """End all workers, and wait until those of this machine are gone."""
         closing = [slot.call("close") for slot in self.slots if slot.actor is not None and slot.starting is None]
         if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S)
+            remote.wait(closing, CLOSE_S, number=len(closing))
         self._abandoned += closing
         pids = self.pids()
         for slot in self.slots:
@@ -206,122 +178,13 @@ class WorkerPool:
         """Look at what abandoned calls came to: Ray prints errors that nobody has looked at. Why they were abandoned
         has been raised or counted."""
         if self._abandoned:
-            done, self._abandoned = ray.wait(self._abandoned, num_returns=len(self._abandoned), timeout=0)
+            done = remote.wait(self._abandoned, 0.0, number=len(self._abandoned))
+            self._abandoned = [reference for reference in self._abandoned if reference not in done]
             for reference in done:
                 with suppress(Exception):
-                    ray.get(reference)
+                    remote.outcome(reference)
 
-    def _await_start(self, slots: Sequence[_Slot]) -> None:
+    def _await_start(self, slots: Sequence[Slot]) -> None:
         end = time.monotonic() + self.deadline_s
         for slot in slots:
             slot.finish_start(max(0.0, end - time.monotonic()))
-
-
-@dataclass(eq=False)
-class _Slot:
-    """The place of a worker: keeps its number and placement when the worker is replaced."""
-
-    spec: Spec
-    placement: Placement
-    number: int
-    deadline_s: float
-    """For a start."""
-    actor: Any = None
-    starting: Any = None
-    """Reference that is there when the worker is; `None` once that has been seen."""
-    pid: int | None = None
-    """Process on this machine; `None` while unknown or elsewhere."""
-    _starts: int = field(default=0, init=False)
-    _started: float = field(default=0.0, init=False)
-    """When the last start began, by `time.monotonic`."""
-
-    @property
-    def name(self) -> str:
-        again = f".{self._starts - 1}" if self._starts > 1 else ""
-        return f"{self.spec.name}-{self.number}{again}"
-
-    def arrived(self) -> bool:
-        """Whether the worker can be called; sees the end of its start.
-
-        Raises:
-            WorkerDied: it died while it started, or takes too long.
-        """
-        if self.starting is not None:
-            is_late = time.monotonic() > self._started + self.deadline_s
-            if is_late or ray.wait([self.starting], timeout=0)[0]:
-                self.finish_start(0.0)
-        return self.actor is not None and self.starting is None
-
-    def call(self, method: str, *arguments: Any) -> Any:
-        """Begin a call; a reference to its result."""
-        return self.actor.call.remote(method, *arguments)
-
-    def stream(self, method: str, *arguments: Any) -> Any:
-        """Begin a call of a method that yields parts; the stream of references to them."""
-        return self.actor.stream.options(num_returns="streaming").remote(method, *arguments)
-
-    def start(self) -> None:
-        """Begin to start a worker with the weights that are current now."""
-        self._starts += 1
-        self._started = time.monotonic()
-        self.actor = (
-            ray.remote(_hosted(self.spec.worker))
-            .options(
-                num_cpus=self.placement.num_cpus,
-                num_gpus=self.placement.num_gpus,
-            )
-            .remote(self.placement)
-        )
-        self.starting = self.actor.start.remote({**self.spec.options, **self.spec.current()})
-
-    def finish_start(self, timeout_s: float) -> None:
-        """
-        Raises:
-            WorkerDied: it died while it started, or took too long.
-            Exception: what its class raised.
-        """
-        try:
-            pid, node = ray.get(self.starting, timeout=timeout_s)
-        except RayTaskError as error:
-            raise error.cause from error
-        except RayActorError as error:
-            raise WorkerDied(f"{self.name} died while it started: {error}") from error
-        except GetTimeoutError as error:
-            raise WorkerDied(f"{self.name} did not start in time; are its CPUs and GPUs free?") from error
-        self.starting = None
-        self.pid = pid if node == ray.get_runtime_context().get_node_id() else None
-
-    def kill(self) -> None:
-        """End the worker; nothing happens if it is dead."""
-        if self.actor is not None:
-            ray.kill(self.actor)
-        self.actor = self.starting = self.pid = None
-
-
-def _hosted(worker: type) -> type:
-    """The Ray actor around a plain worker class; has its name, which is what `ps` shows."""
-
-    class Hosted:
-        def __init__(self, placement: Placement) -> None:
-            placement.apply()
-            import torch
-
-            torch.set_num_threads(placement.num_threads)
-            self._placement = placement
-            self._worker: Any = None
-
-        def start(self, options: dict[str, Any]) -> tuple[int, str]:
-            import os
-
-            self._worker = worker(**options)
-            self._placement.settle()
-            return os.getpid(), ray.get_runtime_context().get_node_id()
-
-        def call(self, method: str, *arguments: Any) -> Any:
-            return getattr(self._worker, method)(*arguments)
-
-        def stream(self, method: str, *arguments: Any) -> Iterator[Part]:
-            yield from getattr(self._worker, method)(*arguments)
-
-    Hosted.__name__ = Hosted.__qualname__ = worker.__name__
-    return Hosted

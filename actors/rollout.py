@@ -1,4 +1,4 @@
-"""Answers to prompts, from one engine. No Ray in here: `pool.py` puts the worker into a process."""
+"""Answers to prompts, from one engine. No Ray in here: `remote.py` puts the worker into a process."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from actors.counts import Counts
 from actors.critic import CriticWorker
 from actors.ordered import Task
 from actors.parts import Part
-from actors.pool import Spec, WorkerPool
+from actors.pool import WorkerPool
+from actors.remote import Spec
 from actors.rollout import RolloutTask, RolloutWorker
 from rlsys import files, wire
 from rlsys.contracts import Feedback

@@ -11,34 +11,27 @@ once and run one after the other.
 
 from __future__ import annotations
 
-import gc
 import socket
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from benchmarks import sides
+from benchmarks.gpu_learner_trl import TRIED_SIZES, serve_trl
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, Qwen, make_model, matrix_rate, on_gpu, options, synchronized
 from benchmarks.harness import Row, Spread, Target, table, write
-from benchmarks.learner_sides import Job
-from benchmarks.learner_trl import dataset
-from benchmarks.learner_work import Work, with_logprobs
-from benchmarks.processes import END, JobSide
-from rlsys.records import PreferencePair, Probe
+from benchmarks.learner_sides import BETA, TIMED_LR, WARMUP, Job, recorded
+from benchmarks.learner_work import Work
+from benchmarks.processes import JobSide
+from rlsys.records import PreferencePair
 
-LR = 1e-7
-BETA = 0.1
 TARGET = Target(at_least=0.45)
-WARMUP = 1
 SETTINGS = ((False, 1), (False, 2), (True, 2), (True, 4))
 """Of ours, to be tried: whether activations are recomputed, and trees per forward pass."""
-TRIED_SIZES = ((False, 1), (True, 1), (True, 2), (True, 4))
-"""Of TRL: whether activations are recomputed, and pairs per forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +109,7 @@ def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, tree
     from rlsys import wire
 
     learner = make_learner(work, Path(folder), recompute=recompute, trees=trees)
-    pairs = _recorded(learner, work.make_pairs(work.pairs_per_turn * num_turns, Path(folder)))
+    pairs = recorded(learner, work.make_pairs(work.pairs_per_turn * num_turns, Path(folder)), at_once=2)
     size = work.batch
     frames = [wire.encode_many(pairs[start : start + size]) for start in range(0, len(pairs), size)]
 
@@ -124,9 +117,9 @@ def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, tree
         mine = frames[number * work.steps : (number + 1) * work.steps]
 
         def steps() -> None:
-            learner.begin(FitPlan(lr=LR, beta=BETA))
+            learner.begin(FitPlan(lr=TIMED_LR, beta=BETA))
             for place, frame in enumerate(mine):
-                learner.step(frame, lr=LR, batch=place)
+                learner.step(frame, lr=TIMED_LR, batch=place)
 
         first = number * work.pairs_per_turn
         seconds = synchronized(steps)
@@ -143,21 +136,6 @@ def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, tree
 
 def _tokens(pair: PreferencePair) -> int:
     return len(pair.prompt_token_ids) + len(pair.chosen.token_ids) + len(pair.rejected.token_ids)
-
-
-def _recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """With the log-probabilities of the learner's own weights, as a round would have them from the engine."""
-    from rlsys import wire
-
-    recorded = []
-    for pair in pairs:
-        ids = tuple(pair.prompt_token_ids.tolist())
-        probes = [
-            Probe(prompt=pair.prompt, prompt_token_ids=ids, response_token_ids=tuple(answer.token_ids.tolist()))
-            for answer in (pair.chosen, pair.rejected)
-        ]
-        recorded += learner.score(wire.encode_many(probes))
-    return with_logprobs(pairs, recorded)
 
 
 def ours(work: QwenWork, folder: Path, repeats: int) -> tuple[list[dict[str, float]], str]:
@@ -200,83 +178,6 @@ def _said(tried: dict[tuple[bool, int], float]) -> str:
     return ", ".join(
         f"activations {names[recompute]}, {size} a pass: {v:.3g}" for (recompute, size), v in tried.items()
     )
-
-
-# TRL -------------------------------------------------------------------------------------------------------------
-
-
-def serve_trl(pipe: Any, job: Job) -> None:
-    """Seconds of every turn, with the fastest of the settings."""
-    import torch
-
-    work, pairs = job.work, job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
-    tried: dict[tuple[bool, int], float] = {}
-    for recompute, size in TRIED_SIZES if on_gpu() else TRIED_SIZES[:1]:
-        try:
-            seconds = _train(job, pairs, 2, recompute, size)
-        except torch.OutOfMemoryError:
-            gc.collect()
-            torch.cuda.empty_cache()
-            continue
-        tried[recompute, size] = work.pairs_per_turn / seconds[-1]
-    best = max(tried, key=tried.__getitem__, default=None)
-    seconds = [] if best is None else _train(job, pairs, job.num_turns, *best)
-    pipe.send(("answer", {"seconds": seconds, "tried": tried}))
-    while pipe.recv() != END:
-        pass
-
-
-def _train(job: Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> list[float]:
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
-
-    work, marks = job.work, []
-
-    class Clock(TrainerCallback):
-        def mark(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % work.steps == 0:
-                marks.append(_now())
-
-        on_train_begin = on_step_end = mark
-
-    config = DPOConfig(
-        output_dir=str(job.checkpoint / "trl"),
-        beta=BETA,
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=work.batch // size,
-        gradient_checkpointing=recompute,
-        max_length=None,
-        max_steps=num_turns * work.steps,
-        learning_rate=LR,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        use_cpu=not on_gpu(),
-        bf16=work.precision == "bf16" and on_gpu(),
-        logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-    trainer = DPOTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32),
-        args=config,
-        train_dataset=dataset(pairs),
-        processing_class=AutoProcessor.from_pretrained(job.checkpoint),
-    )
-    trainer.add_callback(Clock())
-    trainer.train()
-    return [after - before for before, after in pairwise(marks)]
-
-
-def _now() -> float:
-    import time
-
-    synchronized(lambda: None)
-    return time.perf_counter()
 
 
 def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:

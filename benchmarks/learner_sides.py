@@ -70,7 +70,7 @@ def serve_ours(pipe: Any, job: Job) -> None:
     from rlsys import wire
 
     pairs = job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
-    pairs = _recorded(_learner(job), pairs)
+    pairs = recorded(_learner(job), pairs)
     learner = _learner(job)  # another one, that has seen no picture yet
     size = job.work.batch
     frames = [wire.encode_many(pairs[start : start + size]) for start in range(0, len(pairs), size)]
@@ -140,8 +140,12 @@ def _learner(job: Job) -> Any:
     return LearnerRank(config, DPO(beta=BETA), str(job.checkpoint), meeting)
 
 
-def _recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
-    """The pairs as a round would hand them on: with the log-probabilities of the weights that sampled them."""
+def recorded(learner: Any, pairs: Sequence[PreferencePair], *, at_once: int = 64) -> list[PreferencePair]:
+    """The pairs as a round would hand them on: with the log-probabilities of the weights that sampled them.
+
+    Args:
+        at_once: answers that the learner is asked about together.
+    """
     from rlsys import wire
     from rlsys.records import Probe
 
@@ -154,10 +158,10 @@ def _recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferenceP
         for pair in pairs
         for answer in (pair.chosen, pair.rejected)
     ]
-    recorded = []
-    for start in range(0, len(probes), 64):
-        recorded += learner.score(wire.encode_many(probes[start : start + 64]))
-    return with_logprobs(pairs, recorded)
+    logprobs = []
+    for start in range(0, len(probes), at_once):
+        logprobs += learner.score(wire.encode_many(probes[start : start + at_once]))
+    return with_logprobs(pairs, logprobs)
 
 
 def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:

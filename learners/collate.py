@@ -1,107 +1,18 @@
-"""From examples to micro-batches: prompts with all their distinct answers as trees, packed by tokens.
-
-    pairs (p, a > b), (p, a > c), (q, d > e)   ->   tree p: a, b, c    tree q: d, e
-
-A prompt and its images go through the model once for all answers to them, and an answer once for all pairs it takes
-part in.
-"""
+"""From records to micro-batches: examples as trees, packed by tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
-from learners.attention import TreeLayout
-from learners.filler import Filler
-from learners.tokens import ImageTensors, Processor, RefusedRecord
+from learners.micro_batch import MicroBatch
+from learners.tokens import Processor, RefusedRecord
+from learners.trees import Answer, Tree, Unit, pack
 from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Probe, Prompt, Rollout, Turn
 
 _BLANK_PIXELS = 56
-
-
-@dataclass(kw_only=True, eq=False)
-class Answer:
-    """One branch of a tree."""
-
-    token_ids: np.ndarray
-    """int32 [T], at least one."""
-    rollout: Rollout | None = None
-    """Where the answer was sampled by an engine: its log-probabilities are recorded there."""
-
-
-@dataclass(kw_only=True, eq=False)
-class Tree:
-    """One prompt and its distinct answers."""
-
-    prompt_ids: np.ndarray
-    """int32 [S], image placeholders expanded."""
-    images: tuple[Image, ...] = ()
-    answers: list[Answer] = field(default_factory=list)
-    policy_version: int | None = None
-    """Version that sampled the answers, if an engine did."""
-    round: int | None = None
-    """For which it did."""
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.prompt_ids) + sum(len(answer.token_ids) for answer in self.answers)
-
-    def add(self, answer: Answer) -> int:
-        """Place of the answer among the tree's, which it takes if it is new."""
-        for place, known in enumerate(self.answers):
-            if np.array_equal(known.token_ids, answer.token_ids):
-                return place
-        self.answers.append(answer)
-        return len(self.answers) - 1
-
-
-@dataclass(kw_only=True, eq=False)
-class Unit:
-    """Trees that must share a micro-batch, and the examples made of them."""
-
-    trees: list[Tree]
-    examples: list[tuple[Any, tuple[tuple[int, int], ...]]] = field(default_factory=list)
-    """The record, and (tree, place) of each of its answers, in the order of its class."""
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(tree.num_tokens for tree in self.trees)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class MicroBatch:
-    """What goes through the model at once. N tokens of the row, L tokens of all answers, A answers, fillers not counted."""
-
-    trees: list[Tree]
-    examples: list[tuple[Any, tuple[int, ...]]]
-    """The record and the numbers of its answers in this micro-batch."""
-    token_ids: torch.Tensor
-    """int64 [N], tree by tree: prompt, then answers; then what fills the row."""
-    predict: torch.Tensor
-    """int64 [L], the position whose hidden state predicts each answer token; some more, if answers were filled up."""
-    targets: torch.Tensor
-    """int64 [L]."""
-    answer_of_token: torch.Tensor
-    """int64 [L], ascending."""
-    last_token: torch.Tensor
-    """int64 [A], where in [L] each answer ends."""
-    layout: TreeLayout
-    images: list[ImageTensors]
-    """Distinct pictures."""
-    image_order: list[int]
-    """Which of `images` each picture shown in the row is."""
-
-    @property
-    def num_answers(self) -> int:
-        return len(self.last_token)
-
-    @property
-    def num_target_tokens(self) -> int:
-        return len(self.targets)
 
 
 class Collator:
@@ -238,86 +149,4 @@ class Collator:
         ]
 
     def _micro_batch(self, units: Sequence[Unit]) -> MicroBatch:
-        trees = [tree for unit in units for tree in unit.trees]
-        images = [image for tree in trees for image in tree.images]
-        distinct = {image.digest: image for image in images}
-        order = {digest: number for number, digest in enumerate(distinct)}
-        prompts = [len(tree.prompt_ids) for tree in trees]
-        answers = [[len(answer.token_ids) for answer in tree.answers] for tree in trees]
-        filler = Filler.of(prompts, answers, self._multiple)
-        answers[-1] += filler.answers
-        return MicroBatch(
-            trees=trees,
-            examples=_number_answers(units),
-            images=self._processor.images(list(distinct.values())),
-            image_order=[order[image.digest] for image in images],
-            layout=TreeLayout.build([*prompts, *filler.prompts], [*answers, *([] for _ in filler.prompts)]),
-            **_row(trees, filler, token=self._processor.tokenizer.eos_token_id),
-        )
-
-
-def pack(units: Sequence[Unit], budget: int) -> list[list[Unit]]:
-    """Units of like length together, each bin within the budget unless a single unit is not.
-
-    Bins follow the units' order of length, longest first, so that the first pass through the model is the largest
-    and memory does not grow afterwards.
-    """
-    bins: list[list[Unit]] = []
-    filled = 0
-    for unit in sorted(units, key=lambda unit: -unit.num_tokens):
-        if not bins or filled + unit.num_tokens > budget:
-            bins.append([])
-            filled = 0
-        bins[-1].append(unit)
-        filled += unit.num_tokens
-    return bins
-
-
-def _number_answers(units: Sequence[Unit]) -> list[tuple[Any, tuple[int, ...]]]:
-    examples = []
-    first = 0
-    for unit in units:
-        starts = []
-        for tree in unit.trees:
-            starts.append(first)
-            first += len(tree.answers)
-        examples += [
-            (record, tuple(starts[tree] + place for tree, place in places)) for record, places in unit.examples
-        ]
-    return examples
-
-
-def _row(trees: Sequence[Tree], filler: Filler, *, token: int) -> dict[str, torch.Tensor]:
-    """
-    Args:
-        token: stands in what fills the row.
-    """
-    tokens, predict, targets, owners, ends = [], [], [], [], []
-    start = length = 0
-    for tree in trees:
-        tokens.append(tree.prompt_ids)
-        start += len(tree.prompt_ids)
-        last_of_prompt = start - 1
-        for answer in tree.answers:
-            size = len(answer.token_ids)
-            tokens.append(answer.token_ids)
-            predict.append(np.concatenate([[last_of_prompt], np.arange(start, start + size - 1)]))
-            targets.append(answer.token_ids)
-            owners.append(np.full(size, len(ends)))
-            start += size
-            length += size
-            ends.append(length - 1)
-    more_answers = sum(filler.answers)
-    tokens.append(np.full(more_answers + sum(filler.prompts), token))
-    predict.append(np.zeros(more_answers))
-    return {
-        "token_ids": _int64(tokens),
-        "predict": _int64(predict),
-        "targets": _int64(targets),
-        "answer_of_token": _int64(owners),
-        "last_token": torch.tensor(ends, dtype=torch.int64),
-    }
-
-
-def _int64(parts: Sequence[np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
+        return MicroBatch.of(units, self._processor, multiple=self._multiple)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from learners.collate import MicroBatch
+from learners.micro_batch import MicroBatch
 from rlsys.objectives.inputs import CritiqueInputs, PairInputs, SequenceInputs
 from rlsys.records import CritiquePair, Demonstration, PreferencePair
 

@@ -14,18 +14,20 @@ import torch
 
 from learners import model, state
 from learners.allocator import keep_freed_memory
-from learners.collate import Collator, MicroBatch, Tree
+from learners.collate import Collator
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine, join
 from learners.experience import needs_reference, objective_inputs, score
 from learners.filler import multiple_for
 from learners.folder import copy_surroundings, write_weights
+from learners.micro_batch import MicroBatch
 from learners.plan import FitPlan
 from learners.reference import Reference
 from learners.rendezvous import Rendezvous
 from learners.sample import AnswerSample, k3_sum, num_candidates
 from learners.sending import Sending
 from learners.tokens import Processor
+from learners.trees import Tree
 from learners.weights_source import WeightsSource
 from rlsys import wire
 from rlsys.errors import LearnerError

@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn.functional import pad
 
 from learners import attention, kernels, layers
-from learners.collate import MicroBatch, Tree
 from learners.logprobs import LogprobHead
+from learners.micro_batch import MicroBatch
 from learners.positions import Positions
 from learners.tokens import ImageTensors
+from learners.trees import Tree
 from learners.vision import VisionFeatures
 from rlsys.errors import ConfigError
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch.nn.functional import pad
 
-from learners.collate import MicroBatch, Tree
+from learners.micro_batch import MicroBatch
+from learners.trees import Tree
 
 _KEPT = 8192
 """Prompts whose positions are kept; prompts of one form share them."""

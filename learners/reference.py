@@ -19,11 +19,12 @@ from dataclasses import dataclass
 import torch
 
 from learners import snapshots
-from learners.collate import MicroBatch, Tree
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
 from learners.experience import answer_sums
+from learners.micro_batch import MicroBatch
 from learners.plan import FitPlan
+from learners.trees import Tree
 from rlsys.errors import ConfigError, LearnerError
 
 _AVERAGE = "average"

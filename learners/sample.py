@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from learners.collate import MicroBatch, Tree
+from learners.micro_batch import MicroBatch
+from learners.trees import Tree
 
 
 class AnswerSample:

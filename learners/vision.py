@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import vision_utils
 
-from learners.collate import MicroBatch
+from learners.micro_batch import MicroBatch
 from learners.tokens import ImageTensors, RefusedRecord
 from rlsys.lru import ByteCache
 

@@ -100,7 +100,7 @@ def deepspeed() -> str:
     import torch
 
     from learners.deepspeed_backend import Rendezvous, join
-    from rlsys.transports.ends import serve_store
+    from rlsys.transports.meeting import serve_store
 
     # Holds a free port for the rendezvous until the process group takes it over.
     port = serve_store(10.0).port

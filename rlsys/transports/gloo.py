@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys import registry
 from rlsys.lazy import dist, torch
-from rlsys.transports import ends
+from rlsys.transports import ends, meeting
 from rlsys.transports.buckets import Named, describe, flat_bytes, pack_into
 from rlsys.transports.memory import HostMemory
 
@@ -48,7 +48,7 @@ class GlooSender(ends.Sender):
 
     def connect(self) -> None:
         self._memory = HostMemory()
-        ends.gather(self.store, self.num_receivers + 1, self.deadline_s)
+        meeting.gather(self.store, self.num_receivers + 1, self.deadline_s)
         self._group = _group(self.store, 0, self.num_receivers + 1, self.deadline_s, self._offer["host"])
 
     def _leave(self) -> None:
@@ -75,8 +75,8 @@ class GlooReceiver(ends.Receiver):
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
         self._memory = HostMemory()
-        ends.gather(self.store, self.world_size, self.deadline_s)
-        address = ends.own_address((offer["host"], offer["port"]))
+        meeting.gather(self.store, self.world_size, self.deadline_s)
+        address = meeting.own_address((offer["host"], offer["port"]))
         self._group: dist.ProcessGroupGloo | None = _group(
             self.store, self.rank, self.world_size, self.deadline_s, address
         )
@@ -102,18 +102,18 @@ def _group(store: dist.Store, rank: int, size: int, deadline_s: float, address: 
     try:
         return dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, options)
     except RuntimeError as error:
-        raise ends.failure(error, f"gloo rendezvous of rank {rank} of {size}", deadline_s) from error
+        raise meeting.failure(error, f"gloo rendezvous of rank {rank} of {size}", deadline_s) from error
 
 
 def _broadcast(group: dist.ProcessGroupGloo, flat: torch.Tensor, deadline_s: float) -> dist.Work:
     try:
         return group.broadcast(flat, 0)
     except RuntimeError as error:
-        raise ends.failure(error, f"broadcast of {flat.numel()} bytes", deadline_s) from error
+        raise meeting.failure(error, f"broadcast of {flat.numel()} bytes", deadline_s) from error
 
 
 def _wait(work: dist.Work, deadline_s: float) -> None:
     try:
         work.wait()
     except RuntimeError as error:
-        raise ends.failure(error, "broadcast of a bucket", deadline_s) from error
+        raise meeting.failure(error, "broadcast of a bucket", deadline_s) from error

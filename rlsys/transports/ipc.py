@@ -15,7 +15,7 @@ import msgpack
 from rlsys import registry
 from rlsys.errors import SyncError
 from rlsys.lazy import torch
-from rlsys.transports import ends
+from rlsys.transports import ends, meeting
 from rlsys.transports.buckets import Named, pack_into
 
 NUM_BUFFERS = 2
@@ -64,7 +64,7 @@ class IpcSender(ends.Sender):
         for receiver in range(self.num_receivers):
             # One export per receiver: torch counts one release per export.
             self.store.set(f"handles/{receiver}", msgpack.packb([_export(buffer) for buffer in self._buffers]))
-        ends.gather(self.store, self.num_receivers + 1, self.deadline_s)
+        meeting.gather(self.store, self.num_receivers + 1, self.deadline_s)
 
     def _leave(self) -> None:
         self._buffers = []
@@ -86,7 +86,7 @@ class IpcSender(ends.Sender):
         if count <= 0:
             return
         key = f"copied/{count - 1}"
-        ends.wait_until(
+        meeting.wait_until(
             lambda: self.store.add(key, 0) >= self.num_receivers,
             self.deadline_s,
             lambda: f"{self.store.add(key, 0)} of {self.num_receivers} engines copied bucket {count - 1}",
@@ -102,13 +102,13 @@ class IpcReceiver(ends.Receiver):
             gpu = self.store.get("gpu").decode()
             handles = msgpack.unpackb(self.store.get(f"handles/{offer['receiver']}"))
         except RuntimeError as error:
-            raise ends.failure(error, "waiting for the learner's buffers", self.deadline_s) from error
+            raise meeting.failure(error, "waiting for the learner's buffers", self.deadline_s) from error
         if gpu != _gpu(device):
             raise SyncError(
                 f"transport ipc needs one GPU for learner and engine, but they are on {gpu} and {_gpu(device)}"
             )
         self._buffers = [_import(handle, device) for handle in handles]
-        ends.gather(self.store, self.world_size, self.deadline_s)
+        meeting.gather(self.store, self.world_size, self.deadline_s)
 
     def _leave(self) -> None:
         self._buffers = []

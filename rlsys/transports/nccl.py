@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from rlsys import registry
 from rlsys.errors import SyncError, SyncTimeout
 from rlsys.lazy import dist, torch
-from rlsys.transports import ends
+from rlsys.transports import ends, meeting
 from rlsys.transports.buckets import Named, pack
 
 
@@ -101,7 +101,7 @@ class _Channel:
 
         self.device = device
         self._deadline_s = deadline_s
-        ends.gather(store, size, deadline_s)
+        meeting.gather(store, size, deadline_s)
         self._communicator = PyNcclCommunicator(_rendezvous(store, rank, size), device=device)
         if self._communicator.disabled:
             raise SyncError("NCCL is not there: its library could not be loaded, or VLLM_DISABLE_PYNCCL is set")
@@ -114,7 +114,7 @@ class _Channel:
         try:
             self._communicator.broadcast(flat, src=0, stream=self._stream)
         except RuntimeError as error:
-            raise ends.failure(error, f"NCCL broadcast of {flat.numel()} bytes", self._deadline_s) from error
+            raise meeting.failure(error, f"NCCL broadcast of {flat.numel()} bytes", self._deadline_s) from error
         done = torch.cuda.Event()
         done.record(self._stream)
         return done
@@ -125,7 +125,9 @@ class _Channel:
             SyncTimeout: not there before the deadline. The communicator is then gone: nothing else stops NCCL.
         """
         try:
-            ends.wait_until(done.query, self._deadline_s, lambda: f"NCCL broadcast of {flat.numel()} bytes did not end")
+            meeting.wait_until(
+                done.query, self._deadline_s, lambda: f"NCCL broadcast of {flat.numel()} bytes did not end"
+            )
         except SyncTimeout:
             self.close()
             raise

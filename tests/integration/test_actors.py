@@ -15,7 +15,8 @@ from actors.engines import discover
 from actors.engines import engine as engines
 from actors.ordered import Task
 from actors.parts import Part
-from actors.pool import Spec, WorkerPool
+from actors.pool import WorkerPool
+from actors.remote import Spec
 from actors.stages import FeedbackStage, RolloutStage
 from rlsys.errors import ConfigError, EngineError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
@@ -273,7 +274,8 @@ def test_close_leaves_no_process():
 
 
 def test_a_worker_is_pinned_and_has_its_thread_counts():
-    from actors.pool import Spec, WorkerPool
+    from actors.pool import WorkerPool
+    from actors.remote import Spec
 
     core = min(os.sched_getaffinity(0))
     placement = Placement(num_cpus=0.5, cores=(core,), num_threads=1, env={"RLSYS_TEST": "yes"})

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from learners.collate import Answer, Collator, Tree, Unit, pack
+from learners.collate import Collator
 from learners.filler import Filler, multiple_for
 from learners.plan import FitPlan
 from learners.sample import AnswerSample
 from learners.shares import batches_of, shares
 from learners.tokens import Processor, RefusedRecord
+from learners.trees import Answer, Tree, Unit, pack
 from rlsys.errors import ConfigError
 from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Prompt, Rollout, Turn
 from rlsys.scenes.policy import Shape, make_policy

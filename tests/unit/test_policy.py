@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from learners import model
-from learners.collate import Answer, Collator, Tree
+from learners.collate import Collator
 from learners.config import LearnerConfig
 from learners.names import CheckpointNames
 from learners.policy import PolicyModule, base_model
 from learners.tokens import Processor, RefusedRecord
+from learners.trees import Answer, Tree
 from rlsys.errors import ConfigError
 from rlsys.records import Image, Prompt, Turn
 from rlsys.scenes.policy import Shape, make_policy, make_tokenizer

@@ -1,0 +1,89 @@
+"""TRL's side of the learner's measurement on a GPU: its DPOTrainer, with the activations and batch that are fastest."""
+
+from __future__ import annotations
+
+import gc
+from itertools import pairwise
+from typing import Any
+
+from benchmarks.gpu_setup import on_gpu, synchronized
+from benchmarks.learner_sides import BETA, TIMED_LR, Job
+from benchmarks.learner_trl import dataset
+from benchmarks.processes import END
+
+TRIED_SIZES = ((False, 1), (True, 1), (True, 2), (True, 4))
+"""Whether activations are recomputed, and pairs per forward pass."""
+
+
+def serve_trl(pipe: Any, job: Job) -> None:
+    """Seconds of every turn, with the fastest of the settings."""
+    import torch
+
+    work, pairs = job.work, job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
+    tried: dict[tuple[bool, int], float] = {}
+    for recompute, size in TRIED_SIZES if on_gpu() else TRIED_SIZES[:1]:
+        try:
+            seconds = _train(job, pairs, 2, recompute, size)
+        except torch.OutOfMemoryError:
+            gc.collect()
+            torch.cuda.empty_cache()
+            continue
+        tried[recompute, size] = work.pairs_per_turn / seconds[-1]
+    best = max(tried, key=tried.__getitem__, default=None)
+    seconds = [] if best is None else _train(job, pairs, job.num_turns, *best)
+    pipe.send(("answer", {"seconds": seconds, "tried": tried}))
+    while pipe.recv() != END:
+        pass
+
+
+def _train(job: Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> list[float]:
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    work, marks = job.work, []
+
+    class Clock(TrainerCallback):
+        def mark(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % work.steps == 0:
+                marks.append(_now())
+
+        on_train_begin = on_step_end = mark
+
+    config = DPOConfig(
+        output_dir=str(job.checkpoint / "trl"),
+        beta=BETA,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=work.batch // size,
+        gradient_checkpointing=recompute,
+        max_length=None,
+        max_steps=num_turns * work.steps,
+        learning_rate=TIMED_LR,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        use_cpu=not on_gpu(),
+        bf16=work.precision == "bf16" and on_gpu(),
+        logging_strategy="no",
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = DPOTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32),
+        args=config,
+        train_dataset=dataset(pairs),
+        processing_class=AutoProcessor.from_pretrained(job.checkpoint),
+    )
+    trainer.add_callback(Clock())
+    trainer.train()
+    return [after - before for before, after in pairwise(marks)]
+
+
+def _now() -> float:
+    import time
+
+    synchronized(lambda: None)
+    return time.perf_counter()

@@ -1,0 +1,121 @@
+"""Trees as the tensors of one pass through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from learners.attention import TreeLayout
+from learners.filler import Filler
+from learners.tokens import ImageTensors, Processor
+from learners.trees import Tree, Unit
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MicroBatch:
+    """What goes through the model at once. N tokens of the row, L tokens of all answers, A answers, fillers not counted."""
+
+    trees: list[Tree]
+    examples: list[tuple[Any, tuple[int, ...]]]
+    """The record and the numbers of its answers in this micro-batch."""
+    token_ids: torch.Tensor
+    """int64 [N], tree by tree: prompt, then answers; then what fills the row."""
+    predict: torch.Tensor
+    """int64 [L], the position whose hidden state predicts each answer token; some more, if answers were filled up."""
+    targets: torch.Tensor
+    """int64 [L]."""
+    answer_of_token: torch.Tensor
+    """int64 [L], ascending."""
+    last_token: torch.Tensor
+    """int64 [A], where in [L] each answer ends."""
+    layout: TreeLayout
+    images: list[ImageTensors]
+    """Distinct pictures."""
+    image_order: list[int]
+    """Which of `images` each picture shown in the row is."""
+
+    @classmethod
+    def of(cls, units: Sequence[Unit], processor: Processor, *, multiple: int = 1) -> MicroBatch:
+        """All trees of some units, in their order.
+
+        Args:
+            multiple: the row, and its answers together, are filled up to multiples of it.
+        """
+        trees = [tree for unit in units for tree in unit.trees]
+        images = [image for tree in trees for image in tree.images]
+        distinct = {image.digest: image for image in images}
+        order = {digest: number for number, digest in enumerate(distinct)}
+        prompts = [len(tree.prompt_ids) for tree in trees]
+        answers = [[len(answer.token_ids) for answer in tree.answers] for tree in trees]
+        filler = Filler.of(prompts, answers, multiple)
+        answers[-1] += filler.answers
+        return cls(
+            trees=trees,
+            examples=_number_answers(units),
+            images=processor.images(list(distinct.values())),
+            image_order=[order[image.digest] for image in images],
+            layout=TreeLayout.build([*prompts, *filler.prompts], [*answers, *([] for _ in filler.prompts)]),
+            **_row(trees, filler, token=processor.tokenizer.eos_token_id),
+        )
+
+    @property
+    def num_answers(self) -> int:
+        return len(self.last_token)
+
+    @property
+    def num_target_tokens(self) -> int:
+        return len(self.targets)
+
+
+def _number_answers(units: Sequence[Unit]) -> list[tuple[Any, tuple[int, ...]]]:
+    examples = []
+    first = 0
+    for unit in units:
+        starts = []
+        for tree in unit.trees:
+            starts.append(first)
+            first += len(tree.answers)
+        examples += [
+            (record, tuple(starts[tree] + place for tree, place in places)) for record, places in unit.examples
+        ]
+    return examples
+
+
+def _row(trees: Sequence[Tree], filler: Filler, *, token: int) -> dict[str, torch.Tensor]:
+    """
+    Args:
+        token: stands in what fills the row.
+    """
+    tokens, predict, targets, owners, ends = [], [], [], [], []
+    start = length = 0
+    for tree in trees:
+        tokens.append(tree.prompt_ids)
+        start += len(tree.prompt_ids)
+        last_of_prompt = start - 1
+        for answer in tree.answers:
+            size = len(answer.token_ids)
+            tokens.append(answer.token_ids)
+            predict.append(np.concatenate([[last_of_prompt], np.arange(start, start + size - 1)]))
+            targets.append(answer.token_ids)
+            owners.append(np.full(size, len(ends)))
+            start += size
+            length += size
+            ends.append(length - 1)
+    more_answers = sum(filler.answers)
+    tokens.append(np.full(more_answers + sum(filler.prompts), token))
+    predict.append(np.zeros(more_answers))
+    return {
+        "token_ids": _int64(tokens),
+        "predict": _int64(predict),
+        "targets": _int64(targets),
+        "answer_of_token": _int64(owners),
+        "last_token": torch.tensor(ends, dtype=torch.int64),
+    }
+
+
+def _int64(parts: Sequence[np.ndarray]) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))

@@ -1,0 +1,83 @@
+"""Prompts with all their distinct answers.
+
+    pairs (p, a > b), (p, a > c), (q, d > e)   ->   tree p: a, b, c    tree q: d, e
+
+A prompt and its images go through the model once for all answers to them, and an answer once for all pairs it takes
+part in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from rlsys.records import Image, Rollout
+
+
+@dataclass(kw_only=True, eq=False)
+class Answer:
+    """One branch of a tree."""
+
+    token_ids: np.ndarray
+    """int32 [T], at least one."""
+    rollout: Rollout | None = None
+    """Where the answer was sampled by an engine: its log-probabilities are recorded there."""
+
+
+@dataclass(kw_only=True, eq=False)
+class Tree:
+    """One prompt and its distinct answers."""
+
+    prompt_ids: np.ndarray
+    """int32 [S], image placeholders expanded."""
+    images: tuple[Image, ...] = ()
+    answers: list[Answer] = field(default_factory=list)
+    policy_version: int | None = None
+    """Version that sampled the answers, if an engine did."""
+    round: int | None = None
+    """For which it did."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + sum(len(answer.token_ids) for answer in self.answers)
+
+    def add(self, answer: Answer) -> int:
+        """Place of the answer among the tree's, which it takes if it is new."""
+        for place, known in enumerate(self.answers):
+            if np.array_equal(known.token_ids, answer.token_ids):
+                return place
+        self.answers.append(answer)
+        return len(self.answers) - 1
+
+
+@dataclass(kw_only=True, eq=False)
+class Unit:
+    """Trees that must share a micro-batch, and the examples made of them."""
+
+    trees: list[Tree]
+    examples: list[tuple[Any, tuple[tuple[int, int], ...]]] = field(default_factory=list)
+    """The record, and (tree, place) of each of its answers, in the order of its class."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(tree.num_tokens for tree in self.trees)
+
+
+def pack(units: Sequence[Unit], budget: int) -> list[list[Unit]]:
+    """Units of like length together, each bin within the budget unless a single unit is not.
+
+    Bins follow the units' order of length, longest first, so that the first pass through the model is the largest
+    and memory does not grow afterwards.
+    """
+    bins: list[list[Unit]] = []
+    filled = 0
+    for unit in sorted(units, key=lambda unit: -unit.num_tokens):
+        if not bins or filled + unit.num_tokens > budget:
+            bins.append([])
+            filled = 0
+        bins[-1].append(unit)
+        filled += unit.num_tokens
+    return bins

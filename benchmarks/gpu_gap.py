@@ -79,7 +79,7 @@ def _once(case: Case, rollouts: object, learner: object, number: int) -> tuple[n
             )
             recorded.append(rollout.logprobs)
     found = [ours - theirs for ours, theirs in zip(learner.score(probes), recorded, strict=True)]
-    return np.abs(np.concatenate(found)), np.array([abs(float(one.mean())) for one in found])
+    return np.abs(np.concatenate(found)), np.array([float(np.abs(one).mean()) for one in found])
 
 
 def measure(case: Case, repeats: int) -> Row:

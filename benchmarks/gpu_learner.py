@@ -14,8 +14,8 @@ from __future__ import annotations
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,10 @@ from rlsys.records import PreferencePair
 TARGET = Target(at_least=0.45)
 SETTINGS = ((False, 1), (False, 2), (True, 2), (True, 4))
 """Of ours, to be tried: whether activations are recomputed, and trees per forward pass."""
+LARGEST_LOSS_GAP = 0.005
+"""Of a mean loss of ln 2."""
+LARGEST_GRADIENT_GAP = 0.1
+"""Of the gradient's norm, as a share: in bfloat16, pass by pass and pair by pair, sums come out otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +120,19 @@ def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, tree
     def turn(number: int) -> dict[str, float]:
         mine = frames[number * work.steps : (number + 1) * work.steps]
 
+        outputs = []
+
         def steps() -> None:
             learner.begin(FitPlan(lr=TIMED_LR, beta=BETA))
             for place, frame in enumerate(mine):
-                learner.step(frame, lr=TIMED_LR, batch=place)
+                outputs.append(learner.step(frame, lr=TIMED_LR, batch=place))
 
         first = number * work.pairs_per_turn
         seconds = synchronized(steps)
         return {
             "seconds": seconds,
+            "loss": outputs[0].sums["loss"] / outputs[0].denominator,
+            "grad_norm": outputs[0].grad_norm,
             "flops": work.flops(pairs[first : first + work.pairs_per_turn]),
             "tokens": float(sum(_tokens(pair) for pair in pairs[first : first + work.pairs_per_turn])),
             "matrix": matrix_rate(),
@@ -139,38 +147,21 @@ def _tokens(pair: PreferencePair) -> int:
 
 
 def ours(work: QwenWork, folder: Path, repeats: int) -> tuple[list[dict[str, float]], str]:
-    """Counted turns with the fastest setting, and what the others reached.
+    """All turns with the fastest setting, and what the others reached.
 
     Raises:
         MemoryError: none fits the GPU.
     """
     tried: dict[tuple[bool, int], float] = {}
     for setting in SETTINGS if on_gpu() else SETTINGS[:1]:
-        with _side(work, folder, 2, setting) as side:
-            if side is not None:
-                tried[setting] = work.pairs_per_turn / [side(number) for number in range(2)][-1]["seconds"]
+        with suppress(MemoryError), closing(sides.Side(open_ours, work, str(folder), 2, *setting)) as side:
+            tried[setting] = work.pairs_per_turn / [side(number) for number in range(2)][-1]["seconds"]
     if not tried:
         raise MemoryError(f"{work.name} fits this GPU with none of our settings: {SETTINGS}")
     best = max(tried, key=tried.__getitem__)
-    with _side(work, folder, WARMUP + repeats, best) as side:
-        turns = [side(number) for number in range(WARMUP + repeats)][WARMUP:]
+    with closing(sides.Side(open_ours, work, str(folder), WARMUP + repeats, *best)) as side:
+        turns = [side(number) for number in range(WARMUP + repeats)]
     return turns, _said(tried)
-
-
-@contextmanager
-def _side(work: QwenWork, folder: Path, num_turns: int, setting: tuple[bool, int]) -> Iterator[Any]:
-    """Our side with a setting; `None` if it does not fit the GPU."""
-    try:
-        side = sides.Side(open_ours, work, str(folder), num_turns, *setting)
-    except EOFError:  # its process has ended
-        yield None
-        return
-    try:
-        yield side
-    except EOFError:
-        return
-    finally:
-        side.close()
 
 
 def _said(tried: dict[tuple[bool, int], float]) -> str:
@@ -184,14 +175,14 @@ def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
     """Both rows of a case; the first alone if TRL does not fit the GPU."""
     with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch:
         folder = work.make_checkpoint(Path(scratch))
-        turns, tried = ours(work, folder, repeats)
+        all_turns, tried = ours(work, folder, repeats)
         theirs = JobSide(serve_trl)
         try:
             found = theirs.begin(Job(work=work, checkpoint=folder, num_turns=WARMUP + repeats))
             theirs.end()
         finally:
             theirs.close()
-    their_seconds = found["seconds"][WARMUP:]
+    turns, their_seconds = all_turns[WARMUP:], found["seconds"][WARMUP:]
     rates = [turn["flops"] / turn["seconds"] / 1e12 for turn in turns]
     matrix = [turn["matrix"] / 1e12 for turn in turns]
     speeds = [work.pairs_per_turn / turn["seconds"] for turn in turns]
@@ -225,10 +216,26 @@ def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
                 other_name="TRL",
                 ratio=Spread.of([a / b for a, b in zip(speeds, their_speeds, strict=True)]),
                 unit="pairs/s",
+                checked=_check(all_turns[0], found["first"]),
                 note=f"TRL's settings tried: {_said(found['tried'])}. One side after the other.",
             )
         )
     return rows
+
+
+def _check(ours: dict[str, float], theirs: dict[str, float]) -> str:
+    """Loss and gradient of both sides' first step are the same, as far as bfloat16 has them.
+
+    Raises:
+        ValueError: they are not.
+    """
+    norms = ours["grad_norm"], theirs["grad_norm"]
+    if abs(ours["loss"] - theirs["loss"]) > LARGEST_LOSS_GAP or abs(norms[0] / norms[1] - 1) > LARGEST_GRADIENT_GAP:
+        raise ValueError(f"the two sides do not do the same in their first step: {ours}, {theirs}")
+    return (
+        f"in the first step a loss of {ours['loss']:.4f}, TRL's {theirs['loss']:.4f}, and a gradient of norm {norms[0]:.4g}, "
+        f"TRL's {norms[1]:.4g}"
+    )
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -12,12 +12,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-import time
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.gpu_setup import copy_rate, on_gpu, options
-from benchmarks.harness import Row, Spread, write
+from benchmarks.harness import Row, Spread, seconds, write
 
 ALONE = {
     "NCCL_P2P_DISABLE": "1",
@@ -31,6 +30,7 @@ SIZES = {"64 MB": 64 << 20, "1 GB": 1 << 30}
 TINY_SIZES = {"1 MB": 1 << 20}
 TENSORS = 16
 DEADLINE_S = 120.0
+READY = "ready"
 
 
 def transport() -> Any:
@@ -58,7 +58,7 @@ def _manifest(num_bytes: int) -> dict[str, Any]:
 
 
 def send(pipe: Any, num_bytes: int, updates: int) -> None:
-    """The learner's end: seconds of every update, and the digest."""
+    """The learner's end: begins an update when it is told to, and says its digest."""
     os.environ.update(ALONE, NCCL_HOSTID="learner")
     sender = transport().sender(1)
     pipe.send(sender.offer())
@@ -66,11 +66,11 @@ def send(pipe: Any, num_bytes: int, updates: int) -> None:
     manifest = _manifest(num_bytes)
     for update in range(updates):
         tensors = dict(_tensors(num_bytes, update))
-        started = time.perf_counter()
+        pipe.send(READY)
+        pipe.recv()
         for bucket in manifest["buckets"]:
             sender.send_bucket([(name, tensors[name]) for name in bucket["names"]])
-        report = sender.finish()
-        pipe.send((time.perf_counter() - started, report["digest"]))
+        pipe.send(sender.finish()["digest"])
     pipe.recv()
     sender.close()
 
@@ -110,30 +110,36 @@ def measure(name: str, num_bytes: int, repeats: int) -> Row:
         receiver.start()
         other_end.close()
         ends.append(receiver)
-        seconds = []
+        rates, copies = [], []
         for _ in range(updates):
-            took, digest = _next(ours)
-            if (arrived := _next(other)) != digest:
-                raise RuntimeError(f"digest {digest} was sent, {arrived} arrived")
-            seconds.append(took)
+            _next(ours)  # it is ready
+            took = seconds(lambda: _update(ours, other))
+            rates.append(num_bytes / took / 1e9)
+            copies.append(copy_rate(num_bytes) / 1e9)
         for pipe in (ours, other):
             pipe.send("end")
     finally:
         for process in ends:
             process.join(5)
             process.kill()
-    rates = [num_bytes / took / 1e9 for took in seconds[1:]]
-    copies = [copy_rate(num_bytes) / 1e9 for _ in range(repeats)]
     return Row(
         case=f"{name} in {TENSORS} tensors",
-        ours=Spread.of(rates),
-        other=Spread.of(copies),
+        ours=Spread.of(rates[1:]),
+        other=Spread.of(copies[1:]),
         other_name="copy on the device" if on_gpu() else "copy in memory",
-        ratio=Spread.of([a / b for a, b in zip(rates, copies, strict=True)]),
+        ratio=Spread.of([a / b for a, b in zip(rates[1:], copies[1:], strict=True)]),
         unit="GB/s",
         checked=f"the digests of all {updates} updates are the same on both ends",
         note="Two processes share the GPU in turns and talk over sockets: no measure of NCCL between GPUs.",
     )
+
+
+def _update(ours: Any, other: Any) -> None:
+    """One update, until the other end has all of it."""
+    ours.send("go")
+    digest, arrived = _next(ours), _next(other)
+    if arrived != digest:
+        raise RuntimeError(f"digest {digest} was sent, {arrived} arrived")
 
 
 def _next(pipe: Any) -> Any:

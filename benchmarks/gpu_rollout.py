@@ -25,7 +25,9 @@ from rlsys.schedules.phases import Phase
 SHAPES = {"Qwen2.5-VL-3B": QWEN_3B, "Qwen2.5-VL-7B": QWEN_7B}
 TOKENS = 512
 LEAST_SAME = 0.0
-"""In bfloat16, beside other requests, some of so many tokens are others; how many answers are the same is said."""
+"""In bfloat16, beside other requests, some of so many tokens are others; how many answers are the same is said, and their
+number of tokens must be (`rollout.MOST_OTHER_TOKENS`).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

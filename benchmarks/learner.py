@@ -3,9 +3,10 @@
 Ours is a learner's rank as a run has it: wire frames decoded, records collated, pictures processed, reference checked,
 forward, backward, DeepSpeed's AdamW. TRL's is its own training loop, without gradient checkpointing, with whichever
 number of pairs per forward pass and of loader processes is fastest, compiled (`torch_compile`) if that is faster still, and
-pictures at hand in memory. Same weights, same pairs in the same order, same precision, two threads each, every picture new
-in every turn. Cases with a target are measured in bfloat16 too where the cores multiply in it; both sides then keep weights
-and moments in float32: ours casts the weights once a step, TRL (autocast) wherever they are used.
+pictures at hand in memory; its loader stands still in our turns. Same weights, same pairs in the same order (a turn in which
+TRL compiles is done again on the next), same precision, two threads each, every picture new in every turn. Cases with a
+target are measured in bfloat16 too where the cores multiply in it; both sides then keep weights and moments in float32: ours
+casts the weights once a step, TRL (autocast) wherever they are used.
 """
 
 from __future__ import annotations
@@ -77,10 +78,6 @@ NOTE = (
     "The reference log-probabilities of ours are recorded while answers are sampled, as in a round, and checked on 8 "
     "answers in each turn; TRL computes them {where}. " + ALLOCATOR
 )
-_TOWER = (
-    "The tower takes little of our backward pass, because a picture passes once for both answers: freezing it saves TRL, "
-    "which shows it to the policy and to the reference for each answer, more than it saves us."
-)
 _IN_LOOP, _BEFORE = "in every step, as its vision path has to", "before training (precompute_ref_log_probs), uncounted"
 
 
@@ -110,7 +107,7 @@ def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, rep
             warmup=WARMUP,
         )
         missed = target is not None and not target.met(ratio.median)
-        why = _why(work, ours.ask("profile")) if missed else ""
+        why = _why(ours.ask("profile")) if missed else ""
         ours.end()
         theirs.end()
     tried = ", ".join(f"{setting}: {value:.3g}" for setting, value in speeds.items())
@@ -128,14 +125,14 @@ def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, rep
     )
 
 
-def _why(work: Work, shares: dict[str, float]) -> str:
+def _why(shares: dict[str, float]) -> str:
     """Where the time of our side goes, by a profile.
 
     Args:
         shares: of the time of its operations.
     """
     largest = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
-    return f"Time in operations of ours, in a profiled turn: {largest}." + (f" {_TOWER}" if work.frozen_vision else "")
+    return f"Time in operations of ours, in a profiled turn: {largest}."
 
 
 def memory(ours: JobSide, theirs: JobSide, work: Work, target: Target, repeats: int) -> Row:
@@ -184,11 +181,11 @@ def _check(ours: JobSide, theirs: JobSide, work: Work) -> str:
 
 
 def _add_float32(rows: Sequence[Row]) -> None:
-    """To a case in bfloat16 just measured, how ours compares with TRL in float32, which may be faster."""
+    """To a case in bfloat16 just measured, the speed of TRL in float32, which may be faster."""
     last = rows[-1]
     for row in rows:
         if last.case == row.case + _BF16:
-            last.extra["ours / TRL in float32"] = last.ours.median / row.other.median
+            last.extra["TRL in float32, in turns of its own, pairs/s"] = row.other.median
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -40,6 +40,8 @@ LEAST_SAME = 0.9
 """Of the prompts that must have the same answers, token by token, on both sides: where requests stand beside others, a sum
 may round otherwise and another token be drawn.
 """
+MOST_OTHER_TOKENS = 0.05
+"""Of all sampled tokens, by how much their numbers may differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +163,7 @@ def measure(
         least_same: share of the prompts that must have the same answers on both sides.
 
     Raises:
-        ValueError: fewer have.
+        ValueError: fewer have, or one side has sampled more than the other.
     """
     ours = opened(case)  # not both at once: an engine on a GPU takes what others allocate meanwhile for its own
     speeds, our_turns, their_turns = compare(ours, Side(bare, case), repeats=repeats)
@@ -172,6 +174,9 @@ def measure(
     ]
     if sum(same) < least_same * len(same):
         raise ValueError(f"{case.name}: the answers to {sum(same)} of {len(same)} prompts are the same on both sides")
+    tokens = [sum(turn.num_tokens for turn in turns) for turns in (our_turns, their_turns)]
+    if abs(tokens[0] / tokens[1] - 1) > MOST_OTHER_TOKENS:
+        raise ValueError(f"{case.name}: {tokens[0]} tokens, {tokens[1]} by bare vLLM")
     return Row(
         case=case.name,
         ours=speeds[0],
@@ -182,7 +187,7 @@ def measure(
         target=target,
         checked=f"all token ids of {sum(same)} of {len(same)} prompts are the same on both sides",
         extra={
-            "tokens per answer": sum(turn.num_tokens for turn in our_turns) / len(same) / CANDIDATES,
+            "tokens per answer": tokens[0] / len(same) / CANDIDATES,
             "seconds per turn": Spread.of([turn.seconds for turn in our_turns]).median,
             "seconds between calls": Spread.of([turn.outside for turn in our_turns]).median,
         },

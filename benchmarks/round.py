@@ -52,6 +52,7 @@ TWO_CORES = (
 rounds this small the default would pass half of the answers through the policy once more for an estimate that TRL does not
 make.
 """
+APART = "One side after the other: turns are compared in their order."
 LARGEST_LOSS_GAP = 0.005
 """Of the mean loss from ln 2: in bfloat16 two passes over the same answer differ."""
 LARGEST_LOGPROB_GAP = 0.2
@@ -93,7 +94,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         unit="pairs/s",
         target=target,
         checked=_check(job, counted),
-        note=" ".join(filter(None, (note, _settings(job, settings), limited))),
+        note=" ".join(filter(None, (note, _settings(job, settings), limited, "" if together else APART))),
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
@@ -131,8 +132,9 @@ def limits(done: dict[str, list[Turn]], *, num_cores: float) -> str:
     ours, theirs = (statistics.median(turn.seconds for turn in done[side]) for side in ("ours", "TRL"))
     shares = ", ".join(f"{name} {number / num_cores:.0%}" for name, number in busy.items())
     return (
-        f"Of our {num_cores:g} cores' time (CPU time of the processes): {shares}. Were everything but vLLM's answering free, "
-        f"and that spread over all cores, the ratio would be {theirs * num_cores / (busy['answering'] * ours):.2g}."
+        f"Of our {num_cores:g} cores' time (CPU time of the processes): {shares}. Were everything but the engines free "
+        f"(answers, loading of weights, probes), and these spread over all cores, the ratio would be "
+        f"{theirs * num_cores / (busy['answering'] * ours):.2g}."
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from actors.engines.vllm import Vllm, VllmEngine
 from actors.engines.vllm_records import FORBIDDEN_BIAS
+from benchmarks.silence import Silent
 from rlsys.app.cores import CoreClock
 from rlsys.records import Critique, Generation, PreferencePair, Prompt, RolloutGroup, Verdict
 from rlsys.scenes.source import make_prompt, read_id
@@ -147,14 +148,6 @@ class FullLengthEngine(VllmEngine):
         super().__init__(*arguments, **options)
         chat = self._translator.chat
         self._translator.bias = dict.fromkeys(sorted(chat.special | chat.ends), FORBIDDEN_BIAS)
-
-
-class Silent:
-    """A tracker that shows nothing."""
-
-    def track(self, name: str, items: Any, total: int) -> Any:
-        """The items as they are."""
-        return items
 
 
 class Ours:

@@ -151,7 +151,7 @@ class Meter:
         stages = {
             "generate": self._stages["generate"],
             "train and reward": whole - self._stages["generate"],
-            "loader and optimizer": seconds - whole,
+            "the rest (loader, optimizer)": seconds - whole,
         }
         return Turn(
             seconds=seconds,

@@ -17,10 +17,10 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, write
+from benchmarks.silence import Silent
 from rlsys.records import FitReport, PreferencePair, RoundPlan, SyncReport
 
 TITLE = "Rounds of 100, 1 000 and 10 000 prompts: the loop and its actors around scripted engines"
@@ -54,14 +54,6 @@ class NoSync:
         return SyncReport(
             version=version, num_tensors=0, num_bytes=0, digest="", seconds=0.0, max_logprob_gap=0.0, num_probe_tokens=0
         )
-
-
-class Quiet:
-    """A tracker that shows nothing."""
-
-    def track(self, name: str, items: Iterable[Any], total: int) -> Iterable[Any]:
-        """The items as they are."""
-        return items
 
 
 def one_round(num_prompts: int) -> dict[str, float]:
@@ -107,7 +99,7 @@ def one_round(num_prompts: int) -> dict[str, float]:
             gate=MetricGate(config=GateConfig()),
             journal=Journal(root / "journal"),
             savepoints=Savepoints(root / "checkpoints", initial_policy=root),
-            tracker=Quiet(),
+            tracker=Silent(),
         )
         processes = {"rollout": rollouts._pool.slots[0].pid, "critic": feedback._pool.slots[0].pid}
         *_, report = run_rounds(parts)

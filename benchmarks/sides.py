@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from rlsys.progress import quiet_libraries
 START_S = 600.0
 """How long a side may take to start; compiling a model takes minutes."""
 READY = "ready"
+ANSWER, NO_MEMORY, FAILURE = "answer", "no memory", "failure"
 
 Turn = Callable[[int], Any]
 """Does the work of one turn, given its number, and says what there is to say of it."""
@@ -79,11 +81,25 @@ class Side:
         self._ready = False
 
     def __call__(self, turn: int) -> Any:
+        """
+        Raises:
+            TimeoutError: the other process does not start.
+            MemoryError: the GPU is too small for it.
+            RuntimeError: it failed otherwise; with its traceback.
+        """
         if not self._ready and not self._here.poll(START_S):
             raise TimeoutError(f"{self._opened.__qualname__} did not start within {START_S:g} s")
-        self._ready = self._ready or self._here.recv() == READY
+        self._ready = self._ready or self._next() == READY
         self._here.send(turn)
-        return self._here.recv()
+        return self._next()
+
+    def _next(self) -> Any:
+        kind, value = self._here.recv()
+        if kind == NO_MEMORY:
+            raise MemoryError(value)
+        if kind == FAILURE:
+            raise RuntimeError(value)
+        return value
 
     def close(self) -> None:
         """End the process."""
@@ -98,11 +114,16 @@ def _work(connection: Any, opened: Callable[..., Turn], arguments: tuple[Any, ..
     import torch
 
     torch.set_num_threads(placement.num_threads)
-    work = opened(*arguments)
-    connection.send(READY)
-    while True:
-        try:
-            turn = connection.recv()
-        except EOFError:
-            return
-        connection.send(work(turn))
+    try:
+        work = opened(*arguments)
+        connection.send((ANSWER, READY))
+        while True:
+            try:
+                turn = connection.recv()
+            except EOFError:
+                return
+            connection.send((ANSWER, work(turn)))
+    except torch.OutOfMemoryError as error:
+        connection.send((NO_MEMORY, str(error)))
+    except Exception:
+        connection.send((FAILURE, traceback.format_exc()))

@@ -37,7 +37,8 @@ HEAD = """\
 Made by `python -m benchmarks.tables` from the files in `results/`; do not edit.
 
 Every figure is a ratio of two sides measured in turn in one run: machines drift, ratios less so. "1.2 (1.1 to 1.3)" is
-the median over the turns, the smallest and the largest. Each benchmark first checks that both sides do the same work.
+the median over the turns, the smallest and the largest. Nothing is written down unless both sides did the same work; where
+they do not fit a GPU at once and come one after the other, the row says so.
 
 ## How to run
 

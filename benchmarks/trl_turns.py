@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 from benchmarks.processes import END
 
@@ -18,7 +21,7 @@ def between_turns(
 ) -> Any:
     """A trainer's callback that waits in `ask` before each turn of so many steps, until that says `END`.
 
-    A turn in which something was compiled is done again: compilation is not counted.
+    A turn in which something was compiled is done again, on the batches that follow: compilation is not counted.
 
     Args:
         ask: gets what `end` says of the last turn, `None` before the first; returns the next question.
@@ -37,7 +40,8 @@ def between_turns(
             begin(self.question)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.question = ask(None)
+            with children_stopped():
+                self.question = ask(None)
             self.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -46,8 +50,25 @@ def between_turns(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if num_compiled() == self.num_compiled:
-                self.question = ask(end())
+                result = end()
+                with children_stopped():
+                    self.question = ask(result)
                 control.should_training_stop = self.question == END
             self.begin()
 
     return BetweenTurns()
+
+
+@contextmanager
+def children_stopped() -> Iterator[None]:
+    """Loader processes do not fill their queues with the other side's cores, and not before their own turn."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.suspend()
+    try:
+        yield
+    finally:
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.resume()

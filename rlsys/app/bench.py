@@ -13,7 +13,7 @@ from typing import Any
 from rlsys import files
 from rlsys.app import config as configuration
 from rlsys.app.assembly import assembled
-from rlsys.app.breakdown import advice, stages, table
+from rlsys.app.breakdown import advice, spread, stages, table
 from rlsys.app.cluster import cluster
 from rlsys.app.cores import CoreClock
 from rlsys.app.models import critic_folder, policy_folder
@@ -32,7 +32,7 @@ WARMUP = 1
 
 
 def measure(config: Any, directory: Path) -> dict[str, Any]:
-    """Run the first rounds of a schedule, without evaluation, and report on all but the first."""
+    """Run the first rounds of a schedule, without evaluation, and report on all but the first, if there are more."""
     schedule = config.schedule.build().cut(WARMUP + MEASURED)
     # Together: the gate's rules need evaluated rounds.
     config = replace(config, eval=replace(config.eval, every=0), gate=GateConfig())
@@ -57,14 +57,18 @@ def measure(config: Any, directory: Path) -> dict[str, Any]:
     is_local = len(machine.nodes) <= 1
     work = [_work(journal, report.round) for report in measured]
     found = stages(measured, work, laps[-len(measured) :] if is_local else ())
-    round_seconds = float(median([report.seconds["round"] for report in measured]))
+    seconds = [report.seconds["round"] for report in measured]
+    round_seconds = float(median(seconds))
     print(table(found, round_seconds))
+    print(spread(seconds, warm=len(reports) > WARMUP))
     num_cores = machine.num_cpus if is_local and not machine.num_gpus else 0.0
     print(advice(found, round_seconds, judges=config.feedback.needs_engine, num_cores=num_cores))
     print("Evaluations are left out.")
     return {
         "rounds": len(measured),
         "round_seconds": round_seconds,
+        "seconds_of_each": seconds,
+        "after_warmup": len(reports) > WARMUP,
         "stages": [{**asdict(stage), "rate": stage.rate} for stage in found],
         "machine": asdict(machine),
         "versions": versions(),

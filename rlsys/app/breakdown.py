@@ -136,3 +136,15 @@ def table(found: Sequence[Stage], round_seconds: float) -> str:
     slowest = max(stage.seconds for stage in found if stage.name in OVERLAPPED)
     lines.append(f"{'round':11} {round_seconds:8.2f}  = {round_seconds / slowest:.2f} x the slowest stage")
     return "\n".join(lines)
+
+
+def spread(seconds: Sequence[float], *, warm: bool) -> str:
+    """How far the measured rounds are apart.
+
+    Args:
+        warm: a round went before them; if none did, they hold what happens once.
+    """
+    text = f"{len(seconds)} round{'s' if len(seconds) > 1 else ''} of {min(seconds):.2f} to {max(seconds):.2f} s."
+    return (
+        text if warm else f"{text} None went before: engines compiled, caches filled and connections were made in it."
+    )

@@ -8,7 +8,7 @@ import pytest
 
 from rlsys.app import bench, cores
 from rlsys.app import config as configuration
-from rlsys.app.breakdown import advice, stages, table
+from rlsys.app.breakdown import advice, spread, stages, table
 from rlsys.records import RoundReport, SyncReport
 
 
@@ -81,6 +81,13 @@ def test_where_stages_share_the_cores_those_count_that_are_kept_busy():
     assert text.startswith(
         "Of 2 cores 1.25 are busy: rollout 0.30, feedback 0.70, learn 0.25. Some wait: more critic actors "
         "(critic.num_actors) or more cores for them (critic.cores) would use them."
+    )
+
+
+def test_rounds_are_said_to_be_apart_and_one_alone_to_be_the_first():
+    assert spread([4.5, 4.25, 5.0], warm=True) == "3 rounds of 4.25 to 5.00 s."
+    assert spread([9.0], warm=False) == (
+        "1 round of 9.00 to 9.00 s. None went before: engines compiled, caches filled and connections were made in it."
     )
 
 

@@ -1,7 +1,10 @@
 """The two sides of a round are counted alike, and a comparison of unlike rounds is refused."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from benchmarks.gpu_learner import QwenWork
@@ -9,6 +12,7 @@ from benchmarks.gpu_setup import QWEN_3B, QWEN_7B
 from benchmarks.round import _check, limits
 from benchmarks.round_sides import Job, Turn, reward
 from benchmarks.round_trl import Meter, _length
+from benchmarks.trl_turns import children_stopped
 
 JOB = Job(folder="nowhere", num_prompts=4, max_tokens=3)
 PROMPT = "scenes/online/0/describe"
@@ -67,8 +71,8 @@ def test_what_limits_a_round_is_told_by_the_time_of_the_cores():
     ours = replace(turn(), cores={"answering": 0.5, "training": 1.0, "driver": 0.25}, stages={"rollout": 1.9})
     theirs = replace(turn(), seconds=6.0)
     assert limits({"ours": [ours], "TRL": [theirs]}, num_cores=2) == (
-        "Of our 2 cores' time (CPU time of the processes): answering 25%, training 50%, driver 12%. Were everything but "
-        "vLLM's answering free, and that spread over all cores, the ratio would be 12."
+        "Of our 2 cores' time (CPU time of the processes): answering 25%, training 50%, driver 12%. Were everything but the "
+        "engines free (answers, loading of weights, probes), and these spread over all cores, the ratio would be 12."
     )
 
 
@@ -76,3 +80,15 @@ def test_shapes_have_the_sizes_of_the_models_they_are_named_after():
     assert round(QWEN_3B.layer_weights / 1e9, 2) == 2.77
     assert round((QWEN_7B.layer_weights + 2 * QWEN_7B.head_weights) / 1e9, 2) == 7.62
     assert QwenWork(name="x", picture=16, prompt_words=700, answer_tokens=(1500, 1500)).tokens == 3956
+
+
+def test_loader_processes_stand_still_while_the_other_side_is_measured():
+    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        process = psutil.Process(child.pid)
+        with children_stopped():
+            assert process.status() == psutil.STATUS_STOPPED
+        assert process.status() != psutil.STATUS_STOPPED
+    finally:
+        child.kill()
+        child.wait()

@@ -1,4 +1,4 @@
-"""All benchmarks that fit this machine, one after another, each in a process of its own; then the page.
+"""All benchmarks that fit this machine, those on its GPU too, one after another, each in a process of its own; then the page.
 
 python -m benchmarks                     # all
 python -m benchmarks wire overlap        # some
@@ -16,9 +16,11 @@ from importlib.util import find_spec
 
 from benchmarks import tables
 from benchmarks.arguments import CORES
+from rlsys.machine import may_have_gpus
 
 RIVAL = "trl"
-AGAINST_RIVAL = ("learner", "round")
+AGAINST_RIVAL = ("learner", "round", "gpu_learner", "gpu_round")
+NAMES = (*tables.NAMES, *tables.ON_GPU)
 ON_SEVERAL_CORES = ("learner", "weight_sync", "round", "overlap")
 """Whose two sides, or ends, have cores of their own or threads for all of them."""
 
@@ -35,9 +37,9 @@ def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | Non
     """
     at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
     names, options = list(words[:at]) or _fitting(), words[at:]
-    unknown = [name for name in names if name not in tables.NAMES]
+    unknown = [name for name in names if name not in NAMES]
     if unknown:
-        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(tables.NAMES)}", file=sys.stderr)
+        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}", file=sys.stderr)
         return 2
     failed = []
     for name in names:
@@ -54,19 +56,22 @@ def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | Non
 
 def _fitting() -> list[str]:
     """All that fit this machine; says which do not, and why."""
-    reasons = {name: unfit(name, num_cores=len(os.sched_getaffinity(0))) for name in tables.NAMES}
+    reasons = {name: unfit(name, num_cores=len(os.sched_getaffinity(0))) for name in NAMES}
     for name, reason in reasons.items():
         if reason:
             print(f"== {name}: left out: {reason}")
     return [name for name, reason in reasons.items() if not reason]
 
 
-def unfit(name: str, *, num_cores: int, has_rival: bool | None = None) -> str:
+def unfit(name: str, *, num_cores: int, has_rival: bool | None = None, has_gpu: bool | None = None) -> str:
     """Why a benchmark cannot be run here; empty if it can.
 
     Args:
         has_rival: whether TRL is installed; looked up if `None`.
+        has_gpu: whether there is a GPU; looked up if `None`.
     """
+    if name in tables.ON_GPU and not (may_have_gpus() if has_gpu is None else has_gpu):
+        return "there is no GPU"
     if name in AGAINST_RIVAL and not (find_spec(RIVAL) if has_rival is None else has_rival):
         return f"{RIVAL} is not installed"
     if name in ON_SEVERAL_CORES and num_cores < CORES:

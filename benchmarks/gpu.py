@@ -1,4 +1,4 @@
-"""All measurements on one GPU, one after another, each in a process of its own.
+"""All measurements on one GPU, one after another, each in a process of its own, without those of `make bench` on CPU.
 
     python -m benchmarks.gpu                  # all; each writes benchmarks/results/gpu_<name>.json
     python -m benchmarks.gpu --only sync      # those whose name contains this

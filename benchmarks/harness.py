@@ -131,7 +131,7 @@ def environment() -> dict[str, Any]:
         kilobytes = int(next(line for line in lines if line.startswith("MemTotal")).split()[1])
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _commit(),
+        "commit": MEASURED_COMMIT,
         "cores": len(os.sched_getaffinity(0)),
         "processor": cpu.name(),
         "memory_gib": round(kilobytes / (1 << 20), 1),
@@ -204,6 +204,10 @@ def _commit() -> str:
     written = (f":!benchmarks/{name}" for name in (RESULTS.name, "README.md"))
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
+
+
+MEASURED_COMMIT = _commit()
+"""When the program began: what is changed meanwhile is not what is measured."""
 
 
 def _gpus() -> list[str]:

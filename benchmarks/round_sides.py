@@ -53,7 +53,7 @@ class Job:
     precisions: tuple[str, ...] = ("fp32",)
     """In which TRL is tried with each of these numbers. The fastest of all settings counts."""
     compiles: bool = False
-    """TRL is also tried compiled, which takes minutes."""
+    """TRL is also tried compiled, which takes minutes, and with a static cache."""
     untried: str = ""
     """Why larger ones are not among them."""
     words: tuple[str, ...] = ()

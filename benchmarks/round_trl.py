@@ -30,9 +30,12 @@ class Setting:
     precision: str
     compiled: bool = False
     """With `torch_compile`, whose minutes of compilation are not counted."""
+    static: bool = False
+    """Answers with a static cache of keys and values, whose shapes stay the same from token to token."""
 
     def __str__(self) -> str:
-        return f"{self.size} in {self.precision}" + (" compiled" if self.compiled else "")
+        ways = (" compiled" if self.compiled else "") + (" with a static cache" if self.static else "")
+        return f"{self.size} in {self.precision}{ways}"
 
 
 def serve_trl(pipe: Any, job: Job) -> None:
@@ -56,7 +59,8 @@ def serve_trl(pipe: Any, job: Job) -> None:
 
 
 def _speeds(job: Job, settings: Sequence[Setting]) -> dict[Setting, float]:
-    """Pairs per second with each that fits, and with the fastest of them compiled where the job says so.
+    """Pairs per second with each that fits, and with the fastest of them compiled, and with a static cache, where the job
+    says so.
 
     Raises:
         MemoryError: none fits.
@@ -65,8 +69,13 @@ def _speeds(job: Job, settings: Sequence[Setting]) -> dict[Setting, float]:
     if not speeds:
         raise MemoryError(f"TRL does not fit with any of its settings: {', '.join(map(str, settings))}")
     if job.compiles:
-        compiled = replace(max(speeds, key=speeds.__getitem__), compiled=True)
-        speeds[compiled] = _trial(job, compiled)
+        best = max(speeds, key=speeds.__getitem__)
+        for one in (
+            replace(best, static=True),
+            replace(best, compiled=True),
+            replace(best, compiled=True, static=True),
+        ):
+            speeds[one] = _trial(job, one)
     return speeds
 
 
@@ -186,7 +195,11 @@ def _trainer(job: Job, setting: Setting, *, max_steps: int, reward_func: Callabl
     # TRL's mixed precision, as our learner's, keeps float32 weights beside what is multiplied in bfloat16.
     model = AutoModelForImageTextToText.from_pretrained(job.folder, dtype=torch.float32)
     forbidden = sorted(chat.special | chat.ends if job.full else chat.special - chat.ends)
-    banned = {"logit_bias": dict.fromkeys(forbidden, FORBIDDEN_BIAS)} if job.vllm else {"suppress_tokens": forbidden}
+    generation = (
+        {"logit_bias": dict.fromkeys(forbidden, FORBIDDEN_BIAS)} if job.vllm else {"suppress_tokens": forbidden}
+    )
+    if setting.static:
+        generation["cache_implementation"] = "static"
     config = OnlineDPOConfig(
         output_dir=tempfile.mkdtemp(prefix="trl-"),
         beta=BETA,
@@ -199,7 +212,7 @@ def _trainer(job: Job, setting: Setting, *, max_steps: int, reward_func: Callabl
         temperature=1.0,
         top_p=1.0,
         top_k=-1 if job.vllm else 0,
-        generation_kwargs=banned,
+        generation_kwargs=generation,
         use_vllm=job.vllm,
         vllm_gpu_memory_utilization=0.3,
         max_steps=max_steps,

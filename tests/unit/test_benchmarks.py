@@ -173,6 +173,9 @@ def test_a_benchmark_that_does_not_fit_the_machine_is_left_out_and_said_why(no_p
     assert [runner.unfit(name, num_cores=2, has_rival=True) for name in tables.NAMES] == [""] * 9
     assert runner.unfit("round", num_cores=1, has_rival=True) == "it takes 2 cores, there is 1"
     assert runner.unfit("learner", num_cores=2, has_rival=False) == "trl is not installed"
+    assert runner.unfit("gpu_sync", num_cores=2, has_rival=True, has_gpu=False) == "there is no GPU"
+    assert [runner.unfit(name, num_cores=2, has_rival=True, has_gpu=True) for name in tables.ON_GPU] == [""] * 7
+    monkeypatch.setattr(runner, "may_have_gpus", lambda: False)
     monkeypatch.setattr(runner.os, "sched_getaffinity", lambda pid: {0})
     ran = []
     assert runner.main([], run=lambda name, options: ran.append(name) or 0) == 0

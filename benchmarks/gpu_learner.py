@@ -11,20 +11,18 @@ once and run one after the other.
 
 from __future__ import annotations
 
-import socket
 import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks import sides
 from benchmarks.gpu_learner_trl import TRIED_SIZES, serve_trl
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, Qwen, make_model, matrix_rate, on_gpu, options, synchronized
 from benchmarks.harness import Row, Spread, Target, table, write
-from benchmarks.learner_sides import BETA, TIMED_LR, WARMUP, Job, recorded
+from benchmarks.learner_sides import BETA, TIMED_LR, WARMUP, Job, open_learner, recorded
 from benchmarks.learner_work import Work
 from benchmarks.processes import JobSide
 from rlsys.records import PreferencePair
@@ -83,28 +81,6 @@ TINY_CASES = (
 )
 
 
-def make_learner(work: QwenWork, folder: Path, *, recompute: bool, trees: int) -> Any:
-    """A learner's only rank, in this process."""
-    from learners.config import LearnerConfig
-    from learners.learner import LearnerRank
-    from learners.rendezvous import Rendezvous
-    from rlsys.objectives.dpo import DPO
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    config = LearnerConfig(
-        batch_size=work.batch,
-        precision=work.precision,
-        micro_batch_tokens=int(trees * (work.tokens + 64)),
-        activation_checkpointing=recompute,
-        head_chunk_mib=1024 if on_gpu() else 64,
-    )
-    return LearnerRank(
-        config, DPO(beta=BETA), str(folder), Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port)
-    )
-
-
 def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, trees: int) -> sides.Turn:
     """Our side: seconds of a turn's steps, and the matrix rate right after them."""
     import torch
@@ -112,7 +88,14 @@ def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, tree
     from learners.plan import FitPlan
     from rlsys import wire
 
-    learner = make_learner(work, Path(folder), recompute=recompute, trees=trees)
+    learner = open_learner(
+        Path(folder),
+        batch_size=work.batch,
+        precision=work.precision,
+        micro_batch_tokens=int(trees * (work.tokens + 64)),
+        activation_checkpointing=recompute,
+        head_chunk_mib=1024 if on_gpu() else 64,
+    )
     pairs = recorded(learner, work.make_pairs(work.pairs_per_turn * num_turns, Path(folder)), at_once=2)
     size = work.batch
     frames = [wire.encode_many(pairs[start : start + size]) for start in range(0, len(pairs), size)]

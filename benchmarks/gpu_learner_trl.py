@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.gpu_setup import on_gpu, synchronized
-from benchmarks.learner_sides import BETA, TIMED_LR, Job
-from benchmarks.learner_trl import dataset
+from benchmarks.learner_sides import Job
+from benchmarks.learner_trl import dataset, dpo_config
 from benchmarks.processes import END
 
 TRIED_SIZES = ((False, 1), (True, 1), (True, 2), (True, 4))
@@ -39,7 +39,7 @@ def serve_trl(pipe: Any, job: Job) -> None:
 def _train(job: Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> tuple[list[float], dict[str, float]]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     work, marks = job.work, []
 
@@ -50,27 +50,15 @@ def _train(job: Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> 
 
         on_train_begin = on_step_end = mark
 
-    config = DPOConfig(
-        output_dir=str(job.checkpoint / "trl"),
-        beta=BETA,
-        per_device_train_batch_size=size,
-        gradient_accumulation_steps=work.batch // size,
-        gradient_checkpointing=recompute,
-        max_length=None,
+    config = dpo_config(
+        job,
+        size=size,
         max_steps=num_turns * work.steps,
-        learning_rate=TIMED_LR,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
+        gradient_checkpointing=recompute,
         use_cpu=not on_gpu(),
         bf16=work.precision == "bf16" and on_gpu(),
         logging_first_step=True,
         logging_steps=num_turns * work.steps + 1,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
     trainer = DPOTrainer(
         model=AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32),

@@ -123,6 +123,21 @@ def _status(name: str) -> int:
 
 
 def _learner(job: Job) -> Any:
+    work = job.work
+    return open_learner(
+        job.checkpoint,
+        batch_size=work.batch,
+        freeze=["visual"] if work.frozen_vision else [],
+        precision=work.precision,
+    )
+
+
+def open_learner(checkpoint: Path, **options: Any) -> Any:
+    """A learner's only rank, in this process.
+
+    Args:
+        options: of `learners.config.LearnerConfig`.
+    """
     from learners.config import LearnerConfig
     from learners.learner import LearnerRank
     from learners.rendezvous import Rendezvous
@@ -131,13 +146,8 @@ def _learner(job: Job) -> Any:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    config = LearnerConfig(
-        batch_size=job.work.batch,
-        freeze=["visual"] if job.work.frozen_vision else [],
-        precision=job.work.precision,
-    )
     meeting = Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port)
-    return LearnerRank(config, DPO(beta=BETA), str(job.checkpoint), meeting)
+    return LearnerRank(LearnerConfig(**options), DPO(beta=BETA), str(checkpoint), meeting)
 
 
 def recorded(learner: Any, pairs: Sequence[PreferencePair], *, at_once: int = 64) -> list[PreferencePair]:

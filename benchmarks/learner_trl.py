@@ -131,45 +131,64 @@ def _trainer(
 ) -> Any:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from trl import DPOConfig, DPOTrainer
+    from trl import DPOTrainer
 
     processor = AutoProcessor.from_pretrained(job.checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32)
     if job.work.frozen_vision:
         model.model.visual.requires_grad_(False)
     shows = job.work.picture is not None
-    config = DPOConfig(
-        output_dir=str(job.checkpoint / "trl"),
-        beta=BETA,
-        per_device_train_batch_size=setting.size,
-        gradient_accumulation_steps=job.work.batch // setting.size,
+    config = dpo_config(
+        job,
+        size=setting.size,
+        max_steps=max_steps,
+        learning_rate=lr,
         torch_compile=setting.compiled,
         dataloader_num_workers=setting.workers,
         dataloader_persistent_workers=False,
         dataloader_pin_memory=False,
         gradient_checkpointing=False,
         precompute_ref_log_probs=not shows,  # refused with pictures
-        max_length=None,
-        max_steps=max_steps,
-        learning_rate=lr,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
         max_grad_norm=clip,
-        optim="adamw_torch_fused",
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
         use_cpu=True,
         bf16=job.work.precision == "bf16",
         logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
     )
     return DPOTrainer(
         model=model,
         args=config,
         train_dataset=dataset(pairs, shows=shows),
         processing_class=processor if shows else processor.tokenizer,
+    )
+
+
+def dpo_config(job: Job, *, size: int, max_steps: int, learning_rate: float = TIMED_LR, **more: Any) -> Any:
+    """TRL's configuration as far as it is the same everywhere.
+
+    Args:
+        size: pairs per forward pass.
+        max_steps: optimizer steps.
+        more: of `trl.DPOConfig`.
+    """
+    from trl import DPOConfig
+
+    return DPOConfig(
+        output_dir=str(job.checkpoint / "trl"),
+        beta=BETA,
+        per_device_train_batch_size=size,
+        gradient_accumulation_steps=job.work.batch // size,
+        max_length=None,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        optim="adamw_torch_fused",
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        **more,
     )
 
 

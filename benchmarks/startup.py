@@ -8,6 +8,7 @@ it. One more run, with a clock at its milestones, shows where the time goes.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import psutil
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, write
-from benchmarks.models import scenes_models
+from benchmarks.models import GIVEN, scenes_models
 from rlsys.journal import Journal
 from rlsys.records import RolloutGroup
 
@@ -102,7 +103,9 @@ def measure(repeats: int) -> list[Row]:
     policy, critic = scenes_models()
     plain = [sys.executable, "-m", "rlsys", "align"]
     with tempfile.TemporaryDirectory() as scratch:
-        common = ["preset=scenes", f"policy.model={policy}", f"critic.model={critic}", f"output.runs_dir={scratch}"]
+        # In the cache it finds them by itself, as a user's command does.
+        given = [f"policy.model={policy}", f"critic.model={critic}"] if GIVEN in os.environ else []
+        common = ["preset=scenes", f"output.runs_dir={scratch}", *given]
 
         def once(name: str, *words: str, command: Sequence[str] = plain) -> float:
             return first_answers([*command, *common, f"name={name}", *words], Path(scratch) / name)

@@ -144,7 +144,9 @@ def spread(seconds: Sequence[float], *, warm: bool) -> str:
     Args:
         warm: a round went before them; if none did, they hold what happens once.
     """
-    text = f"{len(seconds)} round{'s' if len(seconds) > 1 else ''} of {min(seconds):.2f} to {max(seconds):.2f} s."
+    text = f"{len(seconds)} rounds of {min(seconds):.2f} to {max(seconds):.2f} s."
+    if len(seconds) == 1:
+        text = f"1 round of {seconds[0]:.2f} s."
     return (
         text if warm else f"{text} None went before: engines compiled, caches filled and connections were made in it."
     )

@@ -87,7 +87,7 @@ def test_where_stages_share_the_cores_those_count_that_are_kept_busy():
 def test_rounds_are_said_to_be_apart_and_one_alone_to_be_the_first():
     assert spread([4.5, 4.25, 5.0], warm=True) == "3 rounds of 4.25 to 5.00 s."
     assert spread([9.0], warm=False) == (
-        "1 round of 9.00 to 9.00 s. None went before: engines compiled, caches filled and connections were made in it."
+        "1 round of 9.00 s. None went before: engines compiled, caches filled and connections were made in it."
     )
 
 

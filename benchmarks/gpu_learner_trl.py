@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.gpu_setup import on_gpu, synchronized
 from benchmarks.learner_sides import Job
 from benchmarks.learner_trl import dataset, dpo_config
-from benchmarks.processes import END
+from benchmarks.processes import ANSWER, END
 
 TRIED_SIZES = ((False, 1), (True, 1), (True, 2), (True, 4))
 """Whether activations are recomputed, and pairs per forward pass."""
@@ -31,7 +31,7 @@ def serve_trl(pipe: Any, job: Job) -> None:
         tried[recompute, size] = work.pairs_per_turn / seconds[-1]
     best = max(tried, key=tried.__getitem__, default=None)
     seconds, first = ([], {}) if best is None else _train(job, pairs, job.num_turns, *best)
-    pipe.send(("answer", {"seconds": seconds, "first": first, "tried": tried}))
+    pipe.send((ANSWER, {"seconds": seconds, "first": first, "tried": tried}))
     while pipe.recv() != END:
         pass
 

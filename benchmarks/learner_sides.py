@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.learner_work import Work, with_logprobs
-from benchmarks.processes import END
+from benchmarks.processes import ANSWER, END
 from benchmarks.profiling import shares
 from rlsys.records import PreferencePair
 
@@ -99,9 +99,9 @@ def serve_ours(pipe: Any, job: Job) -> None:
         return shares(turn)
 
     answers = {"turn": turn, "trace": trace, "peak": peak, "profile": profile}
-    pipe.send(("answer", None))
+    pipe.send((ANSWER, None))
     while (question := pipe.recv()) != END:
-        pipe.send(("answer", answers[question]()))
+        pipe.send((ANSWER, answers[question]()))
 
 
 def reset_peak() -> int:

@@ -23,8 +23,8 @@ from benchmarks.learner_sides import (
     reset_peak,
 )
 from benchmarks.learner_work import as_text
-from benchmarks.processes import END
-from benchmarks.trl_turns import between_turns
+from benchmarks.processes import ANSWER, END
+from benchmarks.trl_turns import OPTIONS, between_turns
 from rlsys.records import PreferencePair
 
 TRIED_TURNS = 3
@@ -38,17 +38,17 @@ def serve_trl(pipe: Any, job: Job) -> None:
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as where nothing is set
     pairs = job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
     setting, speeds = best_setting(job, pairs)
-    pipe.send(("answer", speeds))
+    pipe.send((ANSWER, speeds))
     question = pipe.recv()
     while question == "trace":
-        pipe.send(("answer", _trace(job, pairs, setting)))
+        pipe.send((ANSWER, _trace(job, pairs, setting)))
         question = pipe.recv()
 
     def ask(result: float | None) -> str:
         nonlocal question
         if result is None:
             return question
-        pipe.send(("answer", result))
+        pipe.send((ANSWER, result))
         question = pipe.recv()
         return question
 
@@ -180,14 +180,8 @@ def dpo_config(job: Job, *, size: int, max_steps: int, learning_rate: float = TI
         max_length=None,
         max_steps=max_steps,
         learning_rate=learning_rate,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        train_sampling_strategy="sequential",
         remove_unused_columns=False,
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **OPTIONS,
         **more,
     )
 

@@ -1,4 +1,4 @@
-"""A side that has a process of its own."""
+"""Sides in processes of their own: how results and failures come across, and one that takes up jobs."""
 
 from __future__ import annotations
 
@@ -7,11 +7,45 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
+
+import psutil
 
 END = "end"
 """The question that ends a job."""
+ANSWER, NO_MEMORY, FAILURE = "answer", "no memory", "failure"
+"""What a process sends: one of these, and a value."""
+
+
+def received(pipe: Any) -> Any:
+    """The next answer of a process.
+
+    Raises:
+        MemoryError: the GPU is too small for it.
+        RuntimeError: it failed otherwise; with its traceback.
+        EOFError: it is gone.
+    """
+    kind, value = pipe.recv()
+    if kind == NO_MEMORY:
+        raise MemoryError(value)
+    if kind == FAILURE:
+        raise RuntimeError(value)
+    return value
+
+
+@contextmanager
+def failures_sent(pipe: Any) -> Iterator[None]:
+    """In the other process: what goes wrong in here is raised by `received`."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        pipe.send((NO_MEMORY, str(error)))
+    except BaseException:
+        pipe.send((FAILURE, traceback.format_exc()))
 
 
 class JobSide:
@@ -26,7 +60,7 @@ class JobSide:
     def ask(self, question: str) -> Any:
         """
         Raises:
-            RuntimeError: the process failed; with its traceback.
+            MemoryError, RuntimeError: as `received`.
         """
         return self._say(question)
 
@@ -40,14 +74,14 @@ class JobSide:
 
     def _say(self, message: Any) -> Any:
         self._pipe.send(message)
-        kind, value = self._pipe.recv()
-        if kind == "failure":
-            raise RuntimeError(value)
-        return value
+        return received(self._pipe)
 
     def close(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process, and those that it has started: one that stands still does not see that its parent is gone."""
+        started = psutil.Process(self._process.pid).children(recursive=True) if self._process.is_alive() else []
+        for process in (self._process, *started):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         self._process.join()
 
 
@@ -61,9 +95,7 @@ def _run(serve: Callable[[Any, Any], None], pipe: Any) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    try:
+    with failures_sent(pipe):
         while True:
             serve(pipe, pipe.recv())
-            pipe.send(("answer", None))
-    except BaseException:
-        pipe.send(("failure", traceback.format_exc()))
+            pipe.send((ANSWER, None))

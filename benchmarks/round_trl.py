@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from actors.engines.vllm_records import FORBIDDEN_BIAS
-from benchmarks.processes import END
+from benchmarks.processes import ANSWER, END
 from benchmarks.round_sides import BETA, LR, MOST_ROUNDS, Job, Turn, reward
-from benchmarks.trl_turns import between_turns
+from benchmarks.trl_turns import OPTIONS, between_turns
 
 TRIED_STEPS = 2
 """Counted steps with which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose."""
@@ -44,13 +44,13 @@ def serve_trl(pipe: Any, job: Job) -> None:
     # TRL's vLLM cannot be ended, so that only one trainer can be made with it.
     speeds = _speeds(job, settings) if len(settings) > 1 else {settings[0]: 0.0}
     best = max(speeds, key=speeds.__getitem__)
-    pipe.send(("answer", {"best": best, "pairs per second": speeds}))
+    pipe.send((ANSWER, {"best": best, "pairs per second": speeds}))
     question = pipe.recv()
 
     def ask(result: Turn | None) -> str:
         nonlocal question
         if result is not None:
-            pipe.send(("answer", result))
+            pipe.send((ANSWER, result))
             question = pipe.recv()
         return question
 
@@ -217,18 +217,12 @@ def _trainer(job: Job, setting: Setting, *, max_steps: int, reward_func: Callabl
         vllm_gpu_memory_utilization=0.3,
         max_steps=max_steps,
         learning_rate=LR,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        optim="adamw_torch_fused",
-        train_sampling_strategy="sequential",
         use_cpu=not on_gpu,
         bf16=setting.precision == "bf16",
         torch_compile=setting.compiled,
         dataloader_pin_memory=False,
         logging_strategy="no",
-        save_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
+        **OPTIONS,
     )
     processor = AutoProcessor.from_pretrained(job.folder)
     return OnlineDPOTrainer(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from benchmarks.harness import Spread, in_turn
+from benchmarks.processes import ANSWER, failures_sent, received
 from rlsys.machine import this_machine
 from rlsys.placement import Placement
 from rlsys.progress import quiet_libraries
@@ -15,7 +15,6 @@ from rlsys.progress import quiet_libraries
 START_S = 600.0
 """How long a side may take to start; compiling a model takes minutes."""
 READY = "ready"
-ANSWER, NO_MEMORY, FAILURE = "answer", "no memory", "failure"
 
 Turn = Callable[[int], Any]
 """Does the work of one turn, given its number, and says what there is to say of it."""
@@ -84,22 +83,13 @@ class Side:
         """
         Raises:
             TimeoutError: the other process does not start.
-            MemoryError: the GPU is too small for it.
-            RuntimeError: it failed otherwise; with its traceback.
+            MemoryError, RuntimeError: as `benchmarks.processes.received`.
         """
         if not self._ready and not self._here.poll(START_S):
             raise TimeoutError(f"{self._opened.__qualname__} did not start within {START_S:g} s")
-        self._ready = self._ready or self._next() == READY
+        self._ready = self._ready or received(self._here) == READY
         self._here.send(turn)
-        return self._next()
-
-    def _next(self) -> Any:
-        kind, value = self._here.recv()
-        if kind == NO_MEMORY:
-            raise MemoryError(value)
-        if kind == FAILURE:
-            raise RuntimeError(value)
-        return value
+        return received(self._here)
 
     def close(self) -> None:
         """End the process."""
@@ -114,7 +104,7 @@ def _work(connection: Any, opened: Callable[..., Turn], arguments: tuple[Any, ..
     import torch
 
     torch.set_num_threads(placement.num_threads)
-    try:
+    with failures_sent(connection):
         work = opened(*arguments)
         connection.send((ANSWER, READY))
         while True:
@@ -123,7 +113,3 @@ def _work(connection: Any, opened: Callable[..., Turn], arguments: tuple[Any, ..
             except EOFError:
                 return
             connection.send((ANSWER, work(turn)))
-    except torch.OutOfMemoryError as error:
-        connection.send((NO_MEMORY, str(error)))
-    except Exception:
-        connection.send((FAILURE, traceback.format_exc()))

@@ -1,4 +1,4 @@
-"""TRL's trainers, held between turns."""
+"""TRL's trainers: what all of them are told, and how they are held between turns."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ ALLOCATOR = (
     "TRL's process has the allocator's own settings; started with MALLOC_MMAP_MAX_=0 and "
     "MALLOC_TRIM_THRESHOLD_=2147483647 this program measures it with those of ours (`learners/allocator.py`)."
 )
+
+OPTIONS = {
+    "lr_scheduler_type": "constant",
+    "weight_decay": 0.0,
+    "optim": "adamw_torch_fused",
+    "train_sampling_strategy": "sequential",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+"""Of every trainer; what they do besides training is left out."""
 
 
 def between_turns(

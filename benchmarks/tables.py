@@ -6,6 +6,8 @@ python -m benchmarks.tables
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,8 @@ ON_GPU = {
 """Programs that need a GPU, in the order in which they run: what they measure, and their target."""
 TRIES_COMPILED = ("learner", "round")
 """Programs that try TRL with `torch_compile` too, and say so of what they have tried; results of their older forms do not."""
+
+_BETWEEN_SENTENCES = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
 HEAD = """\
 # Benchmarks
@@ -76,7 +80,8 @@ def _summary(results: dict[str, Any]) -> list[str]:
     if not rows:
         return ["No row with a target has been measured."]
     met = sum(row["met"] for _, row in rows)
-    missed = [f"- {name}: {row['case']}: {_verdict(row)}" for name, row in rows if not row["met"]]
+    general = {name: _general(one["rows"]) for name, one in results.items()}
+    missed = [f"- {name}: {row['case']}: {_verdict(row, general[name])}" for name, row in rows if not row["met"]]
     return [f"{met} of {len(rows)} met." + (" Missed:" if missed else ""), *([""] if missed else []), *missed]
 
 
@@ -121,15 +126,36 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _notes(rows: Sequence[dict[str, Any]]) -> list[str]:
-    lines = []
+    """What is to be said of each row, then, once, what is to be said of most of them."""
+    general, lines = _general(rows), []
     for row in rows:
         extra = ", ".join(f"{name} {_number(value)}" for name, value in row["extra"].items())
-        said = [
-            _sentence(text) for text in (row["note"], row["checked"] and f"Checked: {row['checked']}", extra) if text
-        ]
+        texts = (_own(row, general), row["checked"] and f"Checked: {row['checked']}", extra)
+        said = [_sentence(text) for text in texts if text]
         if said:
             lines.append(f"- {row['case']}: {' '.join(said)}")
+    by_rows: dict[str, list[str]] = {}
+    for sentence in general:
+        without = "; ".join(row["case"] for row in rows if sentence not in _sentences(row))
+        by_rows.setdefault(f"All rows but {without}" if without else "All rows", []).append(_sentence(sentence))
+    lines += [f"- {which}: {' '.join(said)}" for which, said in by_rows.items()]
     return [*lines, ""] if lines else []
+
+
+def _general(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Sentences that stand in several notes, and in half of them or more."""
+    noted = [row for row in rows if row["note"]]
+    found = Counter(sentence for row in noted for sentence in dict.fromkeys(_sentences(row)))
+    return [sentence for sentence, times in found.items() if times > 1 and 2 * times >= len(noted)]
+
+
+def _own(row: dict[str, Any], general: Sequence[str]) -> str:
+    """A row's note without what is said of most."""
+    return " ".join(sentence for sentence in _sentences(row) if sentence not in general)
+
+
+def _sentences(row: dict[str, Any]) -> list[str]:
+    return _BETWEEN_SENTENCES.split(row["note"])
 
 
 def _gpu(results: dict[str, Any]) -> list[str]:
@@ -153,9 +179,9 @@ def _environment(measured: dict[str, Any]) -> str:
     )
 
 
-def _verdict(row: dict[str, Any]) -> str:
+def _verdict(row: dict[str, Any], general: Sequence[str]) -> str:
     reached = row["ratio"] or row["ours"]
-    return f"{_number(reached['median'])}, target {_target(row['target'])}. {row['note']}".strip()
+    return f"{_number(reached['median'])}, target {_target(row['target'])}. {_own(row, general)}".strip()
 
 
 def _target(target: dict[str, Any] | None) -> str:

@@ -107,6 +107,27 @@ def test_the_summary_counts_targets_and_says_why_one_was_missed(tmp_path):
     assert lines[at + 4] == "- wire: slow: 1.5, target ≥ 10. because of physics"
 
 
+def test_what_most_rows_have_to_say_is_said_once(tmp_path):
+    notes = {
+        "a": "Own of a. Both warm. In turn.",
+        "b": "In turn. Own of b.",
+        "c": "Own of c, e.g. cold. Both warm. In turn.",
+    }
+    rows = [{**MISSED, "case": case, "note": note, "extra": {}} for case, note in notes.items()]
+    write(tmp_path, "wire", [*rows, ROW])
+    lines = tables.page(tmp_path).splitlines()
+    assert [line for line in lines if line.startswith("- ")] == [
+        "- wire: a: 1.5, target ≥ 10. Own of a.",
+        "- wire: b: 1.5, target ≥ 10. Own of b.",
+        "- wire: c: 1.5, target ≥ 10. Own of c, e.g. cold.",
+        "- a: Own of a.",
+        "- b: Own of b.",
+        "- c: Own of c, e.g. cold.",
+        "- All rows but b; a case: Both warm.",
+        "- All rows but a case: In turn.",
+    ]
+
+
 def test_what_was_measured_on_a_gpu_stands_in_its_own_section(tmp_path):
     write(tmp_path, "gpu_sync", [ROW])
     lines = tables.page(tmp_path).splitlines()

@@ -51,7 +51,10 @@ def cached(kind: str, made_of: dict[str, Any], make: Callable[[Path], None]) -> 
         partial = target.parent / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        make(partial)
-        (partial / "made_of.json").write_text(json.dumps(made_of, indent=1, sort_keys=True))
-        partial.rename(target)
+        try:
+            make(partial)
+            (partial / "made_of.json").write_text(json.dumps(made_of, indent=1, sort_keys=True))
+            partial.rename(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)  # what was interrupted: another key would never look at it
     return target

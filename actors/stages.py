@@ -45,6 +45,7 @@ class RolloutStage:
         placements: Sequence[Placement],
         seed: int,
         batch: int = 32,
+        held_out_batch: int = 256,
         deadline_s: float = 900.0,
         probe_prompts: Sequence[Prompt] = (),
         probe_file: Path | None = None,
@@ -56,6 +57,7 @@ class RolloutStage:
             current: folder of the weights that a worker started now must hold, and their version.
             seed: root seed of the run.
             batch: prompts per engine call.
+            held_out_batch: prompts per engine call of an evaluation, which asks for one answer to each.
             deadline_s: for the first results of a call, and from each to the next.
             probe_prompts: prompts whose answers prove weight updates; with images where the policy takes any.
             probe_file: where these answers are kept, so that a resumed run proves its updates with the same ones.
@@ -66,7 +68,7 @@ class RolloutStage:
         _check(batch, placements)
         self.receivers_per_worker: int = engine.receivers
         self._current = current
-        self._batch = batch
+        self._batch, self._held_out_batch = batch, held_out_batch
         self._counts = Counts()
         self._probe_prompts = list(probe_prompts)
         self._probes: list[Probe] = []
@@ -160,7 +162,7 @@ class RolloutStage:
 
     def _tasks(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[Task]:
         start = 0
-        for chunk in _chunks(prompts, self._batch):
+        for chunk in _chunks(prompts, self._held_out_batch if plan.round < 0 else self._batch):
             yield Task(
                 key=enumerate(chunk, start),
                 arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)),

@@ -110,9 +110,11 @@ class EvalConfig:
     """Rounds between two evaluations; the last round is always evaluated. 0 never evaluates."""
     temperature: float = 1.0
     max_tokens: int = 64
+    batch: int = 256
+    """Prompts per engine call. More than in a round, where a prompt has several answers."""
 
     def __post_init__(self) -> None:
-        _at_least("eval", self, every=0, temperature=0, max_tokens=1)
+        _at_least("eval", self, every=0, temperature=0, max_tokens=1, batch=1)
 
 
 @dataclass(kw_only=True)

@@ -64,6 +64,7 @@ def start_rollouts(
         placements=placements,
         seed=config.seed,
         batch=batch or config.rollout.batch,
+        held_out_batch=config.eval.batch,
         deadline_s=config.rollout.deadline_s,
         probe_prompts=probe_prompts(config) if savepoints else (),
         probe_file=savepoints.probes if savepoints else None,

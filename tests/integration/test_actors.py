@@ -46,13 +46,14 @@ def places(count):
     return [Placement(num_cpus=0.5) for _ in range(count)]
 
 
-def rollouts(count=2, version=0, batch=2, probe_prompts=(), **options):
+def rollouts(count=2, version=0, batch=2, held_out_batch=256, probe_prompts=(), **options):
     return RolloutStage(
         engine=scripted(**options),
         current=lambda: ("nowhere", version),
         placements=places(count),
         seed=3,
         batch=batch,
+        held_out_batch=held_out_batch,
         deadline_s=60,
         probe_prompts=probe_prompts,
     )
@@ -79,6 +80,20 @@ def test_groups_come_in_order_and_are_the_same_for_any_number_of_workers():
         assert {rollout.temperature for rollout in group.rollouts} == {0.5, 1.0}
         assert len({rollout.token_ids.tobytes() for rollout in group.rollouts}) == len(group.rollouts)
     assert one.count(2)["failed_workers"] == 0
+
+
+def test_an_evaluation_asks_for_more_prompts_in_a_call_than_a_round():
+    stage = rollouts(
+        1, batch=2, held_out_batch=5, seconds_per_call=0.5
+    )  # a call takes half a second, whatever it holds
+    try:
+        held_out = replace(PLAN, round=-1)
+        groups = {plan.round: list(stage.stream(text_prompts(8), plan)) for plan in (PLAN, held_out)}
+        num_calls = [round(2 * stage.count(number)["seconds"]) for number in groups]
+    finally:
+        stage.close()
+    assert num_calls == [4, 2]
+    assert [[group.index for group in found] for found in groups.values()] == [list(range(8))] * 2
 
 
 def test_a_killed_worker_is_replaced_and_nothing_is_missing():

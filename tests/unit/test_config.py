@@ -22,6 +22,7 @@ MISTAKES = [
     ("rollout.batch=0", "rollout.batch must be at least 1, got 0", ""),
     ("critic.batch=0", "critic.batch must be at least 1, got 0", ""),
     ("critic.deadline_s=0", "critic.deadline_s must be > 0, got 0.0", ""),
+    ("eval.batch=0", "eval.batch must be at least 1, got 0", ""),
     ("eval.every=-1", "eval.every must be at least 0, got -1", ""),
     ("output.keep_checkpoints=-1", "output.keep_checkpoints must be at least 0, got -1", ""),
     ("sync.num_probes=0", "sync.num_probes must be at least 1, got 0", ""),

@@ -46,14 +46,14 @@ def places(count):
     return [Placement(num_cpus=0.5) for _ in range(count)]
 
 
-def rollouts(count=2, version=0, batch=2, held_out_batch=256, probe_prompts=(), **options):
+def rollouts(count=2, version=0, batch=2, held_out_batch=None, probe_prompts=(), **options):
     return RolloutStage(
         engine=scripted(**options),
         current=lambda: ("nowhere", version),
         placements=places(count),
         seed=3,
         batch=batch,
-        held_out_batch=held_out_batch,
+        held_out_batch=held_out_batch or batch,
         deadline_s=60,
         probe_prompts=probe_prompts,
     )

@@ -89,9 +89,8 @@ class RolloutStage:
         Raises:
             EngineError: two workers hold different versions.
         """
-        held_out = plan.round < 0
         version: int | None = None
-        with self._counts.working_on(None if held_out else plan.round):
+        with self._counts.working_on(None if plan.is_held_out else plan.round):
             for group in self._answered(prompts, plan):
                 if version is not None and group.policy_version != version:
                     raise EngineError(
@@ -99,7 +98,7 @@ class RolloutStage:
                         f"version {group.policy_version}"
                     )
                 version = group.policy_version
-                if held_out:
+                if plan.is_held_out:
                     self._counts.missed(group.failed)
                 yield group
 
@@ -162,7 +161,7 @@ class RolloutStage:
 
     def _tasks(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[Task]:
         start = 0
-        for chunk in _chunks(prompts, self._held_out_batch if plan.round < 0 else self._batch):
+        for chunk in _chunks(prompts, self._held_out_batch if plan.is_held_out else self._batch):
             yield Task(
                 key=enumerate(chunk, start),
                 arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)),

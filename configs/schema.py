@@ -111,7 +111,7 @@ class EvalConfig:
     temperature: float = 1.0
     max_tokens: int = 64
     batch: int = 256
-    """Prompts per engine call. More than in a round, where a prompt has several answers."""
+    """Prompts per engine call, more than in a round, where a prompt has several answers. Another batch, other rounding."""
 
     def __post_init__(self) -> None:
         _at_least("eval", self, every=0, temperature=0, max_tokens=1, batch=1)

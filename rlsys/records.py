@@ -280,6 +280,7 @@ class RoundPlan:
     """What one round is to do: a phase of the schedule with its ramps worked out."""
 
     round: int
+    """From 0; negative where held-out prompts are answered, for an evaluation."""
     num_prompts: int
     num_candidates: int
     """Candidates per prompt, shared evenly between the temperatures."""
@@ -303,6 +304,11 @@ class RoundPlan:
     """`current` or `accumulated`."""
     lag: int
     """Versions that generation may run ahead of training."""
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it is no round of training."""
+        return self.round < 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -83,9 +83,7 @@ def test_groups_come_in_order_and_are_the_same_for_any_number_of_workers():
 
 
 def test_an_evaluation_asks_for_more_prompts_in_a_call_than_a_round():
-    stage = rollouts(
-        1, batch=2, held_out_batch=5, seconds_per_call=0.5
-    )  # a call takes half a second, whatever it holds
+    stage = rollouts(1, batch=2, held_out_batch=5, seconds_per_call=0.5)  # of a call, whatever it holds
     try:
         held_out = replace(PLAN, round=-1)
         groups = {plan.round: list(stage.stream(text_prompts(8), plan)) for plan in (PLAN, held_out)}

@@ -26,6 +26,9 @@ from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
 from rlsys.records import Generation, Probe
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_COMPILE_DISABLE = "TORCH_COMPILE_DISABLE"
+_COMPILE_DISABLE_GIVEN = os.environ.get(_COMPILE_DISABLE)
+"""As the user has set it."""
 
 
 @engine("vllm")
@@ -98,6 +101,7 @@ class VllmEngine:
         self.version = version
         self._raw_logits = raw_logits
         self._expected = checkpoints.tensor_shapes(folder)
+        _import_vllm(compiles=not options.enforce_eager or _on_gpu())
         self._translator = Translator(folder, raw_logits=raw_logits)
         self._torn = False
         self._most = options.max_num_seqs
@@ -209,20 +213,36 @@ def _sync_errors(what: str) -> Iterator[None]:
         raise SyncError(f"{what}: {error}") from error
 
 
-def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
+def _import_vllm(*, compiles: bool) -> None:
+    """
+    Args:
+        compiles: whether torch may compile in this process, and in those that vLLM starts, where the user has not said. On a
+            CPU, of an eager engine only the rank of a sampled token would be compiled: seconds of the first answers, and an
+            error where there is no compiler.
+    """
     # In this process: a worker has one of its own already, and on CPU a second one starts in twice the time.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    if _COMPILE_DISABLE_GIVEN is None:
+        os.environ[_COMPILE_DISABLE] = "0" if compiles else "1"
+    from torch._dynamo import config
+
+    if _COMPILE_DISABLE_GIVEN is None:
+        config.disable = not compiles  # torch reads the environment once, and may have done so before
+
+
+def _on_gpu() -> bool:
     import torch
 
-    if options.enforce_eager and not torch.cuda.is_available():
-        # Of all of vLLM only the rank of a sampled token is then compiled, which takes ten seconds of the first answers.
-        os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
+    return torch.cuda.is_available()
+
+
+def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
     from vllm import LLM
 
     from actors import vllm_plugin
 
-    cache_gib = options.gpu_kv_cache_gib if torch.cuda.is_available() else options.kv_cache_gib
+    cache_gib = options.gpu_kv_cache_gib if _on_gpu() else options.kv_cache_gib
     try:
         return LLM(
             model=str(folder),

@@ -1,5 +1,9 @@
 """The vLLM adapter against transformers: answers, log-probabilities, and weight updates of every part of the model."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -73,6 +77,26 @@ def gap(engine, truth, prompt, answer):
 
 
 ANSWER = np.array([20, 31, 42, 25, 60, 33], dtype=np.int32)
+
+
+def test_an_eager_engine_needs_no_compiler(folder, tmp_path):
+    program = (
+        "import sys\n"
+        "import torch._dynamo\n"  # whose modules have read the environment when the engine comes
+        "from actors.engines.vllm import Vllm\n"
+        "from rlsys.records import Sampling\n"
+        "from tests.integration.small_model import make_prompts\n"
+        "engine = Vllm(max_model_len=256, max_num_batched_tokens=2048).open(sys.argv[1])\n"
+        "[answer] = engine.generate([(prompt, Sampling(max_tokens=4)) for prompt in make_prompts(1)])\n"
+        "print(len(answer.completions[0].logprobs), torch._dynamo.utils.counters['frames'].total())\n"
+    )
+    without = {"CXX": str(tmp_path / "absent"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    kept = {name: value for name, value in os.environ.items() if name != "TORCH_COMPILE_DISABLE"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder)], env=kept | without, capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.split()[-2:] == ["4", "0"], done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_are_checked():

@@ -23,6 +23,7 @@ from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampli
 from actors.engines.vllm_steps import in_order
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
+from rlsys.imports import import_at_once
 from rlsys.records import Generation, Probe
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -225,6 +226,7 @@ def _import_vllm(*, compiles: bool) -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     if _COMPILE_DISABLE_GIVEN is None:
         os.environ[_COMPILE_DISABLE] = "0" if compiles else "1"
+    import_at_once("vllm.entrypoints.llm", "actors.vllm_plugin")
     from torch._dynamo import config
 
     if _COMPILE_DISABLE_GIVEN is None:

@@ -80,20 +80,24 @@ def look(address: str | None) -> Machine | None:
 
 @contextmanager
 def _lean() -> Iterator[None]:
-    """Let a cluster of one machine and one run start without the processes that nothing here asks: dashboard server,
-    autoscaler and the reader of the workers' logs. Ray has no option for that, starts them even with
-    `include_dashboard=False`, and waits for the first.
+    """Let a cluster of one machine and one run start without what nothing here asks: dashboard server, autoscaler, the reader
+    of the workers' logs, and all that the dashboard's agent does where the dashboard can be had. Ray has no option for that,
+    starts them even with `include_dashboard=False`, and waits for the server and the agent.
     """
+    from ray._private import utils
     from ray._private.node import Node
 
-    found = {name: vars(Node)[name] for name in UNUSED_PROCESSES if name in vars(Node)}
-    for name in found:
-        setattr(Node, name, lambda self, *arguments, **options: None)
+    instead = {(Node, name): lambda self, *arguments, **options: None for name in UNUSED_PROCESSES}
+    # Asked for whether the agent shall be that of an installation without the dashboard.
+    instead[utils, "get_dashboard_dependency_error"] = lambda: ImportError("not asked for")
+    found = {(owner, name): vars(owner)[name] for owner, name in instead if name in vars(owner)}
+    for owner, name in found:
+        setattr(owner, name, instead[owner, name])
     try:
         yield
     finally:
-        for name, method in found.items():
-            setattr(Node, name, method)
+        for (owner, name), before in found.items():
+            setattr(owner, name, before)
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,21 +29,29 @@ class TensorBoardSink:
         Raises:
             ConfigError: TensorBoard is not installed.
         """
+        # Not torch.utils.tensorboard, which does the same with these, but takes torch's two seconds of import.
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+            from tensorboard.compat.proto.summary_pb2 import Summary
+            from tensorboard.summary.writer.event_file_writer import EventFileWriter
         except ImportError as error:
             raise ConfigError(
                 "tensorboard=true, but TensorBoard is not installed: pip install tensorboard, or set tensorboard=false"
             ) from error
-        self._writer = SummaryWriter(log_dir=str(directory), purge_step=first_step)
+        self._event, self._summary = Event, Summary
+        self._writer = EventFileWriter(str(directory))
+        self._write(step=first_step, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        scalars = [self._summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(step=step, summary=self._summary(value=scalars))
         self._writer.flush()
 
     def close(self) -> None:
         self._writer.close()
+
+    def _write(self, **content: Any) -> None:
+        self._writer.add_event(self._event(wall_time=time.time(), **content))
 
 
 class WandbSink:

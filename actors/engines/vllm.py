@@ -102,7 +102,7 @@ class VllmEngine:
         self.version = version
         self._raw_logits = raw_logits
         self._expected = checkpoints.tensor_shapes(folder)
-        _import_vllm(compiles=not options.enforce_eager or _on_gpu())
+        _import_vllm(options)
         self._translator = Translator(folder, raw_logits=raw_logits)
         self._torn = False
         self._most = options.max_num_seqs
@@ -214,23 +214,23 @@ def _sync_errors(what: str) -> Iterator[None]:
         raise SyncError(f"{what}: {error}") from error
 
 
-def _import_vllm(*, compiles: bool) -> None:
-    """
-    Args:
-        compiles: whether torch may compile in this process, and in those that vLLM starts, where the user has not said. On a
-            CPU, of an eager engine only the rank of a sampled token would be compiled: seconds of the first answers, and an
-            error where there is no compiler.
+def _import_vllm(options: Vllm) -> None:
+    """Import vLLM, and let torch compile only if it shall, or as the user has set it.
+
+    On a CPU, of an eager engine only the rank of a sampled token would be compiled: seconds of the first answers, and an error
+    where there is no compiler.
     """
     # In this process: a worker has one of its own already, and on CPU a second one starts in twice the time.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    if _COMPILE_DISABLE_GIVEN is None:
-        os.environ[_COMPILE_DISABLE] = "0" if compiles else "1"
     import_at_once("vllm.entrypoints.llm", "actors.vllm_plugin")
     from torch._dynamo import config
 
     if _COMPILE_DISABLE_GIVEN is None:
-        config.disable = not compiles  # torch reads the environment once, and may have done so before
+        # Not by the environment, which torch reads once, and may have read before; but vLLM's own processes read it.
+        config.disable = options.enforce_eager and not _on_gpu()
+        if options.tensor_parallel > 1:
+            os.environ[_COMPILE_DISABLE] = str(int(config.disable))
 
 
 def _on_gpu() -> bool:

@@ -45,6 +45,7 @@ class Vllm:
     max_num_batched_tokens: int = 8192
     """Tokens per forward pass; at least `max_model_len`, because a prompt is never split over two."""
     enforce_eager: bool = True
+    """Compile nothing. An engine on a CPU that compiles needs a C++ compiler, and takes longer to start."""
     tensor_parallel: int = 1
     gpu_memory_utilization: float = 0.9
     """Share of a GPU's memory for weights and key-value cache."""

@@ -18,6 +18,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 NAME = "rlsys_tree"
 """Name under which transformers knows this attention."""
+PIECE = 192
+"""Least number of an answer's tokens whose attention is one call; torch's own blocks are smaller for fewer than these."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +185,7 @@ def attend(
     cut = layout.num_trees * layout.max_prompt
     query, key, value = (_blocks(row, layout) for row in (query_NHD, key_NKD, value_NKD))
     prompts = _of_blocks(query[0], key[0], value[0], is_causal=True, **options)
-    answers = _of_blocks(query[1], _seen(key, layout), _seen(value, layout), attn_mask=layout.answer_mask, **options)
+    answers = _of_answers(query[1], _seen(key, layout), _seen(value, layout), layout.answer_mask, **options)
     slots = torch.cat([prompts.reshape(cut, -1), answers.reshape(len(layout.slots.token_of_slot) - cut, -1)])
     return layout.slots.gather(slots).view(query_NHD.shape)
 
@@ -195,7 +197,7 @@ def attend_from_predictors(
     num_tokens, heads, size = query_LHD.shape
     query = layout.target_slots.spread(query_LHD.reshape(num_tokens, -1)).view(-1, layout.max_answer, heads, size)
     key, value = (_seen(_blocks(row, layout), layout) for row in (key_NKD, value_NKD))
-    output = _of_blocks(query, key, value, attn_mask=layout.predictor_mask, **options)
+    output = _of_answers(query, key, value, layout.predictor_mask, **options)
     return layout.target_slots.gather(output.reshape(-1, heads * size)).view(query_LHD.shape)
 
 
@@ -211,6 +213,22 @@ def _seen(blocks: tuple[torch.Tensor, torch.Tensor], layout: TreeLayout) -> torc
     """Each answer's prompt and itself, [A, P + C, heads, D]."""
     prompts, answers = blocks
     return torch.cat([prompts.index_select(0, layout.tree_of_answer), answers], dim=1)
+
+
+def _of_answers(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **options: Any
+) -> torch.Tensor:
+    """Of answers [A, C, H, D] with what they may see, [A, P + C, K, D]. A long answer is cut into pieces: what the last token
+    of a piece does not see is left out for all of it, and not only masked.
+    """
+    length, seen = query.shape[1], key.shape[1]
+    pieces, end = [], 0
+    for queries in query.tensor_split(max(1, length // PIECE), dim=1):
+        start, end = end, end + queries.shape[1]
+        last = seen - length + end
+        shown = mask[:, :, start:end, :last]
+        pieces.append(_of_blocks(queries, key[:, :last], value[:, :last], attn_mask=shown, **options))
+    return torch.cat(pieces, dim=1)
 
 
 def _of_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:

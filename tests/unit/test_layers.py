@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from learners import attention
 from learners.allocator import keep_freed_memory
 from learners.attention import TreeLayout, attend, attend_from_predictors, dot_products
 from learners.kernels import RMSNorm
@@ -23,7 +24,9 @@ def test_rotation_has_the_gradient_of_its_formula():
 
 
 @pytest.mark.parametrize(("prompts", "answers"), [([3], [[2, 4]]), ([1, 6, 4], [[1], [3, 3], [2, 7, 1]])])
-def test_predictors_attend_as_they_do_among_all_tokens(prompts, answers):
+@pytest.mark.parametrize("piece", [attention.PIECE, 2])
+def test_predictors_attend_as_they_do_among_all_tokens(prompts, answers, piece, monkeypatch):
+    monkeypatch.setattr(attention, "PIECE", piece)
     torch.manual_seed(0)
     count = sum(prompts) + sum(map(sum, answers))
     rows = [torch.randn(count, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
@@ -107,3 +110,11 @@ def test_attention_in_bfloat16_is_that_of_float32_rounded():
 
 def test_the_allocator_takes_its_settings():
     assert keep_freed_memory()
+
+
+def test_what_a_piece_does_not_see_is_left_out(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(attention, "PIECE", 3)
+    monkeypatch.setattr(attention, "dot_products", lambda q, k, v, **_: looked_at.append((q.shape[2], k.shape[2])) or q)
+    attend(*torch.randn(3, 5 + 8, 1, 4), TreeLayout.build([5], [[8]]))
+    assert looked_at == [(5, 5), (4, 9), (4, 13)]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from learners import attention
 from learners.attention import TreeLayout, tree_attention
 from learners.logprobs import LogprobHead, chunk_rows, token_logprobs
 
@@ -109,7 +110,9 @@ def dense_mask(prompts, answers):
     ],
 )
 @pytest.mark.parametrize("key_heads", [1, 4])
-def test_tree_attention_is_dense_attention_under_the_block_mask(prompts, answers, key_heads):
+@pytest.mark.parametrize("piece", [attention.PIECE, 2])
+def test_tree_attention_is_dense_attention_under_the_block_mask(prompts, answers, key_heads, piece, monkeypatch):
+    monkeypatch.setattr(attention, "PIECE", piece)
     torch.manual_seed(0)
     count = sum(prompts) + sum(map(sum, answers))
     query = torch.randn(1, 4, count, 8, requires_grad=True)

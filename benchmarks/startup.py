@@ -133,7 +133,7 @@ def _why(seen: dict[str, float]) -> str:
     policy = seen["start_rollouts"] - seen["cluster"]
     return (
         f"in a start with a clock Ray was up after {seen['cluster']:.3g} s; the policy's engine took {policy:.3g} s more, "
-        "beside the critic's engine and the learner, which import and load at the same time on the same cores"
+        "while the other parts of the run import and load on what cores it leaves"
     )
 
 

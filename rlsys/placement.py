@@ -48,12 +48,17 @@ class Placement:
         threads = str(self.num_threads)
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **self.env}
 
+    @property
+    def starts_on(self) -> tuple[int, ...]:
+        """Cores the process is pinned to while it starts; empty if it is not pinned."""
+        return self.start_cores or self.cores
+
     def apply(self) -> None:
         """Set the environment of this process; pin it, and the threads it will start, to the cores it starts on."""
         # Not as Ray's `runtime_env`: that would start another process instead of taking one that waits.
         os.environ.update(self.environment)
         if self.cores:
-            os.sched_setaffinity(0, self.start_cores or self.cores)
+            os.sched_setaffinity(0, self.starts_on)
 
     def settle(self) -> None:
         """Give every thread of this process, which has started, its `cores` and `niceness`."""
@@ -220,6 +225,12 @@ def _spread_starts(placements: dict[str, list[Placement]], machine: Machine) -> 
             spread[name].append(replace(actor, start_cores=elsewhere) if shared else actor)
             taken |= set(actor.cores)
     return spread
+
+
+def share_starts(some: Sequence[Placement], others: Sequence[Placement]) -> bool:
+    """Whether one of some and one of the others are pinned to the same core while they start."""
+    cores = {core for actor in some for core in actor.starts_on}
+    return any(cores & set(actor.starts_on) for actor in others)
 
 
 def _halves(roles: Sequence[Role], cores: list[int]) -> dict[str, list[tuple[int, ...]]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlsys.app import plan as planning
 from rlsys.app.evaluate import evaluator
-from rlsys.app.starting import Host, Later, start_feedback, start_learner, start_rollouts
+from rlsys.app.starting import Host, start_feedback, start_in_order, start_learner, start_rollouts
 from rlsys.journal import Journal
 from rlsys.parts import Parts
 from rlsys.records import Interval
@@ -32,7 +32,7 @@ def assembled(
     gate: MetricGate,
     good: Path | None = None,
 ) -> Iterator[tuple[Parts, Callable[[], dict[str, Interval]]]]:
-    """Start everything that a run is made of, all actors at once; stop it at the end, however that comes.
+    """Start everything that a run is made of; stop it at the end, however that comes.
 
     Args:
         directory: the run's folder.
@@ -56,14 +56,15 @@ def assembled(
         fixed_state={"seed": config.seed, "schedule": asdict(config.schedule)},
     )
     with ExitStack() as stack:
-        # All at once; the first answers need the policy's engines only, and are sampled while the others still start.
+        # In the order in which a round needs them; the first answers are sampled while the others still start.
+        given = {name: placements.get(name, []) for name in ("rollout", "critic", "learner")}
         starts = (
-            lambda: start_rollouts(config, host, policy, placements=placements["rollout"], savepoints=savepoints),
-            lambda: start_feedback(config, critic, placements=placements.get("critic", [])),
-            lambda: start_learner(config, host, policy, objective=config.objective, placements=placements["learner"]),
+            lambda: start_rollouts(config, host, policy, placements=given["rollout"], savepoints=savepoints),
+            lambda: start_feedback(config, critic, placements=given["critic"]),
+            lambda: start_learner(config, host, policy, objective=config.objective, placements=given["learner"]),
         )
-        rollouts, feedback, learner = map(Later, starts)
-        for part in (rollouts, feedback, learner):
+        rollouts, feedback, learner = parts = start_in_order(starts, list(given.values()))
+        for part in parts:
             stack.callback(part.close)
         if good:
             learner.load(str(good))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlsys.app import plan as planning
 from rlsys.machine import Machine
-from rlsys.placement import Placement
+from rlsys.placement import Placement, share_starts
 from rlsys.progress import Progress
 from rlsys.records import Prompt
 from rlsys.savepoints import Savepoints
@@ -134,19 +134,42 @@ def start_together(*starts: Callable[[], Any]) -> list[Any]:
 class Later:
     """A part that starts while others are already at work. Who first uses it waits for it, and is told if it failed."""
 
-    def __init__(self, start: Callable[[], Any]) -> None:
-        """Begin to start."""
+    def __init__(self, start: Callable[[], Any], *, after: Sequence[Later] = ()) -> None:
+        """Begin to start, or wait for that until others have started; if one of them fails, this one has failed as well."""
+        self._unwanted = False
         pool = ThreadPoolExecutor(1, thread_name_prefix="start")
-        self._started = pool.submit(start)
+        self._started = pool.submit(self._start, start, [other._started for other in after])
         pool.shutdown(wait=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._started.result(), name)
 
     def close(self) -> None:
-        """End the part, when it has started."""
+        """End the part, when it has started; one that has not begun to does not begin any more."""
+        self._unwanted = True
         if not self._started.exception():
             self._started.result().close()
+
+    def _start(self, start: Callable[[], Any], before: Sequence[Future]) -> Any:
+        for other in before:
+            other.result()
+        if self._unwanted:
+            raise CancelledError
+        return start()
+
+
+def start_in_order(starts: Sequence[Callable[[], Any]], placements: Sequence[Sequence[Placement]]) -> list[Later]:
+    """Start parts, those first that are needed first: at once, but for those whose actors would share cores meanwhile. Two
+    that start on one core are there later than either would be alone.
+
+    Args:
+        placements: of each part's actors.
+    """
+    parts: list[Later] = []
+    for start, own in zip(starts, placements, strict=True):
+        earlier = zip(parts, placements, strict=False)
+        parts.append(Later(start, after=[part for part, other in earlier if share_starts(own, other)]))
+    return parts
 
 
 def _size(model: Path) -> planning.ModelSize:

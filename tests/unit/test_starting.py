@@ -1,10 +1,12 @@
 """Parts of a run that start while others work."""
 
 import threading
+from concurrent.futures import CancelledError
 
 import pytest
 
-from rlsys.app.starting import Later
+from rlsys.app.starting import Later, start_in_order
+from rlsys.placement import Placement
 
 
 class Part:
@@ -37,3 +39,63 @@ def test_a_part_that_failed_says_so_when_it_is_used_and_closes_in_silence():
     with pytest.raises(OSError, match="no disk"):
         later.name  # noqa: B018
     later.close()
+
+
+def test_those_that_would_start_on_one_core_start_one_after_the_other():
+    may_end, begun = threading.Event(), []
+
+    def critic():
+        begun.append("critic")
+        may_end.wait(10)
+        return Part()
+
+    def at_once(name):
+        begun.append(name)
+        return Part()
+
+    starts = [lambda: at_once("rollout"), critic, lambda: at_once("learner"), lambda: at_once("other")]
+    cores = [
+        [Placement(cores=(0,))],
+        [Placement(cores=(0,), start_cores=(1,))],
+        [Placement(cores=(1, 2))],
+        [Placement()],
+    ]
+    rollout, _, learner, other = start_in_order(starts, cores)
+    assert (rollout.name, other.name) == ("part", "part")
+    assert sorted(begun) == ["critic", "other", "rollout"]
+    may_end.set()
+    assert learner.name == "part" and begun[-1] == "learner"
+
+
+def test_a_part_that_is_closed_before_its_turn_does_not_start():
+    may_end, ended = threading.Event(), threading.Event()
+
+    def never():
+        raise AssertionError("started")
+
+    first, second = start_in_order(
+        [lambda: may_end.wait(10) and Part(), never], [[Placement(cores=(0,))], [Placement(cores=(0,))]]
+    )
+    closing = threading.Thread(target=lambda: (second.close(), ended.set()))
+    closing.start()
+    assert not ended.wait(0.05)
+    may_end.set()
+    closing.join(10)
+    assert ended.is_set()
+    with pytest.raises(CancelledError):
+        second.name  # noqa: B018
+    first.close()
+
+
+def test_a_part_does_not_start_after_one_that_failed():
+    def fails():
+        raise OSError("no disk")
+
+    def never():
+        raise AssertionError("started")
+
+    parts = start_in_order([fails, never], [[Placement(cores=(0,))], [Placement(cores=(0,))]])
+    for part in parts:
+        with pytest.raises(OSError, match="no disk"):
+            part.name  # noqa: B018
+        part.close()

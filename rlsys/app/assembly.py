@@ -57,13 +57,12 @@ def assembled(
     )
     with ExitStack() as stack:
         # In the order in which a round needs them; the first answers are sampled while the others still start.
-        given = {name: placements.get(name, []) for name in ("rollout", "critic", "learner")}
-        starts = (
-            lambda: start_rollouts(config, host, policy, placements=given["rollout"], savepoints=savepoints),
-            lambda: start_feedback(config, critic, placements=given["critic"]),
-            lambda: start_learner(config, host, policy, objective=config.objective, placements=given["learner"]),
+        rollouts, feedback, learner = parts = start_in_order(
+            (lambda own: start_rollouts(config, host, policy, placements=own, savepoints=savepoints), "rollout"),
+            (lambda own: start_feedback(config, critic, placements=own), "critic"),
+            (lambda own: start_learner(config, host, policy, objective=config.objective, placements=own), "learner"),
+            placements=placements,
         )
-        rollouts, feedback, learner = parts = start_in_order(starts, list(given.values()))
         for part in parts:
             stack.callback(part.close)
         if good:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,18 +159,22 @@ class Later:
         return start()
 
 
-def start_in_order(starts: Sequence[Callable[[], Any]], placements: Sequence[Sequence[Placement]]) -> list[Later]:
+def start_in_order(
+    *wanted: tuple[Callable[[Sequence[Placement]], Any], str], placements: Mapping[str, Sequence[Placement]]
+) -> list[Later]:
     """Start parts, those first that are needed first: at once, but for those whose actors would share cores meanwhile. Two
     that start on one core are there later than either would be alone.
 
     Args:
-        placements: of each part's actors.
+        wanted: what starts a part on the placements of its actors, and the name of their role.
+        placements: by role; one that is not there has no actors.
     """
-    parts: list[Later] = []
-    for start, own in zip(starts, placements, strict=True):
-        earlier = zip(parts, placements, strict=False)
-        parts.append(Later(start, after=[part for part, other in earlier if share_starts(own, other)]))
-    return parts
+    begun: list[tuple[Later, Sequence[Placement]]] = []
+    for start, role in wanted:
+        own = placements.get(role, [])
+        after = [part for part, others in begun if share_starts(own, others)]
+        begun.append((Later(partial(start, own), after=after), own))
+    return [part for part, _ in begun]
 
 
 def _size(model: Path) -> planning.ModelSize:

@@ -17,6 +17,13 @@ class Part:
         self.closed = True
 
 
+def never(own):
+    raise AssertionError("started")
+
+
+ON_ONE = {"one": [Placement(cores=(0,))], "two": [Placement(cores=(0,))]}
+
+
 def test_a_part_is_waited_for_when_it_is_used():
     may_start, part = threading.Event(), Part()
 
@@ -53,14 +60,17 @@ def test_those_that_would_start_on_one_core_start_one_after_the_other():
         begun.append(name)
         return Part()
 
-    starts = [lambda: at_once("rollout"), critic, lambda: at_once("learner"), lambda: at_once("other")]
-    cores = [
-        [Placement(cores=(0,))],
-        [Placement(cores=(0,), start_cores=(1,))],
-        [Placement(cores=(1, 2))],
-        [Placement()],
-    ]
-    rollout, _, learner, other = start_in_order(starts, cores)
+    rollout, _, learner, other = start_in_order(
+        (lambda own: at_once("rollout"), "rollout"),
+        (lambda own: critic(), "critic"),
+        (lambda own: at_once("learner"), "learner"),
+        (lambda own: at_once("other"), "other"),
+        placements={
+            "rollout": [Placement(cores=(0,))],
+            "critic": [Placement(cores=(0,), start_cores=(1,))],
+            "learner": [Placement(cores=(1, 2))],
+        },
+    )
     assert (rollout.name, other.name) == ("part", "part")
     assert sorted(begun) == ["critic", "other", "rollout"]
     may_end.set()
@@ -70,12 +80,7 @@ def test_those_that_would_start_on_one_core_start_one_after_the_other():
 def test_a_part_that_is_closed_before_its_turn_does_not_start():
     may_end, ended = threading.Event(), threading.Event()
 
-    def never():
-        raise AssertionError("started")
-
-    first, second = start_in_order(
-        [lambda: may_end.wait(10) and Part(), never], [[Placement(cores=(0,))], [Placement(cores=(0,))]]
-    )
+    first, second = start_in_order((lambda own: may_end.wait(10) and Part(), "one"), (never, "two"), placements=ON_ONE)
     closing = threading.Thread(target=lambda: (second.close(), ended.set()))
     closing.start()
     assert not ended.wait(0.05)
@@ -88,13 +93,10 @@ def test_a_part_that_is_closed_before_its_turn_does_not_start():
 
 
 def test_a_part_does_not_start_after_one_that_failed():
-    def fails():
+    def fails(own):
         raise OSError("no disk")
 
-    def never():
-        raise AssertionError("started")
-
-    parts = start_in_order([fails, never], [[Placement(cores=(0,))], [Placement(cores=(0,))]])
+    parts = start_in_order((fails, "one"), (never, "two"), placements=ON_ONE)
     for part in parts:
         with pytest.raises(OSError, match="no disk"):
             part.name  # noqa: B018

@@ -222,8 +222,10 @@ def _of_answers(
     of a piece does not see is left out for all of it, and not only masked.
     """
     length, seen = query.shape[1], key.shape[1]
+    if length < 2 * PIECE:
+        return _of_blocks(query, key, value, attn_mask=mask, **options)
     pieces, end = [], 0
-    for queries in query.tensor_split(max(1, length // PIECE), dim=1):
+    for queries in query.tensor_split(length // PIECE, dim=1):
         start, end = end, end + queries.shape[1]
         last = seen - length + end
         shown = mask[:, :, start:end, :last]

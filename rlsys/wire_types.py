@@ -6,7 +6,6 @@ their own; only tuples, dicts and arrays carry a length.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -82,28 +81,33 @@ class ArrayCodec:
     def __init__(self, dtype: np.dtype | None = None, rank: int | None = None) -> None:
         self.dtype, self.rank = dtype, rank
         self.name = f"{dtype} array" if dtype is not None else "array"
+        self._usual = None if dtype is None else (dtype.str, rank)
 
     def write(self, writer: Writer, value: Any) -> None:
         if not isinstance(value, np.ndarray):
             raise _wrong(self, value)
-        self._check(value.dtype.str, value.ndim)
-        writer.array_header(2 + value.ndim)
-        writer.pack(value.dtype.str)
+        code, shape = value.dtype.str, value.shape
+        self._check(code, len(shape))
+        writer.array_header(2 + len(shape))
+        writer.pack(code)
         writer.pack(writer.add_array(value))
-        for length in value.shape:
+        for length in shape:
             writer.pack(length)
 
     def read(self, reader: Reader) -> np.ndarray:
         num_parts = reader.length(reader.array_header, self.name)
         if not 2 <= num_parts <= 2 + _MAX_RANK:
             raise Fault(WrongType, f"expected {self.name}, got a sequence of {num_parts}")
-        code, *numbers = [reader.unpack() for _ in range(num_parts)]
+        unpack = reader.unpack
+        code, offset, *shape = [unpack() for _ in range(num_parts)]
         dtype = self._check(code, num_parts - 2)
-        if any(type(number) is not int or number < 0 for number in numbers):
-            raise Fault(CorruptFrame, f"array of offset and shape {numbers}")
-        offset, *shape = numbers
-        # a dimension of 0 must not hide one that no array can have
-        span = math.prod([length or 1 for length in shape]) * dtype.itemsize
+        if type(offset) is not int or offset < 0:
+            raise Fault(CorruptFrame, f"array of offset and shape {[offset, *shape]}")
+        span = dtype.itemsize
+        for length in shape:
+            if type(length) is not int or length < 0:
+                raise Fault(CorruptFrame, f"array of offset and shape {[offset, *shape]}")
+            span *= length or 1  # a dimension of 0 must not hide one that no array can have
         size = 0 if 0 in shape else span
         given = len(reader.arrays)
         if offset + size > given or span > reader.limits.max_bytes:
@@ -113,6 +117,8 @@ class ArrayCodec:
         return np.ndarray(shape, dtype, reader.arrays, offset)
 
     def _check(self, code: Any, rank: int) -> np.dtype:
+        if (code, rank) == self._usual:
+            return self.dtype
         dtype = _DTYPES.get(code) if type(code) is str else None
         if dtype is None:
             raise Fault(WrongType, f"expected {self.name}, got an array of dtype {code!r}, which no frame may hold")

@@ -1,7 +1,8 @@
 """Attention of trees: a prompt once, and answers that see the prompt and themselves but not each other.
 
 The tokens of a micro-batch lie in one row without padding, so that every linear layer works on real tokens only.
-Attention alone is done on padded blocks: each prompt with itself, and each answer with its prompt and itself.
+Attention alone is done on padded blocks: each prompt with itself, and each answer with its prompt and itself; but not where
+FlashAttention takes the row as it is (`flash.py`).
 Letters: N tokens in the row, L of them in answers, R trees, P longest prompt, A answers, C longest answer, S slots of
 blocks, H heads, K key/value heads, D head size.
 """
@@ -10,11 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+
+from learners import flash
 
 NAME = "rlsys_tree"
 """Name under which transformers knows this attention."""
@@ -61,8 +65,12 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class TreeLayout:
-    """Where the tokens of a row stand in the padded blocks (prompts first, then answers)."""
+    """Where the tokens of a row stand in the padded blocks (prompts first, then answers), and whom they see."""
 
+    prompt_lengths: tuple[int, ...]
+    """Tokens of each tree's prompt."""
+    answer_lengths: tuple[tuple[int, ...], ...]
+    """Tokens of each answer of each tree; the row holds, tree by tree, prompt then answers."""
     num_trees: int
     max_prompt: int
     max_answer: int
@@ -72,18 +80,10 @@ class TreeLayout:
     """Of the row's N tokens in R * P + A * C slots."""
     target_slots: Slots
     """Of the L tokens of all answers in A * C slots."""
-    answer_mask: torch.Tensor
-    """bool [A or 1, 1, C, P + C], `True` where an answer's token may look."""
-    predictor_mask: torch.Tensor
-    """The same for the tokens that predict an answer's: the prompt's last, then the answer's but its last."""
 
     @classmethod
     def build(cls, prompt_lengths: Sequence[int], answer_lengths: Sequence[Sequence[int]]) -> TreeLayout:
-        """
-        Args:
-            prompt_lengths: tokens of each tree's prompt.
-            answer_lengths: tokens of each answer of each tree; the row holds, tree by tree, prompt then answers.
-        """
+        """Of a row's lengths, as the fields have them."""
         trees = [tree for tree, answers in enumerate(answer_lengths) for _ in answers]
         flat = [length for answers in answer_lengths for length in answers]
         longest_prompt, longest_answer = max(prompt_lengths), max(flat)
@@ -95,37 +95,58 @@ class TreeLayout:
             for size in answer_lengths[tree]:
                 targets.append(len(targets) * longest_answer + np.arange(size))
                 row.append(offset + targets[-1])
-        of_answers = [prompt_lengths[tree] for tree in trees]
         return cls(
+            prompt_lengths=tuple(prompt_lengths),
+            answer_lengths=tuple(map(tuple, answer_lengths)),
             num_trees=len(prompt_lengths),
             max_prompt=longest_prompt,
             max_answer=longest_answer,
             tree_of_answer=torch.tensor(trees, dtype=torch.int64),
             slots=Slots.build(np.concatenate(row), offset + len(flat) * longest_answer),
             target_slots=Slots.build(np.concatenate(targets), len(flat) * longest_answer),
-            answer_mask=_answer_mask(of_answers, longest_prompt, longest_answer, newest=0),
-            predictor_mask=_answer_mask(of_answers, longest_prompt, longest_answer, newest=-1),
         )
 
     def to(self, device: torch.device) -> TreeLayout:
         """The same layout on a device."""
-        movable = (torch.Tensor, Slots)
-        return replace(self, **{k: value.to(device) for k, value in vars(self).items() if isinstance(value, movable)})
+        movable = {name: getattr(self, name) for name in ("tree_of_answer", "slots", "target_slots")}
+        return replace(self, **{name: value.to(device) for name, value in movable.items()})
 
+    @cached_property
+    def answer_mask(self) -> torch.Tensor:
+        """bool [A or 1, 1, C, P + C], `True` where an answer's token may look."""
+        return self._mask(newest=0)
 
-def _answer_mask(prompt_lengths: list[int], longest_prompt: int, longest_answer: int, *, newest: int) -> torch.Tensor:
-    """Of queries that see their prompt, and of their answer what is not after their own place plus `newest`."""
-    lengths = prompt_lengths[:1] if len(set(prompt_lengths)) == 1 else prompt_lengths
-    in_prompt = torch.arange(longest_prompt) < torch.tensor(lengths)[:, None]
-    causal = torch.ones(longest_answer, longest_answer, dtype=torch.bool).tril(newest)
-    mask = torch.cat(
-        [
-            in_prompt[:, None, :].expand(-1, longest_answer, -1),
-            causal[None].expand(len(lengths), -1, -1),
-        ],
-        dim=2,
-    )
-    return mask[:, None]
+    @cached_property
+    def predictor_mask(self) -> torch.Tensor:
+        """The same for the tokens that predict an answer's: the prompt's last, then the answer's but its last."""
+        return self._mask(newest=-1)
+
+    @cached_property
+    def sequences(self) -> flash.Sequences:
+        """Of all tokens."""
+        return flash.Sequences.build(self.prompt_lengths, self.answer_lengths).to(self.tree_of_answer.device)
+
+    @cached_property
+    def predictor_sequences(self) -> flash.Sequences:
+        """Of the tokens that predict an answer's."""
+        found = flash.Sequences.build(self.prompt_lengths, self.answer_lengths, predictors=True)
+        return found.to(self.tree_of_answer.device)
+
+    def _mask(self, *, newest: int) -> torch.Tensor:
+        """Of queries that see their prompt, and of their answer what is not after their own place plus `newest`."""
+        lengths = torch.tensor(self.prompt_lengths)[self.tree_of_answer.cpu()]
+        if len(lengths.unique()) == 1:
+            lengths = lengths[:1]
+        in_prompt = torch.arange(self.max_prompt) < lengths[:, None]
+        causal = torch.ones(self.max_answer, self.max_answer, dtype=torch.bool).tril(newest)
+        mask = torch.cat(
+            [
+                in_prompt[:, None, :].expand(-1, self.max_answer, -1),
+                causal[None].expand(len(lengths), -1, -1),
+            ],
+            dim=2,
+        )
+        return mask[:, None].to(self.tree_of_answer.device)
 
 
 class _Spread(torch.autograd.Function):
@@ -182,6 +203,8 @@ def attend(
     query_NHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, layout: TreeLayout, **options: Any
 ) -> torch.Tensor:
     """Attention of all tokens of the row, [N, H, D]."""
+    if flash.fits(query_NHD):
+        return flash.attend(query_NHD, key_NKD, value_NKD, layout.sequences, **options)
     cut = layout.num_trees * layout.max_prompt
     query, key, value = (_blocks(row, layout) for row in (query_NHD, key_NKD, value_NKD))
     prompts = _of_blocks(query[0], key[0], value[0], is_causal=True, **options)
@@ -194,6 +217,8 @@ def attend_from_predictors(
     query_LHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, layout: TreeLayout, **options: Any
 ) -> torch.Tensor:
     """Attention of the tokens that predict the answers' tokens alone, [L, H, D]."""
+    if flash.fits(query_LHD):
+        return flash.attend(query_LHD, key_NKD, value_NKD, layout.predictor_sequences, **options)
     num_tokens, heads, size = query_LHD.shape
     query = layout.target_slots.spread(query_LHD.reshape(num_tokens, -1)).view(-1, layout.max_answer, heads, size)
     key, value = (_seen(_blocks(row, layout), layout) for row in (key_NKD, value_NKD))

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from actors.stages import RolloutStage
 from benchmarks import gpu_gap, gpu_setup
+from learners import flash
+from learners.attention import TreeLayout, attend, attend_from_predictors
 from learners.config import LearnerConfig
 from learners.group import LearnerGroup
 from rlsys.app.cluster import cluster
@@ -82,6 +85,26 @@ def test_an_update_on_the_device_reaches_the_engine(machine, tmp_path, transport
     assert first.num_probe_tokens == len(before) > 0
     assert first.max_logprob_gap <= TOLERANCE
     assert second.digest == first.digest and second.num_tensors == first.num_tensors
+
+
+def test_flash_attention_of_a_row_is_that_of_padded_blocks():
+    prompts, answers = [70, 5, 300], [[40, 3], [260], [1, 33, 500]]
+    layout = TreeLayout.build(prompts, answers).to(torch.device("cuda"))
+    torch.manual_seed(0)
+    count, num_asked = sum(prompts) + sum(map(sum, answers)), sum(map(sum, answers))
+    for attention, num_queries in ((attend, count), (attend_from_predictors, num_asked)):
+        sizes = ((num_queries, 8), (count, 2), (count, 2))
+        rows = [torch.randn(*size, 128, device="cuda", dtype=torch.bfloat16, requires_grad=True) for size in sizes]
+        assert flash.fits(rows[0])
+        exact = [row.detach().float().requires_grad_() for row in rows]
+        outputs = attention(*rows, layout), attention(*exact, layout)
+        weight = torch.randn_like(outputs[0])
+        for found, expected in zip(
+            (outputs[0], *torch.autograd.grad((outputs[0] * weight).sum(), rows)),
+            (outputs[1], *torch.autograd.grad((outputs[1] * weight).sum(), exact)),
+            strict=True,
+        ):
+            assert (found.float() - expected).norm() < 0.02 * expected.norm()
 
 
 def test_bfloat16_sets_engine_and_learner_apart_by_no_more_than_a_run_allows(machine, tmp_path):

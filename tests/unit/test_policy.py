@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learners import model
+from learners import flash, model
 from learners.collate import Collator
 from learners.config import LearnerConfig
 from learners.names import CheckpointNames
@@ -14,6 +14,7 @@ from learners.trees import Answer, Tree
 from rlsys.errors import ConfigError
 from rlsys.records import Image, Prompt, Turn
 from rlsys.scenes.policy import Shape, make_policy, make_tokenizer
+from tests.unit.varlen import one_after_another
 
 SMALL = Shape(hidden=64, layers=2, mlp=64, vision_hidden=32, vision_layers=2, vision_mlp=32)
 CHAT = (
@@ -109,6 +110,31 @@ def test_what_fills_a_row_up_has_no_effect(checkpoints, kind, seed):
     torch.testing.assert_close(found, values, atol=1e-5, rtol=0)
     for name, gradient in gradients.items():
         torch.testing.assert_close(found_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["vision", "qwen2"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_row_taken_as_sequences_gives_the_same_values_and_gradients(checkpoints, kind, seed, monkeypatch):
+    batch = random_batch(Processor(checkpoints[kind]), seed, pictures=kind == "vision", multiple=16)
+    mix = torch.randn(2, batch.num_target_tokens, generator=torch.Generator().manual_seed(seed)) / 10
+    module = load(checkpoints[kind], path="shared")
+    values, gradients = outputs(module, batch, mix)
+    monkeypatch.setattr(flash, "fits", lambda query: True)
+    monkeypatch.setattr(flash, "varlen", one_after_another)
+    found, found_gradients = outputs(module, batch, mix)
+    torch.testing.assert_close(found, values, atol=1e-5, rtol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(found_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+@pytest.mark.parametrize("kind", ["vision", "qwen3"])
+def test_a_policy_in_bfloat16_asks_in_bfloat16(checkpoints, kind, monkeypatch):
+    """As FlashAttention needs it, which would else be passed by without a word."""
+    asked = []
+    monkeypatch.setattr(flash, "fits", lambda query: asked.append(query.dtype))
+    module = load(checkpoints[kind], precision="bf16", path="shared")
+    module(random_batch(Processor(checkpoints[kind]), 0, pictures=kind == "vision"))
+    assert asked == [torch.bfloat16] * 2
 
 
 def test_a_frozen_tower_gives_the_same_features_when_they_are_remembered(checkpoints):

@@ -24,7 +24,7 @@ from rlsys import registry
 from rlsys.errors import ConfigError, SyncError
 from rlsys.lazy import torch
 from rlsys.transports.buckets import Bucket, Named, describe, described_bytes, flat_bytes, payload_bytes, unpack
-from rlsys.transports.digest import TensorDigest
+from rlsys.transports.digest import TensorDigest, piece_sums
 from rlsys.transports.meeting import failure, join_store, own_address, serve_store
 
 
@@ -55,6 +55,27 @@ class Tally:
             "num_bytes": self.num_bytes,
             "digest": self._digest.hexdigest(),
         }
+
+
+class DeviceTally(Tally):
+    """Of buckets on a GPU: what is fingerprinted are names, dtypes, shapes and the sums of a bucket's pieces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sums: list[tuple[Bucket, torch.Tensor]] = []
+
+    def add_values(self, flat: torch.Tensor, bucket: Bucket) -> None:
+        """As `Tally`; nothing waits for the GPU here."""
+        self._sums.append((bucket, piece_sums(flat)))
+
+    def report(self) -> dict[str, Any]:
+        """As `Tally`."""
+        sums, self._sums = self._sums, []
+        for bucket, values in sums:
+            for name, dtype, shape in zip(bucket["names"], bucket["dtypes"], bucket["shapes"], strict=True):
+                self._digest.update_bytes(name, dtype, tuple(shape), memoryview(b""))
+            self._digest.update("", values)
+        return super().report()
 
 
 class Sender:

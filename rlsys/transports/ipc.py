@@ -51,6 +51,8 @@ class Ipc:
 class IpcSender(ends.Sender):
     """Owner of the buffers, on the current CUDA device."""
 
+    tally = ends.DeviceTally
+
     def __init__(self, bucket_bytes: int, **options: Any) -> None:
         super().__init__(name="ipc", **options)
         self._bucket_bytes = bucket_bytes
@@ -95,6 +97,8 @@ class IpcSender(ends.Sender):
 
 class IpcReceiver(ends.Receiver):
     """Reader of the buffers."""
+
+    tally = ends.DeviceTally
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)

@@ -47,6 +47,8 @@ class Nccl:
 class NcclSender(ends.Sender):
     """Rank 0 of the group, on the current CUDA device."""
 
+    tally = ends.DeviceTally
+
     _channel: _Channel | None = None
     _pending: tuple[torch.cuda.Event, torch.Tensor] | None = None
 
@@ -74,6 +76,8 @@ class NcclSender(ends.Sender):
 
 class NcclReceiver(ends.Receiver):
     """Rank 1 and above."""
+
+    tally = ends.DeviceTally
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)

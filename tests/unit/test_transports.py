@@ -9,6 +9,7 @@ import xxhash
 
 from rlsys import registry
 from rlsys.errors import ConfigError, SyncError, SyncTimeout
+from rlsys.transports import digest as digests
 from rlsys.transports import ends
 from rlsys.transports.buckets import (
     describe,
@@ -20,10 +21,12 @@ from rlsys.transports.buckets import (
     payload_bytes,
     unpack,
 )
-from rlsys.transports.digest import TensorDigest
+from rlsys.transports.digest import TensorDigest, piece_sums
 from rlsys.transports.gloo import Gloo
 
 CPU = torch.device("cpu")
+WEIGHTS = [11749869230777074271, 4976686463289251617, 755828109848996025]
+"""The first three of a piece's words."""
 
 
 def tensors():
@@ -107,6 +110,49 @@ def test_digest_reads_values_not_memory_layout():
     one.update("w", matrix.t())
     two.update("w", matrix.t().contiguous())
     assert one.hexdigest() == two.hexdigest()
+
+
+def told(tensors):
+    """What a device's tally reports of one bucket."""
+    tally = ends.DeviceTally()
+    tally.add(pack(tensors, "cpu"), describe(tensors))
+    return tally.report()
+
+
+def test_a_piece_s_sum_is_that_of_its_words_times_their_weights():
+    flat = torch.tensor([1, -2, 3, 0], dtype=torch.int32).view(torch.uint8)
+    assert [weight % 2**64 for weight in digests._weights(CPU)[:3].tolist()] == WEIGHTS
+    expected = (WEIGHTS[0] - 2 * WEIGHTS[1] + 3 * WEIGHTS[2]) % 2**64
+    assert [each % 2**64 for each in piece_sums(flat).tolist()] == [expected]
+
+
+def test_a_device_s_tally_reports_names_counts_and_a_digest_of_its_own():
+    report = told(tensors())
+    assert report == told(tensors())
+    assert {key: report[key] for key in ("num_tensors", "num_bytes")} == {"num_tensors": 5, "num_bytes": 130}
+    assert report["names"] == [name for name, _ in tensors()]
+    assert len(report["digest"]) == 32
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("v", torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])),
+        ("w", torch.tensor([1.0, 2.0, 3.0, 4.0, -5.0])),
+        ("w", torch.tensor([-1.0, -2.0, 3.0, 4.0, 5.0])),
+        ("w", torch.tensor([2.0, 1.0, 3.0, 4.0, 5.0])),
+        ("w", torch.tensor([3.0, 4.0, 1.0, 2.0, 5.0])),
+        ("w", torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]])),
+        ("w", torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).view(torch.int32)),
+    ],
+)
+def test_a_device_s_digest_sees_names_values_places_pieces_shapes_and_dtypes(other, monkeypatch):
+    monkeypatch.setattr(digests, "WORDS", 2)
+    digests._weights.cache_clear()
+    try:
+        assert told([("w", torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]))])["digest"] != told([other])["digest"]
+    finally:
+        digests._weights.cache_clear()
 
 
 # ---------------------------------------------------------------- buckets

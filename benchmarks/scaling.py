@@ -16,7 +16,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, write
@@ -28,6 +30,7 @@ PROMPTS = (100, 1000, 10_000)
 WARM_UP = 50
 CANDIDATES = 4
 MAX_TOKENS = 16
+JOURNAL = "journal"
 ATTEMPT_BYTES = "round-0001.*.log"
 
 
@@ -58,16 +61,41 @@ class NoSync:
 
 def one_round(num_prompts: int) -> dict[str, float]:
     """Run a small round and one of `num_prompts`; what the second took."""
+    from rlsys.app.cluster import cluster
+    from rlsys.rounds import run_rounds
+
+    with tempfile.TemporaryDirectory(prefix="rlsys-scaling-") as scratch, cluster(None) as machine:
+        parts = _parts(Path(scratch), num_prompts, cores=machine.cores[:1])
+        stages = {"rollout": parts.rollouts, "critic": parts.feedback}
+        processes = {name: stage.pids()[0] for name, stage in stages.items()}
+        *_, report = run_rounds(parts)
+        journal = (Path(scratch) / JOURNAL).glob(ATTEMPT_BYTES)
+        found = {
+            "seconds": report.seconds["round"],
+            "driver_mib": peak_mib("self"),
+            **{f"{name}_mib": peak_mib(str(pid)) for name, pid in processes.items()},
+            "journal_mib": sum(path.stat().st_size for path in journal) / (1 << 20),
+            "prompts": report.num_prompts,
+            "rollouts": report.num_rollouts,
+            "pairs": report.num_pairs,
+            "failed": report.failed["rollouts"] + report.failed["workers"],
+            "unread_critiques": report.failed["critiques"],
+        }
+        for stage in stages.values():
+            stage.close()
+    return found
+
+
+def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
+    """Of a run of two rounds, whose actors share `cores`."""
     from actors.engines import discover, engine
     from actors.stages import FeedbackStage, RolloutStage
     from rlsys import registry
-    from rlsys.app.cluster import cluster
     from rlsys.feedback.critique import CritiqueFeedback
     from rlsys.journal import Journal
     from rlsys.parts import Parts
     from rlsys.placement import Placement
     from rlsys.prompts.scenes import ScenesPrompts
-    from rlsys.rounds import run_rounds
     from rlsys.savepoints import Savepoints
     from rlsys.schedules.gate import GateConfig, MetricGate
     from rlsys.schedules.phases import Phase, Schedule
@@ -75,48 +103,21 @@ def one_round(num_prompts: int) -> dict[str, float]:
     registry.discover()
     discover()
     rules = {"rounds": 1, "num_candidates": CANDIDATES, "max_tokens": MAX_TOKENS, "max_pairs_per_prompt": 6}
-    schedule = Schedule([Phase(num_prompts=count, **rules) for count in (WARM_UP, num_prompts)])
-    with tempfile.TemporaryDirectory(prefix="rlsys-scaling-") as scratch, cluster(None) as machine:
-        root = Path(scratch)
-        place = Placement(num_cpus=0.5, cores=machine.cores[:1])
-        rollouts = RolloutStage(
-            engine=engine.make("scripted"), current=lambda: ("scripted", 0), placements=[place], seed=0
-        )
-        feedback = FeedbackStage(
-            feedback=CritiqueFeedback(max_tokens=MAX_TOKENS),
-            engine=engine.make("scripted"),
-            model="scripted",
-            placements=[place],
-        )
-        parts = Parts(
-            schedule=schedule,
-            prompts=ScenesPrompts(),
-            rollouts=rollouts,
-            feedback=feedback,
-            learner=CountingLearner(),
-            weights=NoSync(),
-            evaluate=lambda round: {},
-            gate=MetricGate(config=GateConfig()),
-            journal=Journal(root / "journal"),
-            savepoints=Savepoints(root / "checkpoints", initial_policy=root),
-            tracker=Silent(),
-        )
-        processes = {"rollout": rollouts._pool.slots[0].pid, "critic": feedback._pool.slots[0].pid}
-        *_, report = run_rounds(parts)
-        found = {
-            "seconds": report.seconds["round"],
-            "driver_mib": peak_mib("self"),
-            **{f"{name}_mib": peak_mib(str(pid)) for name, pid in processes.items()},
-            "journal_mib": sum(path.stat().st_size for path in (root / "journal").glob(ATTEMPT_BYTES)) / (1 << 20),
-            "prompts": report.num_prompts,
-            "rollouts": report.num_rollouts,
-            "pairs": report.num_pairs,
-            "failed": report.failed["rollouts"] + report.failed["workers"],
-            "unread_critiques": report.failed["critiques"],
-        }
-        rollouts.close()
-        feedback.close()
-    return found
+    scripted = {"engine": engine.make("scripted"), "placements": [Placement(num_cpus=0.5, cores=cores)]}
+    feedback = CritiqueFeedback(max_tokens=MAX_TOKENS)
+    return Parts(
+        schedule=Schedule([Phase(num_prompts=count, **rules) for count in (WARM_UP, num_prompts)]),
+        prompts=ScenesPrompts(),
+        rollouts=RolloutStage(current=lambda: ("scripted", 0), seed=0, **scripted),
+        feedback=FeedbackStage(feedback=feedback, model="scripted", **scripted),
+        learner=CountingLearner(),
+        weights=NoSync(),
+        evaluate=lambda round: {},
+        gate=MetricGate(config=GateConfig()),
+        journal=Journal(root / JOURNAL),
+        savepoints=Savepoints(root / "checkpoints", initial_policy=root),
+        tracker=Silent(),
+    )
 
 
 def peak_mib(process: str) -> float:
@@ -173,13 +174,10 @@ def rows_of(turns: Sequence[dict[int, dict[str, float]]]) -> list[Row]:
         ratio("journal per prompt, 10 000", "journal_mib", "MiB", per_prompt=True, most=1.1),
     ]
     checked = ", ".join(f"{one[count]['pairs']:.0f} pairs of {count} prompts" for count in PROMPTS)
-    first = rows[0]
-    rows[0] = Row(
-        **{
-            **{name: getattr(first, name) for name in first.__dataclass_fields__},
-            "checked": f"every prompt answered {CANDIDATES} times and judged, nothing failed; {checked}",
-            "note": "scripted engines, and a learner that only counts its pairs",
-        }
+    rows[0] = replace(
+        rows[0],
+        checked=f"every prompt answered {CANDIDATES} times and judged, nothing failed; {checked}",
+        note="scripted engines, and a learner that only counts its pairs",
     )
     return rows
 

@@ -71,9 +71,6 @@ class TreeLayout:
     """Tokens of each tree's prompt."""
     answer_lengths: tuple[tuple[int, ...], ...]
     """Tokens of each answer of each tree; the row holds, tree by tree, prompt then answers."""
-    num_trees: int
-    max_prompt: int
-    max_answer: int
     tree_of_answer: torch.Tensor
     """int64 [A]."""
     slots: Slots
@@ -98,9 +95,6 @@ class TreeLayout:
         return cls(
             prompt_lengths=tuple(prompt_lengths),
             answer_lengths=tuple(map(tuple, answer_lengths)),
-            num_trees=len(prompt_lengths),
-            max_prompt=longest_prompt,
-            max_answer=longest_answer,
             tree_of_answer=torch.tensor(trees, dtype=torch.int64),
             slots=Slots.build(np.concatenate(row), offset + len(flat) * longest_answer),
             target_slots=Slots.build(np.concatenate(targets), len(flat) * longest_answer),
@@ -110,6 +104,16 @@ class TreeLayout:
         """The same layout on a device."""
         movable = {name: getattr(self, name) for name in ("tree_of_answer", "slots", "target_slots")}
         return replace(self, **{name: value.to(device) for name, value in movable.items()})
+
+    @property
+    def max_prompt(self) -> int:
+        """P."""
+        return max(self.prompt_lengths)
+
+    @property
+    def max_answer(self) -> int:
+        """C."""
+        return max(max(answers, default=0) for answers in self.answer_lengths)
 
     @cached_property
     def answer_mask(self) -> torch.Tensor:
@@ -134,10 +138,11 @@ class TreeLayout:
 
     def _mask(self, *, newest: int) -> torch.Tensor:
         """Of queries that see their prompt, and of their answer what is not after their own place plus `newest`."""
-        lengths = torch.tensor(self.prompt_lengths)[self.tree_of_answer.cpu()]
-        if len(lengths.unique()) == 1:
+        trees = zip(self.prompt_lengths, self.answer_lengths, strict=True)
+        lengths = [length for length, answers in trees for _ in answers]
+        if len(set(lengths)) == 1:
             lengths = lengths[:1]
-        in_prompt = torch.arange(self.max_prompt) < lengths[:, None]
+        in_prompt = torch.arange(self.max_prompt) < torch.tensor(lengths)[:, None]
         causal = torch.ones(self.max_answer, self.max_answer, dtype=torch.bool).tril(newest)
         mask = torch.cat(
             [
@@ -205,7 +210,7 @@ def attend(
     """Attention of all tokens of the row, [N, H, D]."""
     if flash.fits(query_NHD):
         return flash.attend(query_NHD, key_NKD, value_NKD, layout.sequences, **options)
-    cut = layout.num_trees * layout.max_prompt
+    cut = len(layout.prompt_lengths) * layout.max_prompt
     query, key, value = (_blocks(row, layout) for row in (query_NHD, key_NKD, value_NKD))
     prompts = _of_blocks(query[0], key[0], value[0], is_causal=True, **options)
     answers = _of_answers(query[1], _seen(key, layout), _seen(value, layout), layout.answer_mask, **options)
@@ -230,7 +235,7 @@ def _blocks(row: torch.Tensor, layout: TreeLayout) -> tuple[torch.Tensor, torch.
     """[N, heads, D] to the blocks of prompts [R, P, heads, D] and answers [A, C, heads, D]."""
     num_tokens, heads, size = row.shape
     slots = layout.slots.spread(row.reshape(num_tokens, -1))
-    prompts, answers = slots.tensor_split([layout.num_trees * layout.max_prompt])
+    prompts, answers = slots.tensor_split([len(layout.prompt_lengths) * layout.max_prompt])
     return prompts.view(-1, layout.max_prompt, heads, size), answers.view(-1, layout.max_answer, heads, size)
 
 

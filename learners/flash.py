@@ -44,8 +44,7 @@ class Sequences:
     ) -> Sequences:
         """
         Args:
-            prompt_lengths: tokens of each tree's prompt.
-            answer_lengths: tokens of each answer of each tree; the row holds, tree by tree, prompt then answers.
+            prompt_lengths, answer_lengths: as in `attention.TreeLayout`.
             predictors: queries are the tokens that predict an answer's, answer by answer: the prompt's last, then the answer's
                 but its last. Else they are all tokens of the row.
         """

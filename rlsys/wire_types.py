@@ -82,6 +82,7 @@ class ArrayCodec:
         self.dtype, self.rank = dtype, rank
         self.name = f"{dtype} array" if dtype is not None else "array"
         self._usual = None if dtype is None else (dtype.str, rank)
+        """Type and rank of what is read without a further look."""
 
     def write(self, writer: Writer, value: Any) -> None:
         if not isinstance(value, np.ndarray):

@@ -10,7 +10,7 @@ import xxhash
 from rlsys.lazy import torch
 
 WORDS = 1 << 21
-"""Of 32 bits, in a piece: with its products and their weights it stays in the cache of a large GPU."""
+"""Of 32 bits, in a piece: with its products and their weights 40 MiB, less than the cache of a large GPU."""
 
 
 class TensorDigest:
@@ -45,8 +45,7 @@ class TensorDigest:
 
 
 def piece_sums(flat: torch.Tensor) -> torch.Tensor:
-    """A number for each piece of a buffer, computed where the buffer is: copying it to the host takes longer than sending it
-    from GPU to GPU does.
+    """A number for each piece of a buffer, computed where the buffer is, so that it need not be copied to the host.
 
     Multilinear hashing (D. Lemire, O. Kaser: Strongly universal string hashing is fast, 2014): every word times the weight of
     its place, an odd number of 64 bits drawn once, summed modulo 2^64. If a single word is another, so is the sum; any other

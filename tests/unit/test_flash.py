@@ -5,7 +5,7 @@ import torch
 
 from learners import flash
 from learners.attention import TreeLayout, attend, attend_from_predictors
-from tests.unit.varlen import one_after_another
+from tests.unit.varlen import one_after_another, predictors
 
 TREES = [([3], [[2, 4]]), ([1, 6, 4], [[1], [3, 3], [2, 7, 1]]), ([5, 2], [[4], []])]
 HEADS = (4, 2, 2)
@@ -16,16 +16,6 @@ def make_rows(prompts, answers, **options):
     torch.manual_seed(0)
     count = sum(prompts) + sum(map(sum, answers))
     return [torch.randn(count, heads, 8, requires_grad=True, **options) for heads in HEADS]
-
-
-def predictors(prompts, answers):
-    places, start = [], 0
-    for length, sizes in zip(prompts, answers, strict=True):
-        last, start = start + length - 1, start + length
-        for size in sizes:
-            places += [last, *range(start, start + size - 1)]
-            start += size
-    return torch.tensor(places)
 
 
 def test_a_prompt_sees_itself_and_an_answer_its_prompt_and_itself():

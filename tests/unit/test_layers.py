@@ -8,6 +8,7 @@ from learners.allocator import keep_freed_memory
 from learners.attention import TreeLayout, attend, attend_from_predictors, dot_products
 from learners.kernels import RMSNorm
 from learners.layers import put_in_vision, rotate
+from tests.unit.varlen import predictors
 
 
 def test_a_quarter_turn_exchanges_the_halves():
@@ -30,15 +31,8 @@ def test_predictors_attend_as_they_do_among_all_tokens(prompts, answers, piece, 
     torch.manual_seed(0)
     count = sum(prompts) + sum(map(sum, answers))
     rows = [torch.randn(count, heads, 8, requires_grad=True) for heads in (4, 2, 2)]
-    predict = []
-    start = 0
-    for length, sizes in zip(prompts, answers, strict=True):
-        last, start = start + length - 1, start + length
-        for size in sizes:
-            predict += [last, *range(start, start + size - 1)]
-            start += size
-    layout, places = TreeLayout.build(prompts, answers), torch.tensor(predict)
-    weight = torch.randn(len(predict), 4, 8)
+    layout, places = TreeLayout.build(prompts, answers), predictors(prompts, answers)
+    weight = torch.randn(len(places), 4, 8)
     results = []
     for output in (attend(*rows, layout)[places], attend_from_predictors(rows[0][places], *rows[1:], layout)):
         results.append([output, *torch.autograd.grad((output * weight).sum(), rows)])

@@ -1,4 +1,4 @@
-"""What `learners.flash.varlen` computes, in plain torch."""
+"""Rows of trees: what `learners.flash.varlen` computes, in plain torch, and which tokens predict."""
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -15,3 +15,14 @@ def one_after_another(query, key, value, sequences, **options):
         output = scaled_dot_product_attention(*parts, attn_mask=mask, enable_gqa=True, **options)
         outputs.append(output.transpose(0, 1))
     return torch.cat(outputs)
+
+
+def predictors(prompts, answers):
+    """Places of the tokens that predict an answer's: the prompt's last, then the answer's but its last."""
+    places, start = [], 0
+    for length, sizes in zip(prompts, answers, strict=True):
+        last, start = start + length - 1, start + length
+        for size in sizes:
+            places += [last, *range(start, start + size - 1)]
+            start += size
+    return torch.tensor(places)

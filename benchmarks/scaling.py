@@ -5,16 +5,19 @@
 The real loop (`rlsys.rounds.run_rounds`), the real rollout and feedback stages in Ray actors, the real journal and
 checkpoints; the scripted engine instead of vLLM, so that what is measured is everything around a model, and a learner
 that only counts the pairs it takes: a real one needs minutes for the pairs of 10 000 prompts. Every round runs in a
-process of its own, after a small one that is not counted.
+process of its own, after a small one that is not counted. The largest, which takes a minute, stands between two of the
+next size, so that a machine that gets slower meanwhile does so for both.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +30,8 @@ from rlsys.records import FitReport, PreferencePair, RoundPlan, SyncReport
 
 TITLE = "Rounds of 100, 1 000 and 10 000 prompts: the loop and its actors around scripted engines"
 PROMPTS = (100, 1000, 10_000)
+ORDER = (100, 1000, 10_000, 1000)
+"""Of the rounds of a turn; every other turn goes the other way."""
 WARM_UP = 50
 CANDIDATES = 4
 MAX_TOKENS = 16
@@ -62,16 +67,25 @@ class NoSync:
 def one_round(num_prompts: int) -> dict[str, float]:
     """Run a small round and one of `num_prompts`; what the second took."""
     from rlsys.app.cluster import cluster
+    from rlsys.app.cores import CoreClock
     from rlsys.rounds import run_rounds
 
     with tempfile.TemporaryDirectory(prefix="rlsys-scaling-") as scratch, cluster(None) as machine:
         parts = _parts(Path(scratch), num_prompts, cores=machine.cores[:1])
         stages = {"rollout": parts.rollouts, "critic": parts.feedback}
         processes = {name: stage.pids()[0] for name, stage in stages.items()}
-        *_, report = run_rounds(parts)
+        clock = CoreClock({"all": lambda: [os.getpid(), *processes.values()]})
+        rounds = run_rounds(parts)
+        next(rounds)
+        clock.lap()
+        began = time.monotonic()
+        report = next(rounds)
+        cpu_seconds = clock.lap()["all"] * (time.monotonic() - began)
+        rounds.close()
         journal = (Path(scratch) / JOURNAL).glob(ATTEMPT_BYTES)
         found = {
             "seconds": report.seconds["round"],
+            "cpu_seconds": cpu_seconds,
             "driver_mib": peak_mib("self"),
             **{f"{name}_mib": peak_mib(str(pid)) for name, pid in processes.items()},
             "journal_mib": sum(path.stat().st_size for path in journal) / (1 << 20),
@@ -140,6 +154,17 @@ def measure(num_prompts: int) -> dict[str, float]:
     return found
 
 
+def turn(number: int) -> dict[int, dict[str, float]]:
+    """By the number of prompts, the mean over the rounds of so many."""
+    found: dict[int, list[dict[str, float]]] = {count: [] for count in PROMPTS}
+    for count in ORDER if number % 2 == 0 else ORDER[::-1]:
+        found[count].append(measure(count))
+    return {
+        count: {name: statistics.mean(each[name] for each in rounds) for name in rounds[0]}
+        for count, rounds in found.items()
+    }
+
+
 def rows_of(turns: Sequence[dict[int, dict[str, float]]]) -> list[Row]:
     """The table of several turns, each with every number of prompts."""
     small, middle, large = PROMPTS
@@ -168,6 +193,8 @@ def rows_of(turns: Sequence[dict[int, dict[str, float]]]) -> list[Row]:
     rows = [
         ratio("time per prompt, 10 000", "seconds", "ms", per_prompt=True, most=1.1),
         ratio("time per prompt, 1 000", "seconds", "ms", per_prompt=True, most=None, of=middle),
+        ratio("CPU time per prompt, 10 000", "cpu_seconds", "ms", per_prompt=True, most=None),
+        ratio("CPU time per prompt, 1 000", "cpu_seconds", "ms", per_prompt=True, most=None, of=middle),
         ratio("driver's peak memory, 10 000", "driver_mib", "MiB", per_prompt=False, most=1.1),
         ratio("rollout actor's peak memory, 10 000", "rollout_mib", "MiB", per_prompt=False, most=1.1),
         ratio("critic actor's peak memory, 10 000", "critic_mib", "MiB", per_prompt=False, most=1.1),
@@ -187,10 +214,7 @@ def main(words: Sequence[str]) -> None:
         print(json.dumps(one_round(int(words[1]))))
         return
     options = parse(__doc__.splitlines()[0], words)
-    turns = []
-    for turn in range(options.repeats):
-        order = PROMPTS if turn % 2 == 0 else PROMPTS[::-1]
-        turns.append({count: measure(count) for count in order})
+    turns = [turn(number) for number in range(options.repeats)]
     write("scaling", TITLE, rows_of(turns), repeats=options.written)
 
 

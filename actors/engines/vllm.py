@@ -1,9 +1,9 @@
-"""vLLM, 0.26 to 0.32, behind the Engine contract. With `vllm_records.py`, `vllm_steps.py` and
+"""vLLM, 0.26 to 0.32, behind the Engine contract. With `vllm_records.py`, `vllm_prompts.py`, `vllm_steps.py` and
 `actors/vllm_plugin.py` the only code that knows it.
 
 The engine runs in the calling process. A call's result depends on nothing but its requests and the weights: the caches
-of prefixes and image embeddings are emptied before it, so that an engine that was replaced, or has answered other
-prompts before, computes the same sums in the same order.
+of prefixes and images are emptied before it, so that an engine that was replaced, or has answered other prompts before,
+computes the same sums in the same order.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from actors.engines import checkpoints, engine
+from actors.engines.vllm_prompts import Renderer
 from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampling
 from actors.engines.vllm_steps import in_order
 from rlsys.contracts import Request
@@ -108,6 +109,7 @@ class VllmEngine:
         self._torn = False
         self._most = options.max_num_seqs
         self._llm = _start(options, folder, raw_logits)
+        self._renderer = Renderer(self._llm, most_images=options.images_per_prompt)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Continuations for every request, in order; those of a greedy request are all the same."""
@@ -165,7 +167,7 @@ class VllmEngine:
             SyncError: not every tensor of the model came, or tensor-parallel workers got different ones.
         """
         self._llm.finish_weight_update()
-        self._forget(everything=True)
+        self._forget()
         reports = self._llm.collective_rpc("rlsys_report")
         report = reports[0]
         if any(other["digest"] != report["digest"] for other in reports):
@@ -186,18 +188,17 @@ class VllmEngine:
         if llm is not None:
             llm.llm_engine.engine_core.shutdown()
 
-    def _forget(self, *, everything: bool = False) -> None:
-        """Empty the caches of prefixes and image embeddings; `everything` includes processed images."""
+    def _forget(self) -> None:
+        """Empty the caches of prefixes, image embeddings and processed images."""
         if not self._llm.reset_prefix_cache():
             raise EngineError("the prefix cache could not be emptied: requests are still running")
         self._llm.llm_engine.engine_core.reset_encoder_cache()
-        if everything:
-            self._llm.reset_mm_cache()
+        self._llm.reset_mm_cache()
 
     def _run(self, requests: Iterator[tuple[Any, Any]]) -> Iterator[list[Any]]:
         self._forget()
         try:
-            yield from in_order(self._llm, requests, most=self._most)
+            yield from in_order(self._llm, self._renderer.rendered(requests), most=self._most)
         except RlsysError:  # of a request that cannot be made
             raise
         except Exception as error:

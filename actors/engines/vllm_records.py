@@ -108,8 +108,16 @@ class Translator:
 def probe_sampling() -> Any:
     """`vllm.SamplingParams` for the log-probabilities of what stands in a prompt."""
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
-    return SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, temperature=0.0)
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0.0,
+        prompt_logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
 
 
 def probe_logprobs(output: Any, probe: Probe) -> np.ndarray:

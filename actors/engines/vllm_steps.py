@@ -10,11 +10,12 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
     """Run requests; those whose outputs are ready at once, all before them included, are one list.
 
     When a request enters is decided by the steps of the engine and not by a clock: the same requests always pass through
-    the model beside the same others. What has not entered is not rendered, so that the first step begins at once.
+    the model beside the same others. What has not entered is not asked for, but for the next one, so that the first step
+    begins at once.
 
     Args:
         llm: a `vllm.LLM` that is idle.
-        requests: prompts with their `vllm.SamplingParams`; taken when there is room for all their candidates.
+        requests: engine inputs with their `vllm.SamplingParams`; taken when there is room for all their candidates.
         most: candidates that are sampled at once; a request for more enters alone.
 
     Yields:
@@ -28,8 +29,8 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
     try:
         while coming or inside:
             while coming and _has_room(engine, coming[1].n, most):
-                (own,) = llm.enqueue([coming[0]], [coming[1]], use_tqdm=False)
-                inside[own.partition("-")[0]] = own
+                name = str(next(llm.request_counter))
+                inside[name] = engine.add_request(name, *coming)
                 coming = next(requests, None)
             outputs.update((output.request_id, output) for output in engine.step() if output.finished)
             ready = []

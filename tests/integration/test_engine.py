@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -184,16 +185,14 @@ def crowd():
     ]
 
 
-def test_answers_come_in_order_as_they_are_ready_and_requests_enter_as_others_leave(engine, truth):
-    entered, enqueue = [], engine._llm.enqueue
-    engine._llm.enqueue = lambda *given, **options: entered.append(given) or enqueue(*given, **options)
-    try:
-        parts, inside = [], []
-        for ready in engine.stream(crowd()):
-            parts.append(ready)
-            inside.append(len(entered))
-    finally:
-        engine._llm.enqueue = enqueue
+def test_answers_come_in_order_as_they_are_ready_and_requests_enter_as_others_leave(engine, truth, monkeypatch):
+    entered, core = [], engine._llm.llm_engine
+    add = core.add_request
+    monkeypatch.setattr(core, "add_request", lambda *given: entered.append(given) or add(*given))
+    parts, inside = [], []
+    for ready in engine.stream(crowd()):
+        parts.append(ready)
+        inside.append(len(entered))
     assert inside[0] == 32 and inside[-1] == 40 and len(parts) > 2
     generations = [one for ready in parts for one in ready]
     for (_, wanted), generation in zip(crowd(), generations, strict=True):
@@ -213,6 +212,63 @@ def test_a_stream_that_is_left_leaves_an_idle_engine_and_the_next_call_as_it_was
     for one, two in zip(whole, engine.generate(crowd()), strict=True):
         for a, b in zip(one.completions, two.completions, strict=True):
             assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+
+
+def mixed():
+    """Pictures that are new, that were there before, both in one prompt, one twice, and none."""
+    a, b, c, d, e, f, g = (image for prompt in make_prompts(7, seed=17) for image in prompt.images)
+    shown = [(a,), (b, c), (d,), (a,), (d, b), (e, a), (), (f, f), (g,)]
+    asked = ("describe the picture", "is there a red circle")
+    return [
+        (
+            Prompt(id=f"m{number}", turns=(Turn(role="user", text=asked[number % 2]),), images=images),
+            Sampling(num_samples=2, max_tokens=6, seed=number),
+        )
+        for number, images in enumerate(shown)
+    ]
+
+
+def test_prompts_rendered_together_are_answered_as_if_each_were_alone(engine, truth, monkeypatch):
+    renderer, rendered = engine._llm.renderer, []
+    process = renderer.process_for_engine
+
+    def watch(prompt, *given):
+        rendered.append(len(prompt.get("multi_modal_uuids", {}).get("image", [])))
+        return process(prompt, *given)
+
+    monkeypatch.setattr(renderer, "process_for_engine", watch)
+    together = engine.generate(mixed())
+    assert rendered == [4, 3, 2, 0, 2, 1]  # a bc d, a db, ea, none, ff, g
+    monkeypatch.setattr(engine._renderer, "_together", False)
+    del rendered[:]
+    alone = engine.generate(mixed())
+    assert rendered == [1, 2, 1, 1, 2, 2, 0, 2, 1]
+    for (prompt, _), one, two in zip(mixed(), together, alone, strict=True):
+        assert np.array_equal(one.prompt_token_ids, two.prompt_token_ids)
+        for a, b in zip(one.completions, two.completions, strict=True):
+            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+            np.testing.assert_allclose(a.logprobs, truth.logprobs(prompt, a.token_ids), atol=TOLERANCE)
+
+
+def test_prompts_that_cannot_be_cut_apart_are_rendered_one_by_one(engine, monkeypatch):
+    expected = engine.generate(mixed())
+    monkeypatch.setattr(engine._renderer, "_together", True)  # to be put back
+    monkeypatch.setattr("actors.engines.vllm_prompts.cut", lambda whole, prompts: None)
+    found = engine.generate(mixed())
+    assert not engine._renderer._together
+    for one, two in zip(expected, found, strict=True):
+        for a, b in zip(one.completions, two.completions, strict=True):
+            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+
+
+def test_a_prompt_that_is_too_long_is_an_error_that_says_so_and_the_next_call_is_whole(engine):
+    expected = engine.generate(mixed())
+    [(long, sampling), *others] = mixed()
+    turns = (Turn(role="user", text="red circle " * 200),)
+    with pytest.raises(EngineError, match="longer than the maximum model length of 256"):
+        engine.generate([*others, (replace(long, turns=turns), sampling)])
+    for one, two in zip(expected, engine.generate(mixed()), strict=True):
+        assert np.array_equal(one.completions[1].token_ids, two.completions[1].token_ids)
 
 
 def test_probes_are_scored_as_transformers_does_and_foreign_ones_refused(engine, truth):

@@ -72,6 +72,7 @@ class Translator:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # these are of one request
         )
 
     def generations(self, outputs: Sequence[Any], wanted: Sequence[Sampling]) -> list[Generation]:

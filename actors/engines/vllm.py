@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from actors.engines import checkpoints, engine
-from actors.engines.vllm_prompts import Renderer
+from actors.engines.vllm_prompts import PromptJoiner
 from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampling
 from actors.engines.vllm_steps import in_order
 from rlsys.contracts import Request
@@ -109,7 +109,7 @@ class VllmEngine:
         self._torn = False
         self._most = options.max_num_seqs
         self._llm = _start(options, folder, raw_logits)
-        self._renderer = Renderer(self._llm, most_images=options.images_per_prompt)
+        self._joiner = PromptJoiner(self._llm, most_images=options.images_per_prompt)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
         """Continuations for every request, in order; those of a greedy request are all the same."""
@@ -189,7 +189,9 @@ class VllmEngine:
             llm.llm_engine.engine_core.shutdown()
 
     def _forget(self) -> None:
-        """Empty the caches of prefixes, image embeddings and processed images."""
+        """Empty the caches of prefixes, image embeddings and processed images; of these, a call that was left may have
+        prepared some for the engine and not sent them.
+        """
         if not self._llm.reset_prefix_cache():
             raise EngineError("the prefix cache could not be emptied: requests are still running")
         self._llm.llm_engine.engine_core.reset_encoder_cache()
@@ -198,7 +200,7 @@ class VllmEngine:
     def _run(self, requests: Iterator[tuple[Any, Any]]) -> Iterator[list[Any]]:
         self._forget()
         try:
-            yield from in_order(self._llm, self._renderer.rendered(requests), most=self._most)
+            yield from in_order(self._llm, self._joiner.engine_inputs(requests), most=self._most)
         except RlsysError:  # of a request that cannot be made
             raise
         except Exception as error:

@@ -1,7 +1,8 @@
-"""Prompts rendered for vLLM, the pictures of several at once.
+"""Prompts made into vLLM's engine inputs, the images of several in one go.
 
-Around the arithmetic of a picture stand milliseconds of checks that vLLM and its processor make once per prompt. So
-neighbours are rendered as one prompt, one behind the other, and cut apart again.
+vLLM and its processor spend milliseconds of checks on every prompt with images, more than the arithmetic of a small image
+takes. So neighbours are joined to one prompt, processed once, and cut apart again. What is gained is most where every
+prompt has images of its own, as in rollouts; of prompts about the same image only those after the first are joined.
 """
 
 from __future__ import annotations
@@ -9,122 +10,160 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from typing import Any
 
+from rlsys.errors import EngineError
 
-class Renderer:
-    """Of one `vllm.LLM`."""
+Request = tuple[dict[str, Any], Any]
+"""A prompt for `vllm.LLM`, images under their digests, and its sampling parameters."""
+
+JOINED_MODELS = ("qwen2_vl", "qwen2_5_vl")
+"""Model types whose processor does the same with an image whatever stands beside it. Others number the images of a prompt,
+or share a budget of tokens between them.
+"""
+
+
+class Kind(StrEnum):
+    """Whether a prompt may be joined with neighbours of its kind.
+
+    vLLM's two sides, which send and receive processed images, both evict the image that was used longest ago, and must
+    agree on which that is. Of a joined prompt, the sending side marks all images as used before it adds any; the receiving
+    one does so prompt by prompt. The orders agree if all images are in the cache, or none is.
+    """
+
+    NEW = "new"
+    KNOWN = "known"
+    ALONE = "alone"
+
+
+class PromptJoiner:
+    """Makes the engine inputs of one `vllm.LLM`."""
 
     def __init__(self, llm: Any, *, most_images: int) -> None:
         """
         Args:
-            most_images: that vLLM takes in one prompt.
+            most_images: images that vLLM takes in one prompt.
         """
         self._llm = llm
-        self._most = most_images
-        self._together = True
+        self._most_images = most_images if llm.model_config.hf_config.model_type in JOINED_MODELS else 1
 
-    def rendered(self, requests: Iterable[tuple[dict[str, Any], Any]]) -> Iterator[tuple[Any, Any]]:
-        """Prompts of one call, as the engine takes them in, with what belongs to each.
+    def engine_inputs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
+        """Engine inputs of one call's prompts, each with its sampling parameters.
 
-        Every engine input must go to the engine, in order, or vLLM's cache of processed images be emptied before the next
-        call: of an image that was rendered before, vLLM hands on only the name.
+        All of them must go to the engine, in order, or vLLM's cache of processed images be emptied before the next call: of
+        an image that was sent before, only the digest is sent, and the engine looks it up.
 
         Args:
-            requests: prompts for `vllm.LLM`, images under their digests; taken as they are needed.
+            requests: taken up to `most_images` images ahead.
+
+        Raises:
+            EngineError: the tokens of a joined prompt are not those of its parts.
         """
-        seen: set[str] = set()
-        group: list[tuple[dict[str, Any], Any]] = []
-        last, room = None, 0
-        for request in requests:
-            names = _names(request[0])
-            kind = _kind(names, seen)
-            if kind is None or kind != last or len(names) > room:
-                yield from self._render(group)
-                group, room = [], self._most
-            group.append(request)
-            seen.update(names)
-            last, room = kind, room - len(names)
-        yield from self._render(group)
+        for kind, group in groups(requests, most_images=self._most_images):
+            prompts = [prompt for prompt, _ in group]
+            inputs = self._joined(prompts) if self._may_join(kind, prompts) else map(self._engine_input, prompts)
+            yield from zip(inputs, (params for _, params in group), strict=True)
 
-    def _render(self, group: Sequence[tuple[dict[str, Any], Any]]) -> Iterator[tuple[Any, Any]]:
-        prompts = [prompt for prompt, _ in group]
-        if len(prompts) > 1 and self._together:
-            inputs = cut(self._input(_joined(prompts)), prompts)
-            if inputs is not None:
-                yield from zip(inputs, (params for _, params in group), strict=True)
-                return
-            # Images of this model do not stand where the prompt has them.
-            self._together = False
-            self._llm.reset_mm_cache()
-        for prompt, params in group:
-            yield self._input(prompt), params
+    def _may_join(self, kind: Kind, prompts: Sequence[dict[str, Any]]) -> bool:
+        if len(prompts) == 1:
+            return False
+        # Since it was sent, an image may have been evicted.
+        return kind is Kind.NEW or all(self._llm.renderer.mm_processor_cache.is_cached(_digests(*prompts)))
 
-    def _input(self, prompt: dict[str, Any]) -> Any:
+    def _joined(self, prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        joined = {
+            "prompt_token_ids": [token for prompt in prompts for token in prompt["prompt_token_ids"]],
+            "multi_modal_data": {"image": [one for prompt in prompts for one in prompt["multi_modal_data"]["image"]]},
+            "multi_modal_uuids": {"image": _digests(*prompts)},
+        }
+        return cut(self._engine_input(joined), prompts)
+
+    def _engine_input(self, prompt: dict[str, Any]) -> Any:
         return self._llm.renderer.process_for_engine(prompt, time.time())
 
 
-def cut(whole: dict[str, Any], prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]] | None:
-    """Engine inputs of prompts that were rendered as one; `None` if each does not have its own tokens around its images.
+def groups(requests: Iterable[Request], *, most_images: int) -> Iterator[tuple[Kind, list[Request]]]:
+    """Neighbours that may be joined, `most_images` images at most but for a prompt that has more; those that may not are
+    groups of one.
+    """
+    sent: set[str] = set()
+    group: list[Request] = []
+    group_kind, images_left = Kind.ALONE, 0
+    for request in requests:
+        digests = _digests(request[0])
+        kind = _kind(digests, sent)
+        if kind is Kind.ALONE or kind is not group_kind or len(digests) > images_left:
+            if group:
+                yield group_kind, group
+            group, group_kind, images_left = [], kind, most_images
+        group.append(request)
+        sent.update(digests)
+        images_left -= len(digests)
+    if group:
+        yield group_kind, group
+
+
+def cut(joined: dict[str, Any], prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Engine inputs of prompts that were processed as one.
 
     Args:
-        whole: the engine input of all of them.
-        prompts: as they were before their images' marks became as many tokens as an image takes.
+        joined: the engine input of all of them, placeholders expanded to as many tokens as an image takes.
+        prompts: as they were before, placeholders as the chat template writes them.
+
+    Raises:
+        EngineError: one would not have its own images and, around them, its own tokens.
     """
-    ids, places = whole["prompt_token_ids"], whole["mm_placeholders"]["image"]
+    ids, places = joined["prompt_token_ids"], joined["mm_placeholders"]["image"]
     given = [prompt["prompt_token_ids"] for prompt in prompts]
-    num_marks = sum(map(len, given)) + sum(place.length for place in places) - len(ids)
-    mark, left = divmod(num_marks, len(places))
-    inputs, start, first = [], 0, 0
-    for prompt, before in zip(prompts, given, strict=True):
-        last = first + len(_names(prompt))
-        own = [replace(place, offset=place.offset - start) for place in places[first:last]]
-        after = ids[start : start + len(before) + sum(place.length - mark for place in own)]
-        if left or not _same_words(before, after, own, mark):
-            return None
+    # Tokens of a placeholder in the template. The processor is not asked: it has no common name for them.
+    num_shrunk = sum(map(len, given)) + sum(place.length for place in places) - len(ids)
+    size, uneven = divmod(num_shrunk, len(places))
+    if uneven or joined["mm_hashes"]["image"] != _digests(*prompts):
+        raise EngineError(
+            f"{len(prompts)} prompts cannot be cut apart: {len(places)} images, {num_shrunk} tokens of theirs"
+        )
+    inputs, start, first_image = [], 0, 0
+    for number, (prompt, before) in enumerate(zip(prompts, given, strict=True)):
+        images = slice(first_image, first_image + len(_digests(prompt)))
+        own = [replace(place, offset=place.offset - start) for place in places[images]]
+        after = ids[start : start + len(before) + sum(place.length - size for place in own)]
+        if not _same_text(before, after, own, size):
+            raise EngineError(
+                f"prompt {number} of {len(prompts)} that were joined has other tokens than alone: {after}"
+            )
         inputs.append(
             {
-                **whole,
+                **joined,
                 "prompt_token_ids": after,
-                "mm_kwargs": type(whole["mm_kwargs"])(image=whole["mm_kwargs"]["image"][first:last]),
-                "mm_hashes": {"image": whole["mm_hashes"]["image"][first:last]},
+                "mm_kwargs": type(joined["mm_kwargs"])(image=joined["mm_kwargs"]["image"][images]),
+                "mm_hashes": {"image": joined["mm_hashes"]["image"][images]},
                 "mm_placeholders": {"image": own},
             }
         )
-        start, first = start + len(after), last
+        start, first_image = start + len(after), images.stop
     return inputs
 
 
-def _same_words(before: Sequence[int], after: Sequence[int], places: Sequence[Any], mark: int) -> bool:
-    """Whether two versions of a prompt have the same tokens between images that take `mark` tokens in the first."""
-    at = grown = 0
-    for place in places:
-        if place.offset < at or after[at : place.offset] != before[at - grown : place.offset - grown]:
-            return False
-        at, grown = place.offset + place.length, grown + place.length - mark
-    return after[at:] == before[at - grown :]
-
-
-def _joined(prompts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "prompt_token_ids": [token for prompt in prompts for token in prompt["prompt_token_ids"]],
-        **{
-            kind: {"image": [image for prompt in prompts for image in prompt[kind]["image"]]}
-            for kind in ("multi_modal_data", "multi_modal_uuids")
-        },
-    }
-
-
-def _names(prompt: dict[str, Any]) -> list[str]:
-    return prompt["multi_modal_uuids"]["image"] if "multi_modal_uuids" in prompt else []
-
-
-def _kind(names: Sequence[str], seen: set[str]) -> str | None:
-    """Of prompts that may be rendered together, `new` or `known`, after their images; others `None`.
-
-    vLLM keeps two records of what it has in its cache, in step as long as a prompt has either images that are there or such
-    that are not. A picture that comes twice in one prompt would be processed twice.
+def _same_text(before: Sequence[int], after: Sequence[int], places: Sequence[Any], size: int) -> bool:
+    """Whether a prompt has the same tokens around its images before and after its placeholders of `size` tokens were
+    expanded.
     """
-    if names and seen.issuperset(names):
-        return "known"
-    return "new" if names and seen.isdisjoint(names) and len({*names}) == len(names) else None
+    end = grown = 0
+    for place in places:
+        if place.offset < end or after[end : place.offset] != before[end - grown : place.offset - grown]:
+            return False
+        end, grown = place.offset + place.length, grown + place.length - size
+    return end <= len(after) and after[end:] == before[end - grown :]
+
+
+def _digests(*prompts: dict[str, Any]) -> list[str]:
+    return [digest for prompt in prompts for digest in prompt.get("multi_modal_uuids", {}).get("image", ())]
+
+
+def _kind(digests: Sequence[str], sent: set[str]) -> Kind:
+    if digests and sent.issuperset(digests):
+        return Kind.KNOWN
+    # An image that comes twice in one prompt would be processed twice.
+    is_new = digests and sent.isdisjoint(digests) and len({*digests}) == len(digests)
+    return Kind.NEW if is_new else Kind.ALONE

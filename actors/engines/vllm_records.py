@@ -72,7 +72,7 @@ class Translator:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,  # these are of one request
+            skip_clone=True,  # nobody else holds them, and every token's bias would be copied
         )
 
     def generations(self, outputs: Sequence[Any], wanted: Sequence[Sampling]) -> list[Generation]:

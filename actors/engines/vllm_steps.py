@@ -10,8 +10,7 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
     """Run requests; those whose outputs are ready at once, all before them included, are one list.
 
     When a request enters is decided by the steps of the engine and not by a clock: the same requests always pass through
-    the model beside the same others. What has not entered is not asked for, but for the next one, so that the first step
-    begins at once.
+    the model beside the same others. Only one request is asked for ahead of those that have entered.
 
     Args:
         llm: a `vllm.LLM` that is idle.
@@ -30,7 +29,11 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
         while coming or inside:
             while coming and _has_room(engine, coming[1].n, most):
                 name = str(next(llm.request_counter))
-                inside[name] = engine.add_request(name, *coming)
+                try:
+                    inside[name] = engine.add_request(name, *coming)
+                except Exception:
+                    engine.abort_request([name])  # what went wrong may have done so half way
+                    raise
                 coming = next(requests, None)
             outputs.update((output.request_id, output) for output in engine.step() if output.finished)
             ready = []

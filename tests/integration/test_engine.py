@@ -77,6 +77,13 @@ def gap(engine, truth, prompt, answer):
     return float(np.abs(scored - truth.logprobs(prompt, answer)).max())
 
 
+def assert_same(some, others):
+    for one, two in zip(some, others, strict=True):
+        assert np.array_equal(one.prompt_token_ids, two.prompt_token_ids)
+        for a, b in zip(one.completions, two.completions, strict=True):
+            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+
+
 ANSWER = np.array([20, 31, 42, 25, 60, 33], dtype=np.int32)
 
 
@@ -169,9 +176,7 @@ def test_same_seeds_same_tokens_whatever_was_asked_before(engine):
     first = engine.generate(requests)
     engine.generate([(p, Sampling(num_samples=2, max_tokens=9, seed=9)) for p in make_prompts(7, seed=6)])
     again = engine.generate(requests)
-    for one, two in zip(first, again, strict=True):
-        for a, b in zip(one.completions, two.completions, strict=True):
-            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+    assert_same(first, again)
     other = engine.generate([(p, Sampling(num_samples=4, max_tokens=20, seed=900)) for p, _ in requests])
     assert any(not np.array_equal(a.completions[0].token_ids, b.completions[0].token_ids)
                for a, b in zip(first, other, strict=True))  # fmt: skip
@@ -186,9 +191,9 @@ def crowd():
 
 
 def test_answers_come_in_order_as_they_are_ready_and_requests_enter_as_others_leave(engine, truth, monkeypatch):
-    entered, core = [], engine._llm.llm_engine
-    add = core.add_request
-    monkeypatch.setattr(core, "add_request", lambda *given: entered.append(given) or add(*given))
+    entered, llm_engine = [], engine._llm.llm_engine
+    add = llm_engine.add_request
+    monkeypatch.setattr(llm_engine, "add_request", lambda *given: entered.append(given) or add(*given))
     parts, inside = [], []
     for ready in engine.stream(crowd()):
         parts.append(ready)
@@ -209,9 +214,7 @@ def test_a_stream_that_is_left_leaves_an_idle_engine_and_the_next_call_as_it_was
     next(stream)
     stream.close()
     assert not engine._llm.llm_engine.has_unfinished_requests()
-    for one, two in zip(whole, engine.generate(crowd()), strict=True):
-        for a, b in zip(one.completions, two.completions, strict=True):
-            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+    assert_same(whole, engine.generate(crowd()))
 
 
 def mixed():
@@ -228,37 +231,30 @@ def mixed():
     ]
 
 
-def test_prompts_rendered_together_are_answered_as_if_each_were_alone(engine, truth, monkeypatch):
-    renderer, rendered = engine._llm.renderer, []
+def test_joined_prompts_are_answered_as_if_each_were_alone(engine, truth, monkeypatch):
+    renderer, num_images = engine._llm.renderer, []
     process = renderer.process_for_engine
 
     def watch(prompt, *given):
-        rendered.append(len(prompt.get("multi_modal_uuids", {}).get("image", [])))
+        num_images.append(len(prompt.get("multi_modal_uuids", {}).get("image", [])))
         return process(prompt, *given)
 
     monkeypatch.setattr(renderer, "process_for_engine", watch)
     together = engine.generate(mixed())
-    assert rendered == [4, 3, 2, 0, 2, 1]  # a bc d, a db, ea, none, ff, g
-    monkeypatch.setattr(engine._renderer, "_together", False)
-    del rendered[:]
-    alone = engine.generate(mixed())
-    assert rendered == [1, 2, 1, 1, 2, 2, 0, 2, 1]
-    for (prompt, _), one, two in zip(mixed(), together, alone, strict=True):
-        assert np.array_equal(one.prompt_token_ids, two.prompt_token_ids)
-        for a, b in zip(one.completions, two.completions, strict=True):
-            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
-            np.testing.assert_allclose(a.logprobs, truth.logprobs(prompt, a.token_ids), atol=TOLERANCE)
+    assert num_images == [4, 3, 2, 0, 2, 1]  # a + bc + d, a + db, ea, none, ff, g
+    monkeypatch.setattr(engine._joiner, "_most_images", 1)
+    del num_images[:]
+    assert_same(together, engine.generate(mixed()))
+    assert num_images == [1, 2, 1, 1, 2, 2, 0, 2, 1]
+    for (prompt, _), generation in zip(mixed(), together, strict=True):
+        for one in generation.completions:
+            np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
 
 
-def test_prompts_that_cannot_be_cut_apart_are_rendered_one_by_one(engine, monkeypatch):
+def test_images_that_were_evicted_are_processed_again_one_prompt_after_the_other(engine, monkeypatch):
     expected = engine.generate(mixed())
-    monkeypatch.setattr(engine._renderer, "_together", True)  # to be put back
-    monkeypatch.setattr("actors.engines.vllm_prompts.cut", lambda whole, prompts: None)
-    found = engine.generate(mixed())
-    assert not engine._renderer._together
-    for one, two in zip(expected, found, strict=True):
-        for a, b in zip(one.completions, two.completions, strict=True):
-            assert np.array_equal(a.token_ids, b.token_ids) and np.array_equal(a.logprobs, b.logprobs)
+    monkeypatch.setattr(engine._llm.renderer.mm_processor_cache, "is_cached", lambda digests: [False] * len(digests))
+    assert_same(expected, engine.generate(mixed()))
 
 
 def test_a_prompt_that_is_too_long_is_an_error_that_says_so_and_the_next_call_is_whole(engine):
@@ -266,9 +262,27 @@ def test_a_prompt_that_is_too_long_is_an_error_that_says_so_and_the_next_call_is
     [(long, sampling), *others] = mixed()
     turns = (Turn(role="user", text="red circle " * 200),)
     with pytest.raises(EngineError, match="longer than the maximum model length of 256"):
-        engine.generate([*others, (replace(long, turns=turns), sampling)])
-    for one, two in zip(expected, engine.generate(mixed()), strict=True):
-        assert np.array_equal(one.completions[1].token_ids, two.completions[1].token_ids)
+        engine.generate([(replace(long, turns=turns), sampling), *others])
+    assert_same(expected, engine.generate(mixed()))
+
+
+def test_a_request_that_fails_half_way_leaves_an_idle_engine(engine, monkeypatch):
+    expected = engine.generate(mixed())
+    core = engine._llm.llm_engine.engine_core
+    add, added = core.add_request, []
+
+    def fail(request):
+        added.append(request)
+        if len(added) == 6:  # the second candidate of the third prompt
+            raise RuntimeError("no room")
+        add(request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(core, "add_request", fail)
+        with pytest.raises(EngineError, match="no room"):
+            engine.generate(mixed())
+    assert not engine._llm.llm_engine.has_unfinished_requests()
+    assert_same(expected, engine.generate(mixed()))
 
 
 def test_probes_are_scored_as_transformers_does_and_foreign_ones_refused(engine, truth):

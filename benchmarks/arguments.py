@@ -10,17 +10,20 @@ CORES = 2
 """That the targets are for, and that both sides of every comparison have, whatever the machine has."""
 
 
-def parse(description: str, words: Sequence[str] | None = None, *, on_two_cores: bool = True) -> argparse.Namespace:
-    """`--repeats N` (5; fewer for a first look) and `--only TEXT` (cases whose name contains it).
+def parse(
+    description: str, words: Sequence[str] | None = None, *, on_two_cores: bool = True, repeats: int = 5
+) -> argparse.Namespace:
+    """`--repeats N` (fewer than 5 for a first look) and `--only TEXT` (cases whose name contains it).
 
     Args:
+        repeats: if not given.
         on_two_cores: from here on this process, and what it starts, sees two cores and no GPU.
 
     Returns:
         `repeats`, `only`, and `written`: the repeats that count for the file of results, none if cases were left out.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--repeats", type=int, default=5, help="counted turns; fewer than 5 are not written down")
+    parser.add_argument("--repeats", type=int, default=repeats, help="counted turns; fewer than 5 are not written down")
     parser.add_argument("--only", default="", help="only cases whose name contains this; nothing is then written down")
     options = parser.parse_args(words)
     if options.repeats < 1:

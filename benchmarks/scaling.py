@@ -6,7 +6,7 @@ The real loop (`rlsys.rounds.run_rounds`), the real rollout and feedback stages 
 checkpoints; the scripted engine instead of vLLM, so that what is measured is everything around a model, and a learner
 that only counts the pairs it takes: a real one needs minutes for the pairs of 10 000 prompts. Every round runs in a
 process of its own, after a small one that is not counted. The largest, which takes a minute, stands between two of the
-next size, so that a machine that gets slower meanwhile does so for both.
+next size, so that a drift of the machine's speed cancels out of their ratio.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def one_round(num_prompts: int) -> dict[str, float]:
         clock.lap()
         began = time.monotonic()
         report = next(rounds)
-        cpu_seconds = clock.lap()["all"] * (time.monotonic() - began)
+        cpu_seconds = clock.lap()["all"] * (time.monotonic() - began)  # a lap is told in cores kept busy
         rounds.close()
         journal = (Path(scratch) / JOURNAL).glob(ATTEMPT_BYTES)
         found = {
@@ -154,8 +154,8 @@ def measure(num_prompts: int) -> dict[str, float]:
     return found
 
 
-def turn(number: int) -> dict[int, dict[str, float]]:
-    """By the number of prompts, the mean over the rounds of so many."""
+def one_turn(number: int) -> dict[int, dict[str, float]]:
+    """Mean of the rounds of each size, by number of prompts."""
     found: dict[int, list[dict[str, float]]] = {count: [] for count in PROMPTS}
     for count in ORDER if number % 2 == 0 else ORDER[::-1]:
         found[count].append(measure(count))
@@ -193,8 +193,15 @@ def rows_of(turns: Sequence[dict[int, dict[str, float]]]) -> list[Row]:
     rows = [
         ratio("time per prompt, 10 000", "seconds", "ms", per_prompt=True, most=1.1),
         ratio("time per prompt, 1 000", "seconds", "ms", per_prompt=True, most=None, of=middle),
-        ratio("CPU time per prompt, 10 000", "cpu_seconds", "ms", per_prompt=True, most=None),
-        ratio("CPU time per prompt, 1 000", "cpu_seconds", "ms", per_prompt=True, most=None, of=middle),
+        ratio("CPU time of driver and actors per prompt, 10 000", "cpu_seconds", "ms", per_prompt=True, most=None),
+        ratio(
+            "CPU time of driver and actors per prompt, 1 000",
+            "cpu_seconds",
+            "ms",
+            per_prompt=True,
+            most=None,
+            of=middle,
+        ),
         ratio("driver's peak memory, 10 000", "driver_mib", "MiB", per_prompt=False, most=1.1),
         ratio("rollout actor's peak memory, 10 000", "rollout_mib", "MiB", per_prompt=False, most=1.1),
         ratio("critic actor's peak memory, 10 000", "critic_mib", "MiB", per_prompt=False, most=1.1),
@@ -214,7 +221,7 @@ def main(words: Sequence[str]) -> None:
         print(json.dumps(one_round(int(words[1]))))
         return
     options = parse(__doc__.splitlines()[0], words)
-    turns = [turn(number) for number in range(options.repeats)]
+    turns = [one_turn(number) for number in range(options.repeats)]
     write("scaling", TITLE, rows_of(turns), repeats=options.written)
 
 

@@ -11,6 +11,7 @@ Whoever waits sleeps.
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from actors import engines
 from actors.rollout import RolloutTask, RolloutWorker, merged
@@ -79,6 +81,8 @@ class Turn:
     num_tokens: int
     answers: tuple[bytes, ...]
     """For every prompt, a digest of its distinct answers and their counts."""
+    cpu_seconds: float
+    """Of all the side's processes; another load on the machine stretches them less than the others."""
     outside: float = 0.0
     """Of the seconds, those in which no call of the engine was in work."""
 
@@ -104,11 +108,12 @@ class Ours:
 
     def __call__(self, turn: int) -> Turn:
         prompts, plan = self._case.prompts(turn), self._case.plan(turn)
-        started = time.perf_counter()
+        pids = [os.getpid(), *self._stage.pids()]
+        started, busy = time.perf_counter(), _cpu_seconds(pids)
         groups = list(self._stage.stream(prompts, plan))
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds(pids) - busy
         outside = seconds - self._stage.count(plan.round)["seconds"]
-        return replace(_turn(seconds, [group.rollouts for group in groups]), outside=outside)
+        return replace(_turn(seconds, cpu_seconds, [group.rollouts for group in groups]), outside=outside)
 
     def close(self) -> None:
         self._stage.close()
@@ -124,24 +129,28 @@ def bare(case: Case) -> Any:
         requests = [worker._request(prompt, task, 0, CANDIDATES) for prompt in case.prompts(turn)]
         prompts = [words.prompt(prompt) for prompt, _ in requests]
         sampling = [words.sampling(wanted) for _, wanted in requests]
-        started = time.perf_counter()
+        started, busy = time.perf_counter(), _cpu_seconds([os.getpid()])
         engine._forget()
         outputs = engine._llm.generate(prompts, sampling, use_tqdm=False)
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds([os.getpid()]) - busy
         generations = words.generations(outputs, [wanted for _, wanted in requests])
         found = [
             merged([(one, wanted) for one in generation.completions])
             for generation, (_, wanted) in zip(generations, requests, strict=True)
         ]
-        return _turn(seconds, found)
+        return _turn(seconds, cpu_seconds, found)
 
     return work
 
 
-def _turn(seconds: float, answers: Iterable[Sequence[Rollout]]) -> Turn:
+def _cpu_seconds(pids: Sequence[int]) -> float:
+    return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
+
+
+def _turn(seconds: float, cpu_seconds: float, answers: Iterable[Sequence[Rollout]]) -> Turn:
     listed = list(answers)
     tokens = sum(rollout.count * len(rollout.token_ids) for rollouts in listed for rollout in rollouts)
-    return Turn(seconds=seconds, num_tokens=tokens, answers=tuple(map(_digest, listed)))
+    return Turn(seconds=seconds, cpu_seconds=cpu_seconds, num_tokens=tokens, answers=tuple(map(_digest, listed)))
 
 
 def _digest(rollouts: Sequence[Rollout]) -> bytes:
@@ -192,6 +201,8 @@ def measure(
             "tokens per answer": tokens[0] / len(same) / CANDIDATES,
             "seconds per turn": Spread.of([turn.seconds for turn in our_turns]).median,
             "seconds between calls": Spread.of([turn.outside for turn in our_turns]).median,
+            "CPU seconds per turn": Spread.of([turn.cpu_seconds for turn in our_turns]).median,
+            "CPU seconds per turn of bare vLLM": Spread.of([turn.cpu_seconds for turn in their_turns]).median,
         },
     )
 

@@ -82,7 +82,7 @@ class Turn:
     answers: tuple[bytes, ...]
     """For every prompt, a digest of its distinct answers and their counts."""
     cpu_seconds: float
-    """Of all the side's processes; another load on the machine stretches them less than the others."""
+    """Of the processes that this side has for itself."""
     outside: float = 0.0
     """Of the seconds, those in which no call of the engine was in work."""
 

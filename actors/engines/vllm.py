@@ -189,8 +189,8 @@ class VllmEngine:
             llm.llm_engine.engine_core.shutdown()
 
     def _forget(self) -> None:
-        """Empty the caches of prefixes, image embeddings and processed images; of these, a call that was left may have
-        prepared some for the engine and not sent them.
+        """Empty the caches of prefixes, image embeddings and processed images. A call that was left early may have processed
+        images that the engine never got, and of which the next one would send no more than the digest.
         """
         if not self._llm.reset_prefix_cache():
             raise EngineError("the prefix cache could not be emptied: requests are still running")

@@ -15,7 +15,7 @@ from typing import Any
 
 from rlsys.errors import EngineError
 
-Request = tuple[dict[str, Any], Any]
+VllmRequest = tuple[dict[str, Any], Any]
 """A prompt for `vllm.LLM`, images under their digests, and its sampling parameters."""
 
 JOINED_MODELS = ("qwen2_vl", "qwen2_5_vl")
@@ -48,7 +48,7 @@ class PromptJoiner:
         self._llm = llm
         self._most_images = most_images if llm.model_config.hf_config.model_type in JOINED_MODELS else 1
 
-    def engine_inputs(self, requests: Iterable[Request]) -> Iterator[tuple[Any, Any]]:
+    def engine_inputs(self, requests: Iterable[VllmRequest]) -> Iterator[tuple[Any, Any]]:
         """Engine inputs of one call's prompts, each with its sampling parameters.
 
         All of them must go to the engine, in order, or vLLM's cache of processed images be emptied before the next call: of
@@ -83,12 +83,12 @@ class PromptJoiner:
         return self._llm.renderer.process_for_engine(prompt, time.time())
 
 
-def groups(requests: Iterable[Request], *, most_images: int) -> Iterator[tuple[Kind, list[Request]]]:
+def groups(requests: Iterable[VllmRequest], *, most_images: int) -> Iterator[tuple[Kind, list[VllmRequest]]]:
     """Neighbours that may be joined, `most_images` images at most but for a prompt that has more; those that may not are
     groups of one.
     """
     sent: set[str] = set()
-    group: list[Request] = []
+    group: list[VllmRequest] = []
     group_kind, images_left = Kind.ALONE, 0
     for request in requests:
         digests = _digests(request[0])
@@ -158,7 +158,8 @@ def _same_text(before: Sequence[int], after: Sequence[int], places: Sequence[Any
 
 
 def _digests(*prompts: dict[str, Any]) -> list[str]:
-    return [digest for prompt in prompts for digest in prompt.get("multi_modal_uuids", {}).get("image", ())]
+    shown = [prompt["multi_modal_uuids"]["image"] for prompt in prompts if "multi_modal_uuids" in prompt]
+    return [digest for digests in shown for digest in digests]
 
 
 def _kind(digests: Sequence[str], sent: set[str]) -> Kind:

@@ -231,15 +231,21 @@ def mixed():
     ]
 
 
-def test_joined_prompts_are_answered_as_if_each_were_alone(engine, truth, monkeypatch):
-    renderer, num_images = engine._llm.renderer, []
+@pytest.fixture
+def num_images(engine, monkeypatch):
+    """Of every prompt that vLLM processes."""
+    renderer, found = engine._llm.renderer, []
     process = renderer.process_for_engine
 
     def watch(prompt, *given):
-        num_images.append(len(prompt.get("multi_modal_uuids", {}).get("image", [])))
+        found.append(len(prompt["multi_modal_uuids"]["image"]) if "multi_modal_uuids" in prompt else 0)
         return process(prompt, *given)
 
     monkeypatch.setattr(renderer, "process_for_engine", watch)
+    return found
+
+
+def test_joined_prompts_are_answered_as_if_each_were_alone(engine, truth, num_images, monkeypatch):
     together = engine.generate(mixed())
     assert num_images == [4, 3, 2, 0, 2, 1]  # a + bc + d, a + db, ea, none, ff, g
     monkeypatch.setattr(engine._joiner, "_most_images", 1)
@@ -251,10 +257,19 @@ def test_joined_prompts_are_answered_as_if_each_were_alone(engine, truth, monkey
             np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
 
 
-def test_images_that_were_evicted_are_processed_again_one_prompt_after_the_other(engine, monkeypatch):
+def test_prompts_of_images_that_were_evicted_are_not_joined(engine, num_images, monkeypatch):
     expected = engine.generate(mixed())
-    monkeypatch.setattr(engine._llm.renderer.mm_processor_cache, "is_cached", lambda digests: [False] * len(digests))
+    cache = engine._llm.renderer.mm_processor_cache
+    is_cached = cache.is_cached
+
+    def evict(digests):
+        cache.invalidate(digests[0])
+        return is_cached(digests)
+
+    monkeypatch.setattr(cache, "is_cached", evict)
+    del num_images[:]
     assert_same(expected, engine.generate(mixed()))
+    assert num_images == [4, 1, 2, 2, 0, 2, 1]  # as before, but a and db by themselves
 
 
 def test_a_prompt_that_is_too_long_is_an_error_that_says_so_and_the_next_call_is_whole(engine):

@@ -98,6 +98,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
+            **{f"{name}: CPU ms a pair": 1e3 * _cpu_per_pair(turns) for name, turns in counted.items()},
             "prompts a round": float(job.num_prompts),
         },
     )
@@ -177,6 +178,10 @@ def _stages(name: str, turns: Sequence[Turn]) -> dict[str, float]:
     whole = statistics.median(turn.seconds for turn in turns)
     together = statistics.median(sum(turn.stages.values()) for turn in turns)
     return {**found, f"{name}: sum of stages s": together, f"{name}: round s": whole}
+
+
+def _cpu_per_pair(turns: Sequence[Turn]) -> float:
+    return statistics.median(turn.cpu_seconds_per_pair for turn in turns)
 
 
 UNTRIED = "Neither side has 64 a step here: TRL then takes 11 GB, and both, which take turns, do not fit 24 GB."

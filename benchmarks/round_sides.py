@@ -84,12 +84,17 @@ class Turn:
     stages: dict[str, float] = field(default_factory=dict)
     """Busy seconds."""
     cores: dict[str, float] = field(default_factory=dict)
-    """Kept busy by each stage's processes, mean over the turn; of ours."""
+    """Kept busy by each stage's processes, mean over the turn."""
 
     @property
     def speed(self) -> float:
         """Pairs per second."""
         return self.num_pairs / self.seconds
+
+    @property
+    def cpu_seconds_per_pair(self) -> float:
+        """Of all its processes: a noisy machine changes it less than the speed."""
+        return sum(self.cores.values()) * self.seconds / self.num_pairs
 
 
 def reward(prompt_id: str, question: str, answer: str) -> float:

@@ -122,7 +122,7 @@ class Meter:
 
     def begin(self) -> None:
         """A turn begins."""
-        self._started = time.perf_counter()
+        self._started, self._cpu = time.perf_counter(), time.process_time()
         self._lengths: list[int] = []
         self._losses: list[float] = []
         self._num_pairs = 0
@@ -160,6 +160,7 @@ class Meter:
     def turn(self) -> Turn:
         """What happened since it began."""
         seconds = time.perf_counter() - self._started
+        cores = (time.process_time() - self._cpu) / seconds
         whole = self._stages["generate, train and reward"]
         stages = {
             "generate": self._stages["generate"],
@@ -173,6 +174,7 @@ class Meter:
             loss=statistics.mean(self._losses),
             logprob=self._logprob(),
             stages=stages,
+            cores={"all stages": cores},
         )
 
     def _logprob(self) -> float:

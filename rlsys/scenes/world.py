@@ -187,14 +187,17 @@ def _propose(rng: np.random.Generator) -> Scene:
     )
 
 
+@functools.cache
 def ground(side: int) -> np.ndarray:
-    """What the objects stand on, uint8 [side, side, 3]; `side` is a multiple of 3."""
+    """What the objects stand on, uint8 [side, side, 3], read-only; `side` is a multiple of 3."""
     steps = np.repeat([-_TINT, 0, _TINT], side // NUM_COLUMNS)
     pixels = np.empty((side, side, 3), dtype=np.int64)
     pixels[:] = _GROUND
     pixels[:, :, 0] += steps[None, :]
     pixels[:, :, 2] += steps[:, None]
-    return pixels.astype(np.uint8)
+    found = pixels.astype(np.uint8)
+    found.setflags(write=False)
+    return found
 
 
 def draw(scene: Scene) -> np.ndarray:

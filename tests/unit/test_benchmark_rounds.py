@@ -77,6 +77,20 @@ def test_what_limits_a_round_is_told_by_the_time_of_the_cores():
     )
 
 
+def test_what_a_pair_costs_is_the_time_of_all_processes():
+    assert replace(turn(), cores={"answering": 0.5, "training": 1.0}).cpu_seconds_per_pair == 0.75
+    meter = Meter()
+    meter._said = {"logps/chosen": [], "logps/rejected": []}
+    meter.begin()
+    meter._said["logps/chosen"], meter._said["logps/rejected"] = [-1.0], [-1.0]
+    meter._lengths, meter._losses, meter._num_pairs = [1, 1], [0.7], 1
+    before = time.process_time()
+    while time.process_time() - before < 0.05:
+        pass
+    found = meter.turn()
+    assert 0.05 <= found.cpu_seconds_per_pair <= time.process_time() - before + 0.05
+
+
 def test_shapes_have_the_sizes_of_the_models_they_are_named_after():
     assert round(QWEN_3B.layer_weights / 1e9, 2) == 2.77
     assert round((QWEN_7B.layer_weights + 2 * QWEN_7B.head_weights) / 1e9, 2) == 7.62

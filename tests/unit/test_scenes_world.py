@@ -90,6 +90,7 @@ def test_the_ground_shows_where_a_cell_is():
         tuple(int(v) for v in pixels[14 + 28 * row, 14 + 28 * column]) for row in range(3) for column in range(3)
     ]
     assert len(set(centers)) == 9
+    assert not pixels.flags.writeable
     assert np.array_equal(draw(SCENE)[56:, 56:], np.asarray(draw(Scene(())))[56:, 56:])
 
 

@@ -112,9 +112,8 @@ class Collator:
             images = tuple(image.digest for image in record.prompt.images)
             key = (record.prompt_token_ids.tobytes(), images, record.policy_version, record.round)
             answers = [self._sampled(record.chosen), self._sampled(record.rejected)]
-            extra = sum(len(answer.token_ids) for answer in answers)
             unit = open_units.get(key)
-            if unit is None or unit.num_tokens + extra > self._budget:
+            if unit is None or not self._has_room(unit, answers):
                 tree = Tree(
                     prompt_ids=record.prompt_token_ids,
                     images=record.prompt.images,
@@ -126,6 +125,11 @@ class Collator:
             places = tuple((0, unit.trees[0].add(answer)) for answer in answers)
             unit.examples.append((record, places))
         return units
+
+    def _has_room(self, unit: Unit, answers: Sequence[Answer]) -> bool:
+        """Whether a unit's only tree stays within the budget with these answers, those that it has counted once."""
+        num_new = sum(len(answer.token_ids) for answer in answers if unit.trees[0].find(answer) is None)
+        return num_new == 0 or unit.num_tokens + num_new <= self._budget
 
     def _sampled(self, rollout: Rollout) -> Answer:
         if not len(rollout.token_ids):

@@ -23,7 +23,7 @@ class AnswerSample:
         """Offer trees, in order."""
         for tree in trees:
             if self._limit and self._seen % self._stride == 0:
-                self.trees.append(tree)
+                self.trees.append(tree.copy())
             self._seen += 1
             while len(self.trees) > 1 and sum(len(kept.answers) for kept in self.trees) > self._limit:
                 self.trees = self.trees[::2]

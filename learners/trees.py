@@ -9,7 +9,7 @@ part in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,15 @@ class Answer:
     """int32 [T], at least one."""
     rollout: Rollout | None = None
     """Where the answer was sampled by an engine: its log-probabilities are recorded there."""
+
+    def copy(self) -> Answer:
+        """With memory of its own."""
+        if self.rollout is None:
+            return Answer(token_ids=self.token_ids.copy())
+        ids = self.rollout.token_ids.copy()
+        return Answer(
+            token_ids=ids, rollout=replace(self.rollout, token_ids=ids, logprobs=self.rollout.logprobs.copy())
+        )
 
 
 @dataclass(kw_only=True, eq=False)
@@ -44,13 +53,27 @@ class Tree:
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + sum(len(answer.token_ids) for answer in self.answers)
 
+    def find(self, answer: Answer) -> int | None:
+        """Place of an answer of these tokens among the tree's, if there is one."""
+        same = (i for i, known in enumerate(self.answers) if np.array_equal(known.token_ids, answer.token_ids))
+        return next(same, None)
+
     def add(self, answer: Answer) -> int:
         """Place of the answer among the tree's, which it takes if it is new."""
-        for place, known in enumerate(self.answers):
-            if np.array_equal(known.token_ids, answer.token_ids):
-                return place
+        place = self.find(answer)
+        if place is not None:
+            return place
         self.answers.append(answer)
         return len(self.answers) - 1
+
+    def copy(self) -> Tree:
+        """With memory of its own: arrays of a decoded record are views that keep all of its frame."""
+        return replace(
+            self,
+            prompt_ids=self.prompt_ids.copy(),
+            images=tuple(Image(pixels=image.pixels.copy()) for image in self.images),
+            answers=[answer.copy() for answer in self.answers],
+        )
 
 
 @dataclass(kw_only=True, eq=False)

@@ -11,6 +11,7 @@ from learners.sample import AnswerSample
 from learners.shares import batches_of, shares
 from learners.tokens import Processor, RefusedRecord
 from learners.trees import Answer, Tree, Unit, pack
+from rlsys import wire
 from rlsys.errors import ConfigError
 from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Prompt, Rollout, Turn
 from rlsys.scenes.policy import Shape, make_policy
@@ -80,6 +81,16 @@ def test_a_prompt_with_more_answers_than_a_micro_batch_holds_is_shown_again(proc
     batches = Collator(processor, micro_batch_tokens=size + 8)(pairs)
     assert [len(batch.examples) for batch in batches] == [2, 2, 2]
     assert all(len(batch.token_ids) == size + 8 for batch in batches)
+
+
+def test_a_pair_of_answers_that_are_there_needs_no_room(processor):
+    asked = prompt("p")
+    size = len(processor.prompt_ids(asked))
+    pairs = [pair(processor, asked, [20, i], [20, j]) for i, j in ((22, 23), (24, 25), (22, 24), (25, 26))]
+    batches = Collator(processor, micro_batch_tokens=size + 8)(pairs)
+    assert [[answers for _, answers in batch.examples] for batch in batches] == [[(0, 1), (2, 3), (0, 2)], [(0, 1)]]
+    within = Collator(processor, micro_batch_tokens=size + 4)(pairs[:1] * 2)  # full, and as long as one example may be
+    assert [[answers for _, answers in batch.examples] for batch in within] == [[(0, 1), (0, 1)]]
 
 
 @pytest.mark.parametrize(
@@ -195,10 +206,26 @@ def test_shares_are_even_complete_and_keep_prompts_together(processor):
 
 def test_the_sample_is_bounded_and_spread_over_everything():
     sample = AnswerSample(limit=4)
-    trees = [Tree(prompt_ids=np.zeros(1, np.int32), answers=[Answer(token_ids=np.zeros(1))]) for _ in range(16)]
+    trees = [Tree(prompt_ids=np.int32([i]), answers=[Answer(token_ids=np.zeros(1))]) for i in range(16)]
     sample.add(trees[:7])
     sample.add(trees[7:])
-    assert [trees.index(tree) for tree in sample.trees] == [0, 4, 8, 12]
+    assert [int(tree.prompt_ids[0]) for tree in sample.trees] == [0, 4, 8, 12]
+
+
+def test_a_sample_does_not_keep_the_frames_that_its_trees_came_in(processor):
+    asked = prompt("p", picture(0))
+    frame = wire.encode_many([pair(processor, asked, [20, 21], [22])])
+    (batch,) = Collator(processor, micro_batch_tokens=1000)(wire.decode_many(frame, PreferencePair))
+    sample = AnswerSample(limit=4)
+    sample.add(batch.trees)
+    (kept,), (tree,) = sample.trees, batch.trees
+    arrays = [kept.prompt_ids, kept.images[0].pixels]
+    for answer, before in zip(kept.answers, tree.answers, strict=True):
+        assert answer.rollout == before.rollout and answer.token_ids is answer.rollout.token_ids
+        arrays += [answer.token_ids, answer.rollout.logprobs]
+    assert kept.images == tree.images and kept.prompt_ids.tolist() == tree.prompt_ids.tolist()
+    assert (kept.policy_version, kept.round) == (0, 0)
+    assert all(array.flags.owndata for array in arrays)
 
 
 def test_learning_rates():

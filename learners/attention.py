@@ -19,9 +19,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from learners import flash
+from rlsys.errors import ConfigError
 
 NAME = "rlsys_tree"
 """Name under which transformers knows this attention."""
+OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
+"""What transformers hands to an attention function that must do more than this one does."""
 PIECE = 192
 """Least number of an answer's tokens whose attention is one call; torch's own blocks are smaller for fewer than these."""
 
@@ -189,7 +192,7 @@ def tree_attention(
     tree_layout: TreeLayout,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function in the interface of transformers.
 
@@ -199,7 +202,13 @@ def tree_attention(
 
     Returns:
         [1, N, H, D], and no weights.
+
+    Raises:
+        ConfigError: the model's attention is not plain softmax over all that came before.
     """
+    for name in OTHER_ATTENTION:
+        if others.get(name) is not None:
+            raise ConfigError(f"{type(module).__name__} has {name}: take learner.path=plain")
     rows = (row[0].transpose(0, 1) for row in (query, key, value))
     return attend(*rows, tree_layout, scale=scaling, dropout_p=dropout)[None], None
 

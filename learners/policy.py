@@ -91,7 +91,12 @@ def supports_shared(base: Any) -> bool:
         text = base.config
     else:
         return False
-    return all(kind == "full_attention" for kind in getattr(text, "layer_types", None) or ["full_attention"])
+    kinds = getattr(text, "layer_types", None)
+    if not kinds and getattr(text, "sliding_window", None):
+        return False
+    if getattr(text, "v_head_dim", None):  # values of another width than queries: multi-head latent attention
+        return False
+    return all(kind == "full_attention" for kind in kinds or ())
 
 
 def _check_head(base: Any) -> None:

@@ -1,14 +1,17 @@
 """One prompt for many answers against every answer on its own: the same numbers and the same gradients."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from learners import flash, model
+from learners.attention import TreeLayout, tree_attention
 from learners.collate import Collator
 from learners.config import LearnerConfig
 from learners.names import CheckpointNames
-from learners.policy import PolicyModule, base_model
+from learners.policy import PolicyModule, base_model, supports_shared
 from learners.tokens import Processor, RefusedRecord
 from learners.trees import Answer, Tree
 from rlsys.errors import ConfigError
@@ -191,6 +194,26 @@ def test_a_path_the_architecture_does_not_have_is_refused(checkpoints):
     base.config.layer_types = ["sliding_attention", "full_attention"]
     with pytest.raises(ConfigError, match="no such path for Qwen2ForCausalLM"):
         PolicyModule(base, path="shared", head_chunk_mib=1, image_cache_mib=1)
+
+
+def test_a_sliding_window_without_kinds_of_layers_takes_the_plain_path():
+    from transformers import DeepseekV3Config, MistralConfig
+
+    def asked(config):
+        return supports_shared(SimpleNamespace(config=config, _supports_attention_backend=True))
+
+    assert [asked(MistralConfig(sliding_window=window)) for window in (4096, None)] == [False, True]
+    assert not asked(DeepseekV3Config())
+
+
+def test_an_attention_that_does_more_is_refused():
+    layout = TreeLayout.build([2], [[1]])
+    states = torch.zeros(1, 1, 3, 8)
+    with pytest.raises(ConfigError, match=r"Identity has softcap: take learner\.path=plain"):
+        tree_attention(torch.nn.Identity(), states, states, states, None, tree_layout=layout, softcap=30.0)
+    assert tree_attention(torch.nn.Identity(), states, states, states, None, tree_layout=layout, sliding_window=None)[
+        0
+    ].shape == (1, 3, 1, 8)
 
 
 def test_tied_weights_stand_once_under_the_name_that_is_saved(checkpoints):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -10,9 +9,10 @@ from torch.nn.functional import pad
 
 from learners.micro_batch import MicroBatch
 from learners.trees import Tree
+from rlsys.lru import ByteCache
 
-_KEPT = 8192
-"""Prompts whose positions are kept; prompts of one form share them."""
+_KEPT_BYTES = 16 << 20
+"""Of prompts' positions; prompts of one form share them."""
 
 
 class Positions:
@@ -21,7 +21,7 @@ class Positions:
     def __init__(self, base: Any) -> None:
         self._rope_index = getattr(base.model, "get_rope_index", None)
         self._image_token = getattr(base.config, "image_token_id", None)
-        self._kept: OrderedDict[tuple, torch.Tensor] = OrderedDict()
+        self._kept: ByteCache[tuple, torch.Tensor] = ByteCache(_KEPT_BYTES)
 
     def __call__(self, batch: MicroBatch) -> torch.Tensor:
         """int64 [3, 1, N] or [1, N]."""
@@ -44,8 +44,8 @@ class Positions:
         ids = torch.from_numpy(tree.prompt_ids.astype("int64"))[None]
         is_image = ids == self._image_token
         key = (is_image.numpy().tobytes(), *(tuple(grid.flatten().tolist()) for grid in grids))
-        if key not in self._kept:
-            self._kept[key] = self._rope_index(ids, is_image.int(), image_grid_thw=torch.cat(grids))[0][:, 0]
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key]
+        found = self._kept.get(key)
+        if found is None:
+            found = self._rope_index(ids, is_image.int(), image_grid_thw=torch.cat(grids))[0][:, 0]
+            self._kept.put(key, found, num_bytes=found.nbytes)
+        return found

@@ -3,7 +3,6 @@ same tokens."""
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Sequence
@@ -11,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import ConfigError
+from rlsys.lru import ByteCache
 from rlsys.records import Prompt
 
-_RENDERED = 8192
-"""Rendered conversations kept; the prompts of a task share a few questions."""
+_RENDERED_BYTES = 16 << 20
+"""Of rendered conversations that are kept; the prompts of a task share a few questions."""
+_TOKEN_BYTES = 40
+"""Of a Python integer in a tuple."""
 
 
 class Chat:
@@ -37,7 +39,7 @@ class Chat:
         self.ends = _end_tokens(folder) | {self.tokenizer.eos_token_id}
         self.special = _special_tokens(self.tokenizer, folder)
         self._spellings = _spellings(self.tokenizer)
-        self._render = functools.lru_cache(_RENDERED)(self._render_uncached)
+        self._rendered: ByteCache[tuple, tuple[int, ...]] = ByteCache(_RENDERED_BYTES)
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Token ids up to where the answer begins; one placeholder per image, before the first user turn's text.
@@ -50,7 +52,12 @@ class Chat:
         """
         if prompt.images and self.processor is None:
             raise ConfigError(f"prompt {prompt.id!r} has {len(prompt.images)} images, this checkpoint takes none")
-        return self._render(tuple((turn.role, turn.text) for turn in prompt.turns), len(prompt.images))
+        key = tuple((turn.role, turn.text) for turn in prompt.turns), len(prompt.images)
+        found = self._rendered.get(key)
+        if found is None:
+            found = self._render(*key)
+            self._rendered.put(key, found, num_bytes=_TOKEN_BYTES * len(found))
+        return found
 
     def token_id(self, token: str) -> int:
         """Id of a token by name.
@@ -71,7 +78,7 @@ class Chat:
         """Decoded without special tokens."""
         return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
-    def _render_uncached(self, turns: tuple[tuple[str, str], ...], num_images: int) -> tuple[int, ...]:
+    def _render(self, turns: tuple[tuple[str, str], ...], num_images: int) -> tuple[int, ...]:
         renderer: Any = self.processor or self.tokenizer
         conversation: list[dict[str, Any]] = []
         waiting = num_images

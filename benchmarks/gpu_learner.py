@@ -94,7 +94,6 @@ def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, tree
         precision=work.precision,
         micro_batch_tokens=int(trees * (work.tokens + 64)),
         activation_checkpointing=recompute,
-        head_chunk_mib=1024 if on_gpu() else 64,
     )
     pairs = recorded(learner, work.make_pairs(work.pairs_per_turn * num_turns, Path(folder)), at_once=2)
     size = work.batch

@@ -72,8 +72,8 @@ class LearnerConfig:
     """Nats per token, mean over an answer; `null` is 0.001 in fp32 and 0.05 in bf16."""
     kl_answers: int = 64
     """Answers of a round on which `kl` is estimated, shared by the ranks; 0 estimates none."""
-    head_chunk_mib: int = 64
-    """Memory for one piece of full-vocabulary logits."""
+    head_chunk_mib: int = 0
+    """Memory for one piece of full-vocabulary logits, of which there are two or three at once; 0 is 64, on a GPU 512."""
     image_cache_mib: int = 256
     """Memory for processed pictures, and as much again for their features if the vision tower is frozen."""
     deadline_s: float = 900.0
@@ -84,10 +84,10 @@ class LearnerConfig:
     """GPUs per rank, or a fraction of a shared GPU."""
 
     def __post_init__(self) -> None:
-        for name in ("num_ranks", "batch_size", "micro_batch_tokens", "head_chunk_mib", "image_cache_mib"):
+        for name in ("num_ranks", "batch_size", "micro_batch_tokens", "image_cache_mib"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learner.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("grad_clip", "weight_decay", "reference_checks", "kl_answers", "cores", "gpus"):
+        for name in ("grad_clip", "weight_decay", "head_chunk_mib", "reference_checks", "kl_answers", "cores", "gpus"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
         if self.zero_stage not in (0, 1, 2, 3):

@@ -13,6 +13,10 @@ from torch import nn
 from torch.nn.functional import linear
 
 _MIB = 1 << 20
+CHUNK_MIB = {False: 64, True: 512}
+"""Without a GPU and on one, where every piece reads the head's weight, and writes its gradient, at the cost of as many
+tokens' way through a layer or two.
+"""
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
@@ -100,7 +104,7 @@ class LogprobHead(nn.Linear):
     It is a module, so that ZeRO-3 gathers its weight for the time of the call, in both directions.
     """
 
-    chunk_mib: int = 64
+    chunk_mib: int = 0
 
     @classmethod
     def take_over(cls, head: nn.Linear, chunk_mib: int) -> LogprobHead:
@@ -120,5 +124,5 @@ class LogprobHead(nn.Linear):
         """
         if targets_N is None:
             return super().forward(hidden)
-        chunk = chunk_rows(self.out_features, self.chunk_mib)
+        chunk = chunk_rows(self.out_features, self.chunk_mib or CHUNK_MIB[hidden.is_cuda])
         return torch.stack(token_logprobs(hidden, self.weight, targets_N, bias_V=self.bias, chunk=chunk))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from learners import attention
+from learners import attention, logprobs
 from learners.attention import TreeLayout, tree_attention
 from learners.logprobs import LogprobHead, chunk_rows, token_logprobs
 
@@ -82,6 +82,14 @@ def test_the_head_keeps_the_parameters_it_takes_over():
     torch.testing.assert_close(head(hidden), plain_head(hidden))
     logps, _ = head(hidden, torch.tensor([1, 2, 8]))
     torch.testing.assert_close(logps, plain(hidden, plain_head.weight, torch.tensor([1, 2, 8]))[0])
+
+
+def test_the_size_of_a_piece_follows_the_device_unless_it_is_given(monkeypatch):
+    asked = []
+    monkeypatch.setattr(logprobs, "chunk_rows", lambda _, mib: asked.append(mib) or 1)
+    for given in (0, 3):
+        LogprobHead.take_over(torch.nn.Linear(4, 9), chunk_mib=given)(torch.zeros(1, 4), torch.tensor([1]))
+    assert asked == [64, 3] and logprobs.CHUNK_MIB[True] == 512
 
 
 def dense_mask(prompts, answers):

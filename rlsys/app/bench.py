@@ -5,25 +5,29 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from configs.schema import ScheduleConfig
 from rlsys import files
-from rlsys.app import config as configuration
+from rlsys.app import plan as planning
+from rlsys.app.align import dry_run
 from rlsys.app.assembly import assembled
 from rlsys.app.breakdown import advice, spread, stages, table
-from rlsys.app.cluster import cluster
+from rlsys.app.command import run_with_host
 from rlsys.app.cores import CoreClock
 from rlsys.app.models import critic_folder, policy_folder
 from rlsys.app.starting import Host
 from rlsys.journal import Journal
 from rlsys.metrics import plain, versions
-from rlsys.progress import Progress, quiet_libraries
 from rlsys.records import RoundReport, ScoredGroup
 from rlsys.rounds import run_rounds
 from rlsys.schedules.gate import GateConfig, MetricGate
+from rlsys.schedules.phases import Schedule
 
 MEASURED = 3
 """Rounds whose time is reported."""
@@ -31,31 +35,44 @@ WARMUP = 1
 """Rounds before them: engines compile, caches fill, connections are made."""
 
 
-def measure(config: Any, directory: Path) -> dict[str, Any]:
-    """Run the first rounds of a schedule, without evaluation, and report on all but the first, if there are more."""
-    schedule = config.schedule.build().cut(WARMUP + MEASURED)
-    # Together: the gate's rules need evaluated rounds.
-    config = replace(config, eval=replace(config.eval, every=0), gate=GateConfig())
-    reports: list[RoundReport] = []
-    laps: list[dict[str, float]] = []
-    with cluster(config.ray_address) as machine, Progress() as progress:
-        host = Host(machine=machine, progress=progress)
-        policy = policy_folder(config, host)
-        critic = critic_folder(config, host, policy)
-        gate = MetricGate(config=config.gate)
-        built = assembled(config, host, directory, schedule=schedule, policy=policy, critic=critic, gate=gate)
-        with built as (parts, _):
-            clock = CoreClock(
-                {"rollout": parts.rollouts.pids, "feedback": parts.feedback.pids, "learn": parts.learner.pids}
-            )
-            for report in run_rounds(parts):
-                laps.append(clock.lap())
-                reports.append(report)
-                progress.round_done(report)
-    measured = reports[WARMUP:] or reports
-    journal = Journal(directory / "journal")
+class FirstRounds(ScheduleConfig):
+    """The rounds of a schedule that are run, as they are in it."""
+
+    def build(self) -> Schedule:
+        return super().build().cut(WARMUP + MEASURED)
+
+
+def first_rounds(config: Any) -> Any:
+    """The configuration of the first rounds of a run, without evaluation."""
+    return replace(
+        config,
+        schedule=FirstRounds(**vars(config.schedule)),
+        # Together: the gate's rules need evaluated rounds.
+        eval=replace(config.eval, every=0),
+        gate=GateConfig(),
+        # 0 keeps all; nobody goes on from these, and an optimizer's state may be large.
+        output=replace(config.output, keep_checkpoints=max(1, config.output.keep_checkpoints)),
+    )
+
+
+def measure(config: Any, host: Host) -> dict[str, Any]:
+    """Run the rounds of a configuration, and report on all but the first, if there are more.
+
+    Args:
+        config: made by `first_rounds`.
+
+    Raises:
+        ConfigError: there are fewer prompts than the rounds take.
+        ResourceError: the actors do not fit.
+    """
+    machine = host.machine
+    planning.check(config, machine)
+    with _folder(config) as directory:
+        reports, laps = _run(config, host, directory)
+        measured = reports[WARMUP:] or reports
+        journal = Journal(directory / "journal")
+        work = [_work(journal, report.round) for report in measured]
     is_local = len(machine.nodes) <= 1
-    work = [_work(journal, report.round) for report in measured]
     found = stages(measured, work, laps[-len(measured) :] if is_local else ())
     seconds = [report.seconds["round"] for report in measured]
     round_seconds = float(median(seconds))
@@ -75,6 +92,35 @@ def measure(config: Any, directory: Path) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def _folder(config: Any) -> Iterator[Path]:
+    """A run's folder for the time of a `with` block, where runs are: all nodes see that place, and it has room for them."""
+    runs = Path(config.output.runs_dir).absolute()
+    runs.mkdir(parents=True, exist_ok=True)
+    # A file server may hold files for a moment after the actors that had them open; the result is worth more than those.
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=runs, ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
+
+
+def _run(config: Any, host: Host, directory: Path) -> tuple[list[RoundReport], list[dict[str, float]]]:
+    """All rounds: their reports, and the cores that stages kept busy in each."""
+    policy = policy_folder(config, host)
+    critic = critic_folder(config, host, policy)
+    schedule, gate = config.schedule.build(), MetricGate(config=config.gate)
+    reports: list[RoundReport] = []
+    laps: list[dict[str, float]] = []
+    built = assembled(config, host, directory, schedule=schedule, policy=policy, critic=critic, gate=gate)
+    with built as (parts, _):
+        clock = CoreClock(
+            {"rollout": parts.rollouts.pids, "feedback": parts.feedback.pids, "learn": parts.learner.pids}
+        )
+        for report in run_rounds(parts):
+            laps.append(clock.lap())
+            reports.append(report)
+            host.progress.round_done(report)
+    return reports, laps
+
+
 def _work(journal: Journal, round: int) -> dict[str, float]:
     tokens = critiques = 0
     for scored in journal.read(round, ScoredGroup):
@@ -84,20 +130,19 @@ def _work(journal: Journal, round: int) -> dict[str, float]:
 
 
 def main(words: list[str]) -> int:
-    """Measure, print, and write `bench.json` (`out=<file>` writes it elsewhere). Returns the exit status."""
+    """Measure, print, and write `bench.json` (`out=<file>` writes it elsewhere), or only plan (`dry_run=true`). Returns the
+    exit status.
+    """
     outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
     words = [word for word in words if not word.startswith("out=")]
 
-    def body(config: Any, tree: Any) -> int:
-        quiet_libraries()
-        with tempfile.TemporaryDirectory(prefix="rlsys-bench-") as directory:
-            found = measure(config, Path(directory))
+    def body(config: Any, host: Host) -> None:
+        found = measure(first_rounds(config), host)
         out = Path(outs[-1] if outs else "bench.json")
         files.replace(out, json.dumps({**plain(found), "command": words}, indent=1, allow_nan=False) + "\n")
         print(f"written to {out}")
-        return 0
 
-    return configuration.run_command(words, body)
+    return run_with_host(words, body, plan=lambda config: dry_run(first_rounds(config)))
 
 
 if __name__ == "__main__":

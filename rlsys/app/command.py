@@ -12,12 +12,21 @@ from rlsys.errors import ConfigError
 from rlsys.progress import Progress, quiet_libraries
 
 
-def run_with_host(words: list[str], body: Callable[[Any, Host], Any]) -> int:
-    """Compose the configuration, join or start a cluster, and run `body` with both."""
+def run_with_host(
+    words: list[str], body: Callable[[Any, Host], Any], *, plan: Callable[[Any], str] | None = None
+) -> int:
+    """Compose the configuration, join or start a cluster, and run `body` with both.
+
+    Args:
+        plan: what `dry_run=true` prints instead; `None` if the command has no plan.
+    """
 
     def inside(config: Any, tree: Any) -> int:
         if config.dry_run:
-            raise ConfigError("dry_run=true prints the plan of rlsys align; this command has none")
+            if plan is None:
+                raise ConfigError("dry_run=true prints the plan of rlsys align or rlsys bench; this command has none")
+            print(plan(config))
+            return 0
         quiet_libraries()
         with cluster(config.ray_address) as machine, Progress() as progress:
             body(config, Host(machine=machine, progress=progress))

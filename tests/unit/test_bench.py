@@ -1,14 +1,20 @@
 """What `rlsys bench` says of a round's time."""
 
+import json
 from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from rlsys.app import bench, cores
+from rlsys.app import bench, command, cores
 from rlsys.app import config as configuration
 from rlsys.app.breakdown import advice, spread, stages, table
+from rlsys.errors import EngineError
+from rlsys.journal import Journal
+from rlsys.machine import Machine
 from rlsys.records import RoundReport, SyncReport
 
 
@@ -123,20 +129,113 @@ def test_cores_are_counted_over_the_time_of_a_lap(monkeypatch):
     assert clock.lap() == {"rollout": 0.75, "feedback": 0.0}
 
 
-def test_a_configuration_with_a_gate_is_measured_too(monkeypatch, tmp_path):
-    """Its rules look at evaluations, and those are left out."""
-    config, _ = configuration.load(["preset=scenes", "gate.refuse=true", "gate.patience=2"])
-    seen = []
+@pytest.fixture
+def on(monkeypatch):
+    """Put commands on a machine without starting anything there."""
 
-    class Stop(Exception):
-        pass
+    def put(**there):
+        machine = Machine(**{"num_cpus": 2, "num_gpus": 0, "memory_gib": 64, "cores": (0, 1), **there})
+        monkeypatch.setattr(command, "cluster", lambda address: nullcontext(machine))
+
+    return put
+
+
+def never(*given, **named):
+    raise AssertionError("started")
+
+
+def test_a_dry_run_prints_the_plan_of_the_rounds_that_would_be_measured(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "cluster", never)
+    words = ["preset=qwen2_5_vl_3b", f"output.runs_dir={tmp_path / 'runs'}", f"out={tmp_path / 'bench.json'}"]
+    assert bench.main([*words, "dry_run=true"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "policy Qwen/Qwen2.5-VL-3B-Instruct, critic Qwen/Qwen2.5-VL-7B-Instruct"
+    assert lines[1].startswith("role ")
+    rounds = [line.partition(":")[0] for line in lines if line.startswith("round ")]
+    assert rounds == ["round 0", "round 1", "round 2", "round 3"]  # of ten
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_is_said_before_a_model_is_made(on, monkeypatch, tmp_path, capsys):
+    on(memory_gib=1)
+    monkeypatch.setattr(bench, "policy_folder", never)
+    assert bench.main(["preset=scenes", f"output.runs_dir={tmp_path}"]) == 1
+    assert "ResourceError: " in capsys.readouterr().err
+
+
+def test_prompts_need_only_last_for_the_rounds_that_are_measured(on, monkeypatch, tmp_path, capsys):
+    on()
 
     def stop(config, host):
-        seen.append(config)
-        raise Stop
+        raise EngineError("the check is over")
 
-    monkeypatch.setattr(bench, "cluster", lambda address: nullcontext(None))
     monkeypatch.setattr(bench, "policy_folder", stop)
-    with pytest.raises(Stop):
-        bench.measure(config, tmp_path)
-    assert seen[0].eval.every == 0 and not seen[0].gate.looks_at_metric
+    prompts = tmp_path / "prompts.jsonl"
+    words = ["prompts=jsonl", f"prompts.path={prompts}", "evaluation=none", f"output.runs_dir={tmp_path}"]
+    words += ["schedule.rounds=10", "schedule.num_prompts=2"]
+    for lines, status, said in ((8, 1, "the check is over"), (7, 2, "prompts: the schedule takes 8; ")):
+        prompts.write_text('{"id": "a", "prompt": "what is this"}\n' * lines)
+        assert bench.main(words) == status
+        assert said in capsys.readouterr().err
+
+
+@pytest.fixture
+def parts(on, monkeypatch):
+    """Four rounds of four to seven seconds without models and actors. Where and how they are run is appended to the list."""
+    on()
+    seen = []
+
+    def assembled(config, host, directory, *, schedule, **others):
+        seen.append((directory, config, schedule))
+        (directory / "checkpoints").mkdir()
+        stage = SimpleNamespace(pids=lambda: [])
+        return nullcontext((SimpleNamespace(rollouts=stage, feedback=stage, learner=stage), None))
+
+    def run_rounds(parts):
+        directory, _, schedule = seen[-1]
+        with Journal(directory / "journal") as journal:
+            for round in range(schedule.num_rounds):
+                journal.begin(round)
+                found = report(2.0, 3.0)
+                yield replace(found, round=round, seconds={**found.seconds, "round": 4.0 + round})
+
+    monkeypatch.setattr(bench, "policy_folder", lambda config, host: Path("policy"))
+    monkeypatch.setattr(bench, "critic_folder", lambda config, host, policy: Path("critic"))
+    monkeypatch.setattr(bench, "assembled", assembled)
+    monkeypatch.setattr(bench, "run_rounds", run_rounds)
+    return seen
+
+
+def test_rounds_leave_the_numbers_and_nothing_where_runs_are(parts, tmp_path):
+    runs, out = tmp_path / "new" / "runs", tmp_path / "bench.json"
+    words = ["preset=scenes", "schedule.rounds=9", f"output.runs_dir={runs}"]
+    assert bench.main([*words, f"out={out}"]) == 0
+    found = json.loads(out.read_text())
+    assert (found["seconds_of_each"], found["round_seconds"], found["command"]) == ([5.0, 6.0, 7.0], 6.0, words)
+    ((directory, _, _),) = parts
+    assert directory.parent == runs and list(runs.iterdir()) == []
+
+
+@pytest.mark.parametrize(("error", "status"), [(EngineError("no memory"), 1), (KeyboardInterrupt(), 130)])
+def test_rounds_that_fail_or_are_interrupted_leave_nothing(parts, monkeypatch, tmp_path, error, status):
+    def fail(parts):
+        raise error
+
+    monkeypatch.setattr(bench, "run_rounds", fail)
+    words = ["preset=scenes", f"output.runs_dir={tmp_path / 'runs'}", f"out={tmp_path / 'bench.json'}"]
+    assert bench.main(words) == status
+    assert len(parts) == 1 and list(tmp_path.rglob("*")) == [tmp_path / "runs"]
+
+
+@pytest.mark.parametrize(("words", "kept"), [([], 1), (["output.keep_checkpoints=2"], 2)])
+def test_one_checkpoint_is_kept_where_a_run_would_keep_all(words, kept):
+    config, _ = configuration.load(["preset=scenes", *words])
+    assert bench.first_rounds(config).output.keep_checkpoints == kept
+
+
+def test_a_configuration_with_a_gate_is_measured_too(parts, tmp_path):
+    """Its rules look at evaluations, and those are left out."""
+    words = ["preset=scenes", "gate.refuse=true", "gate.patience=2", f"output.runs_dir={tmp_path}"]
+    assert bench.main([*words, f"out={tmp_path / 'bench.json'}"]) == 0
+    ((_, config, _),) = parts
+    assert config.eval.every == 0 and not config.gate.looks_at_metric

@@ -75,7 +75,7 @@ class RolloutWorker:
             Probe(
                 prompt=prompt,
                 prompt_token_ids=tuple(generation.prompt_token_ids.tolist()),
-                response_token_ids=tuple(generation.completions[0].token_ids.tolist()),
+                response_token_ids=_with_room(generation.completions[0]),
             )
             for prompt, generation in zip(prompts, generations, strict=True)
         ]
@@ -140,6 +140,12 @@ class RolloutWorker:
             rollouts=rollouts,
             failed=task.num_candidates - delivered,
         )
+
+
+def _with_room(answer: Completion) -> tuple[int, ...]:
+    """Its tokens. One that was cut off may fill the engine to its last token, and be too long to be scored: it loses one."""
+    ids = answer.token_ids.tolist()
+    return tuple(ids[:-1] if answer.finish_reason == "length" and len(ids) > 1 else ids)
 
 
 def candidates_per_temperature(num_candidates: int, num_temperatures: int) -> list[int]:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from actors.engines import checkpoints, engine
-from actors.engines.vllm_prompts import PromptJoiner
+from actors.engines.vllm_prompts import PromptJoiner, VllmRequest
 from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampling
 from actors.engines.vllm_steps import in_order
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
 from rlsys.imports import import_at_once
-from rlsys.records import Generation, Probe
+from rlsys.records import Generation, Probe, Prompt
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _COMPILE_DISABLE = "TORCH_COMPILE_DISABLE"
@@ -107,7 +107,7 @@ class VllmEngine:
         _import_vllm(options)
         self._translator = Translator(folder, raw_logits=raw_logits)
         self._torn = False
-        self._most = options.max_num_seqs
+        self._most, self._max_model_len = options.max_num_seqs, options.max_model_len
         self._llm = _start(options, folder, raw_logits)
         self._joiner = PromptJoiner(self._llm, most_images=options.images_per_prompt)
 
@@ -121,7 +121,8 @@ class VllmEngine:
             raise EngineError("the last weight update failed half way: these weights are of no version")
         words = self._translator
         sampling = iter([wanted for _, wanted in requests])
-        for outputs in self._run((words.prompt(prompt), words.sampling(wanted)) for prompt, wanted in requests):
+        asked = ((words.prompt(prompt), words.sampling(wanted)) for prompt, wanted in requests)
+        for outputs in self._run([prompt for prompt, _ in requests], asked):
             yield words.generations(outputs, list(islice(sampling, len(outputs))))
 
     def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
@@ -134,7 +135,7 @@ class VllmEngine:
             raise EngineError("an engine opened for raw logits has no log-probabilities")
         params = probe_sampling()
         asked = ((self._translator.prompt(probe.prompt, probe.response_token_ids), params) for probe in probes)
-        outputs = [output for ready in self._run(asked) for output in ready]
+        outputs = [output for ready in self._run([probe.prompt for probe in probes], asked) for output in ready]
         return [probe_logprobs(output, probe) for output, probe in zip(outputs, probes, strict=True)]
 
     def connect(self, offer: dict[str, Any]) -> None:
@@ -197,14 +198,28 @@ class VllmEngine:
         self._llm.llm_engine.engine_core.reset_encoder_cache()
         self._llm.reset_mm_cache()
 
-    def _run(self, requests: Iterator[tuple[Any, Any]]) -> Iterator[list[Any]]:
+    def _run(self, prompts: Sequence[Prompt], requests: Iterator[VllmRequest]) -> Iterator[list[Any]]:
         self._forget()
         try:
-            yield from in_order(self._llm, self._joiner.engine_inputs(requests), most=self._most)
+            yield from in_order(self._llm, self._engine_inputs(prompts, requests), most=self._most)
         except RlsysError:  # of a request that cannot be made
             raise
         except Exception as error:
             raise EngineError(f"vLLM: {type(error).__name__}: {error}") from error
+
+    def _engine_inputs(self, prompts: Sequence[Prompt], requests: Iterator[VllmRequest]) -> Iterator[tuple[Any, Any]]:
+        """
+        Raises:
+            EngineError: a prompt leaves no room for one more token. vLLM would not say which.
+        """
+        for prompt, (made, params) in zip(prompts, self._joiner.engine_inputs(requests), strict=True):
+            length = len(made["prompt_token_ids"])
+            if length >= self._max_model_len:
+                raise EngineError(
+                    f"prompt {prompt.id!r} has {length} tokens, {len(prompt.images)} images expanded; with "
+                    f"engine.max_model_len={self._max_model_len} there is no room for an answer"
+                )
+            yield made, params
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import torch
 
 from actors.engines import discover
 from actors.engines import engine as engines
+from actors.rollout import RolloutWorker
+from rlsys import wire
 from rlsys.errors import ConfigError, EngineError, SyncError
 from rlsys.records import Probe, Prompt, Sampling, Turn
 from rlsys.transports.gloo import Gloo
@@ -275,10 +277,25 @@ def test_prompts_of_images_that_were_evicted_are_not_joined(engine, num_images, 
 def test_a_prompt_that_is_too_long_is_an_error_that_says_so_and_the_next_call_is_whole(engine):
     [(long, sampling), *others] = mixed(seed=23)  # images that the engine has not had: it gets none of those processed
     turns = (Turn(role="user", text="red circle " * 200),)
-    with pytest.raises(EngineError, match="longer than the maximum model length of 256"):
+    with pytest.raises(EngineError, match=rf"prompt '{long.id}' has \d+ tokens, .* engine\.max_model_len=256"):
         engine.generate([(replace(long, turns=turns), sampling), *others])
     found = engine.generate(mixed(seed=23))
     assert_same(found, engine.generate(mixed(seed=23)))
+
+
+def test_a_probe_that_filled_the_engine_can_be_scored(engine):
+    [prompt] = make_prompts(1)
+
+    def worded(count):
+        return replace(prompt, turns=(Turn(role="user", text=" ".join(["red"] * count)),))
+
+    overhead = len(engine.generate([(worded(1), Sampling(max_tokens=1))])[0].prompt_token_ids) - 1
+    worker = RolloutWorker.__new__(RolloutWorker)
+    worker._engine = engine
+    frame = wire.encode_many([worded(256 - 4 - overhead)])
+    [probe] = wire.decode_many(worker.answer(frame, Sampling(max_tokens=32, seed=1)), Probe)
+    assert len(probe.prompt_token_ids) == 252 and len(probe.response_token_ids) == 3
+    assert np.isfinite(engine.score([probe])[0]).all()
 
 
 def test_a_request_that_fails_half_way_leaves_an_idle_engine(engine, monkeypatch):

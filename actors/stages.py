@@ -1,8 +1,8 @@
 """The two stages of a round that run on engines, as the loop knows them.
 
 The result of a stage does not depend on how many workers there are, which of them did what, or whether one was
-replaced: what is asked in one engine call depends on the plan and `batch` only, and a call's result on nothing but what
-is asked.
+replaced: what is asked in one engine call depends on the plan, `batch` and the sizes of images only, and a call's result
+on nothing but what is asked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.chunks import chunks
 from actors.counts import Counts
 from actors.critic import CriticWorker
 from actors.ordered import Task
@@ -161,7 +162,8 @@ class RolloutStage:
 
     def _tasks(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[Task]:
         start = 0
-        for chunk in _chunks(prompts, self._held_out_batch if plan.is_held_out else self._batch):
+        size = self._held_out_batch if plan.is_held_out else self._batch
+        for chunk in chunks(prompts, size, prompt=lambda prompt: prompt):
             yield Task(
                 key=enumerate(chunk, start),
                 arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)),
@@ -255,7 +257,7 @@ class FeedbackStage:
             yield ScoredGroup(group=group, verdicts=tuple(verdicts))
 
     def _tasks(self, groups: Iterable[RolloutGroup]) -> Iterator[Task]:
-        for chunk in _chunks(groups, self._batch):
+        for chunk in chunks(groups, self._batch, prompt=lambda group: group.prompt):
             self._counts.round = chunk[0].round
             yield Task(key=iter(chunk), arguments=(wire.encode_many(chunk),), num_items=len(chunk))
 
@@ -275,12 +277,6 @@ class FeedbackStage:
         for group in islice(asked, part.num_items):
             self._counts.seconds[group.round] += part.seconds / part.num_items
             yield group, tuple(islice(verdicts, len(group.rollouts)))
-
-
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    iterator = iter(items)
-    while chunk := list(islice(iterator, size)):
-        yield chunk
 
 
 def _check(batch: int, placements: Sequence[Placement]) -> None:

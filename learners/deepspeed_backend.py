@@ -2,7 +2,7 @@
 
 ZeRO stages 0 to 3, gloo on CPU and NCCL on GPU, fp32 or bf16. The gradient of a step is the sum over all micro-
 batches of all ranks divided once by the whole batch's denominator: neither accumulation nor the number of ranks
-changes it.
+changes it, but for rounding: in bf16 DeepSpeed adds micro-batches up in bf16.
 """
 
 from __future__ import annotations

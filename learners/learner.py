@@ -182,7 +182,7 @@ class LearnerRank:
         if self._config.has_adapter:
             self._save_adapter(root / "adapter")
         if self._state_rank == self._rendezvous.rank:
-            state.write(root, self._engine, layout=self._layout(), rank=self._state_rank, kept=self._reference.kept())
+            state.write(root, self._engine, **self._whose_state(), kept=self._reference.kept())
 
     def load(self, directory: str) -> None:
         """Go back to what `save` wrote.
@@ -190,7 +190,7 @@ class LearnerRank:
         Raises:
             CheckpointError: there is no such state, or it is of another number of ranks, ZeRO stage or model.
         """
-        kept = state.read(Path(directory), self._engine, layout=self._layout(), rank=self._state_rank)
+        kept = state.read(Path(directory), self._engine, **self._whose_state())
         self._reference.restore(kept)
 
     def reset(self) -> None:
@@ -272,9 +272,11 @@ class LearnerRank:
         """The rank that writes this one's state: without ZeRO all ranks hold the same."""
         return self._rendezvous.rank if self._config.stage else 0
 
-    def _layout(self) -> dict[str, str]:
-        names = ("num_ranks", "zero_stage", "precision")
-        return {name: str(getattr(self._config, name)) for name in names}
+    def _whose_state(self) -> dict[str, Any]:
+        """Arguments of `state.read` and `write`. Only ZeRO-3 shares out the weights."""
+        layout = {name: str(getattr(self._config, name)) for name in ("num_ranks", "zero_stage", "precision")}
+        weights_rank = self._rendezvous.rank if self._config.stage == 3 else 0
+        return {"layout": layout, "rank": self._state_rank, "weights_rank": weights_rank}
 
     def _save_adapter(self, directory: Path) -> None:
         peft_model = self._engine.module.model

@@ -7,6 +7,7 @@ hold alike is written by one of them. The number of ranks, the ZeRO stage and th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from learners import snapshots
 from learners.deepspeed_backend import Engine
 from rlsys.errors import CheckpointError
 
-_KEPT = "kept"
+_WEIGHTS, _KEPT = "weights", "kept"
 
 
 def _path(directory: Path, rank: int) -> Path:
@@ -25,27 +26,37 @@ def _path(directory: Path, rank: int) -> Path:
 
 
 def write(
-    directory: Path, engine: Engine, *, layout: dict[str, str], rank: int, kept: dict[str, snapshots.Weights]
+    directory: Path,
+    engine: Engine,
+    *,
+    layout: dict[str, str],
+    rank: int,
+    weights_rank: int,
+    kept: dict[str, snapshots.Weights],
 ) -> None:
     """Write this rank's part into `directory/optimizer/`.
 
     Args:
         layout: what must be the same again to read it, e.g. ranks and ZeRO stage.
+        weights_rank: the one that writes the weights that this rank holds.
         kept: other weights, by any name without `/`.
     """
-    tensors = {f"weights/{name}": value for name, value in engine.local_weights().items()}
-    tensors.update({f"masters/{number}": master.data for number, master in _separate_masters(engine).items()})
+    tensors = {f"masters/{number}": master.data for number, master in _separate_masters(engine).items()}
     for number, state in enumerate(engine.moments()):
         tensors.update({f"moments/{number}/{name}": value for name, value in state.items()})
-    for label, weights in kept.items():
-        tensors.update({f"{_KEPT}/{label}/{name}": value for name, value in weights.items()})
+    if rank == weights_rank:
+        tensors.update({f"{_WEIGHTS}/{name}": value for name, value in engine.local_weights().items()})
+        for label, weights in kept.items():
+            tensors.update({f"{_KEPT}/{label}/{name}": value for name, value in weights.items()})
     path = _path(directory, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
     held = {name: value.detach().to("cpu").contiguous() for name, value in tensors.items()}
     save_file(held, path, metadata=layout)
 
 
-def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) -> dict[str, snapshots.Weights]:
+def read(
+    directory: Path, engine: Engine, *, layout: dict[str, str], rank: int, weights_rank: int
+) -> dict[str, snapshots.Weights]:
     """Put back what `write` wrote.
 
     Returns:
@@ -54,20 +65,11 @@ def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) 
     Raises:
         CheckpointError: there is nothing for this rank, or it is of another layout.
     """
-    path = _path(directory, rank)
-    if not path.exists():
-        raise CheckpointError(f"no learner state for rank {rank} at {path}")
-    with safe_open(path, framework="pt") as file:
-        found = file.metadata()
-        if found != layout:
-            raise CheckpointError(f"{path}: written with {found}, this learner has {layout}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, a safe_open is no mapping
-    sections: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        section, _, rest = name.partition("/")
-        sections.setdefault(section, {})[rest] = tensor
+    sections = _sections(_path(directory, rank), layout)
+    if weights_rank != rank:
+        sections |= _sections(_path(directory, weights_rank), layout, only=(_WEIGHTS, _KEPT))
     masters = {int(number): master for number, master in sections.get("masters", {}).items()}
-    put(engine, sections["weights"], masters)
+    put(engine, sections[_WEIGHTS], masters)
     moments: list[dict[str, torch.Tensor]] = [{} for _ in engine.masters()]
     for name, tensor in sections.get("moments", {}).items():
         number, _, key = name.partition("/")
@@ -78,6 +80,22 @@ def read(directory: Path, engine: Engine, *, layout: dict[str, str], rank: int) 
         label, _, parameter = name.partition("/")
         kept.setdefault(label, {})[parameter] = value.to(engine.device)
     return kept
+
+
+def _sections(path: Path, layout: dict[str, str], only: Sequence[str] = ()) -> dict[str, dict[str, torch.Tensor]]:
+    """Tensors of a rank's file by the first part of their names; of some parts only, if any are given."""
+    if not path.exists():
+        raise CheckpointError(f"no learner state at {path}")
+    sections: dict[str, dict[str, torch.Tensor]] = {}
+    with safe_open(path, framework="pt") as file:
+        found = file.metadata()
+        if found != layout:
+            raise CheckpointError(f"{path}: written with {found}, this learner has {layout}")
+        for name in file.keys():  # noqa: SIM118, a safe_open is no mapping
+            section, _, rest = name.partition("/")
+            if not only or section in only:
+                sections.setdefault(section, {})[rest] = file.get_tensor(name)
+    return sections
 
 
 @torch.no_grad()

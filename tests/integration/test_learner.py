@@ -185,9 +185,23 @@ def test_going_on_from_disk_is_exact(one, folder, tmp_path, options):
 
 def test_going_on_from_disk_is_exact_on_two_ranks_and_in_bf16(one, two, folder, tmp_path):
     # In bf16 DeepSpeed shares out the float32 state at stage 0 too: each rank has a part of its own to write.
-    for number, options in enumerate([{"zero_stage": 3}, {"zero_stage": 0, "precision": "bf16"}]):
-        for found in two.run(_save_go_on_and_return, folder, tmp_path / f"two-{number}", options):
+    written = {}
+    for name, options in {
+        "zero3": {"zero_stage": 3},
+        "zero2": {"zero_stage": 2, "ema_decay": 0.9},
+        "bf16": {"zero_stage": 0, "precision": "bf16"},
+    }.items():
+        for found in two.run(_save_go_on_and_return, folder, tmp_path / name, options):
             _assert_exact_resume(found)
+        files = [load_file(tmp_path / name / "optimizer" / f"rank_{rank}.safetensors") for rank in (0, 1)]
+        written[name] = [sorted({tensor.partition("/")[0] for tensor in file}) for file in files]
+    own = ["masters", "moments"]
+    # What all ranks hold is written by the first.
+    assert written == {
+        "zero3": [[*own, "weights"], [*own, "weights"]],
+        "zero2": [["kept", *own, "weights"], own],
+        "bf16": [[*own, "weights"], own],
+    }
     for stage in (0, 1, 3):
         options = {"zero_stage": stage, "precision": "bf16"}
         (found,) = one.run(_save_go_on_and_return, folder, tmp_path / f"bf16-{stage}", options)

@@ -6,6 +6,7 @@ The rendezvous carries the handles and, per bucket, "it is there" (every transpo
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -56,12 +57,11 @@ class IpcSender(ends.Sender):
     def __init__(self, bucket_bytes: int, **options: Any) -> None:
         super().__init__(name="ipc", **options)
         self._bucket_bytes = bucket_bytes
-        self._buffers: list[torch.Tensor] = []
+        self._buffers: tuple[torch.Tensor, ...] = ()
 
     def connect(self) -> None:
         device = torch.device("cuda", torch.cuda.current_device())
-        shape = (self._bucket_bytes,)
-        self._buffers = [torch.empty(shape, dtype=torch.uint8, device=device) for _ in range(NUM_BUFFERS)]
+        self._buffers = _buffers(self._bucket_bytes, device)
         self.store.set("gpu", _gpu(device))
         for receiver in range(self.num_receivers):
             # One export per receiver: torch counts one release per export.
@@ -69,7 +69,7 @@ class IpcSender(ends.Sender):
         meeting.gather(self.store, self.num_receivers + 1, self.deadline_s)
 
     def _leave(self) -> None:
-        self._buffers = []
+        self._buffers = ()
 
     def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
         self._await_copies(self._posted - NUM_BUFFERS + 1)  # the buffer's last bucket has left it
@@ -126,6 +126,14 @@ class IpcReceiver(ends.Receiver):
         torch.cuda.current_stream(self.device).synchronize()  # copied before the learner may write again
         self.store.add(f"copied/{number}", 1)
         return flat
+
+
+@functools.cache
+def _buffers(num_bytes: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Made once in a process, and exported anew for every connection: torch frees exported memory when its receivers have let
+    go of it, which one that was killed never does.
+    """
+    return tuple(torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(NUM_BUFFERS))
 
 
 def _gpu(device: torch.device) -> str:

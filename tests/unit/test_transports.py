@@ -10,7 +10,7 @@ import xxhash
 from rlsys import registry
 from rlsys.errors import ConfigError, SyncError, SyncTimeout
 from rlsys.transports import digest as digests
-from rlsys.transports import ends
+from rlsys.transports import ends, ipc
 from rlsys.transports.buckets import (
     describe,
     described_bytes,
@@ -301,3 +301,10 @@ def test_options_are_checked_and_no_transport_needs_a_gpu_to_be_configured(name)
         registry.transport.make(name, bucket_bytes=0)
     with pytest.raises(ConfigError, match=r"transport\.deadline_s must be > 0, got -1"):
         registry.transport.make(name, deadline_s=-1)
+
+
+def test_buffers_that_engines_map_are_made_once():
+    """What an engine that was killed has mapped is never freed."""
+    first, second = ipc._buffers(16, torch.device("cpu"))
+    assert first.nbytes == second.nbytes == 16 and first.data_ptr() != second.data_ptr()
+    assert all(one is other for one, other in zip(ipc._buffers(16, torch.device("cpu")), (first, second), strict=True))

@@ -9,8 +9,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import ImageOps
 
 from rlsys.records import Image
+
+_WIDE_MODES = ("I", "F")
+"""How Pillow's modes of one channel with more than 8 bits begin."""
 
 
 def load_images(stored: Any, root: Path) -> tuple[Image, ...]:
@@ -24,7 +28,7 @@ def load_images(stored: Any, root: Path) -> tuple[Image, ...]:
     Raises:
         FileNotFoundError: a path that leads nowhere.
         PIL.UnidentifiedImageError: a file or bytes that are no picture.
-        ValueError: a value of another kind.
+        ValueError: a value of another kind, or a picture too large to be decoded (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
     """
     if stored is None or stored == "":
         return ()
@@ -42,9 +46,31 @@ def load_images(stored: Any, root: Path) -> tuple[Image, ...]:
         source = root / source
     elif not isinstance(source, io.BytesIO):
         raise ValueError(f"an image must be a path, bytes with a path, or a list of these, got {type(stored).__name__}")
-    with PillowImage.open(source) as picture:
-        return (_to_record(picture),)
+    try:
+        with PillowImage.open(source) as picture:
+            return (_to_record(picture),)
+    except PillowImage.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
 
 
 def _to_record(picture: PillowImage.Image) -> Image:
-    return Image(pixels=np.asarray(picture.convert("RGB"), dtype=np.uint8))
+    """As a viewer shows it: turned upright, on white where it is transparent, of several frames the first."""
+    upright = ImageOps.exif_transpose(picture)
+    if upright.mode.startswith(_WIDE_MODES):
+        upright = _to_8_bits(upright)
+    if upright.has_transparency_data:
+        above = upright.convert("RGBA")
+        white = PillowImage.new("RGBA", above.size, "white")
+        upright = PillowImage.alpha_composite(white, above)
+    return Image(pixels=np.asarray(upright.convert("RGB"), dtype=np.uint8))
+
+
+def _to_8_bits(picture: PillowImage.Image) -> PillowImage.Image:
+    """Levels of 16 bits by their range; those of 32, which have none, from the darkest to the brightest. Pillow would cut off
+    all that is above 255.
+    """
+    levels = np.asarray(picture).astype(np.float64)
+    has_range = picture.mode.startswith("I;16")
+    low, high = (0.0, 65535.0) if has_range else (float(levels.min()), float(levels.max()))
+    scaled = (levels - low) * (255 / (high - low or 1))
+    return PillowImage.fromarray(scaled.round().astype(np.uint8))

@@ -1,5 +1,6 @@
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,6 +262,52 @@ def test_wrong_data_sources_are_named(folder, schema, name, message):
     (folder / "data.csv").write_text("a,b\n")
     with pytest.raises(ConfigError, match=message):
         list(DatasetPrompts(schema=schema, path=str(folder / name) if name else "").take(0, 1))
+
+
+def loaded(picture, form="PNG", **options):
+    """What becomes of a picture that is stored in a file."""
+    stored = io.BytesIO()
+    picture.save(stored, form, **options)
+    [image] = load_images({"bytes": stored.getvalue()}, Path("nowhere"))
+    return image.pixels
+
+
+def test_a_photograph_that_was_taken_upright_stands_upright():
+    picture = PillowImage.new("RGB", (8, 4), RED)
+    picture.paste(BLUE, (0, 0, 4, 4))
+    exif = PillowImage.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    pixels = loaded(picture, exif=exif)
+    assert pixels.shape == (8, 4, 3)
+    assert tuple(pixels[0, 0]) == BLUE and tuple(pixels[7, 0]) == RED
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_is_white(mode):
+    picture = PillowImage.new("RGBA", (2, 1), (0, 0, 0, 0))
+    picture.putpixel((0, 0), (0, 0, 0, 255))
+    assert loaded(picture.convert(mode)).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("levels", "form", "expected"),
+    [
+        (np.uint16([[0, 257 * 100, 65535]]), "PNG", [0, 100, 255]),
+        (np.int32([[-5, 15, 95]]), "TIFF", [0, 51, 255]),
+        (np.float32([[0.0, 0.2, 1.0]]), "TIFF", [0, 51, 255]),
+        (np.float32([[0.5, 0.5]]), "TIFF", [0, 0]),
+    ],
+)
+def test_wide_gray_levels_keep_their_differences(levels, form, expected):
+    pixels = loaded(PillowImage.fromarray(levels), form)
+    assert pixels[0].tolist() == [[value] * 3 for value in expected]
+
+
+def test_a_picture_too_large_to_be_decoded_is_named_with_its_line(folder, monkeypatch):
+    monkeypatch.setattr(PillowImage, "MAX_IMAGE_PIXELS", 1)
+    (folder / "large.jsonl").write_text('{"id": "a", "prompt": "what", "image": "pictures/red.png"}\n')
+    with pytest.raises(ConfigError, match=r"large\.jsonl:1: image: Image size"):
+        list(JsonlPrompts(path=str(folder / "large.jsonl")).take(0, 1))
 
 
 def test_stored_images_of_every_kind(folder):

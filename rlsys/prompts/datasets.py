@@ -4,7 +4,7 @@ writes its own.
 mm_rlhf   arXiv 2502.10391: `prompt`, and `image` (path or list of paths) or `video` (a folder of frames); a row is a pair
           of answers, and a question is asked once, however many rows it has
 rlhf_v    arXiv 2312.00849: `text` (a JSON string with `question`), `image` (bytes or path)
-rlaif_v   arXiv 2405.17220: `question`, `image` (bytes or path)
+rlaif_v   arXiv 2405.17220: `question`, `image` (bytes or path); a question about one `image_path` is asked once
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from rlsys import registry
 from rlsys.errors import ConfigError, PromptsExhausted
 from rlsys.prompts.images import load_images
+from rlsys.prompts.text import check_text
 from rlsys.records import Image, Prompt, Turn
 
 Row = Mapping[str, Any]
@@ -37,6 +38,8 @@ def _mm_rlhf(row: Row, root: Path) -> tuple[str, tuple[Image, ...]]:
 
 def _frames(folder: Path) -> list[Path]:
     frames = sorted(file for file in folder.iterdir() if file.suffix.lower() in _FRAME_SUFFIXES)
+    if not frames:
+        raise FileNotFoundError(f"no frames ({', '.join(sorted(_FRAME_SUFFIXES))}) in {folder}")
     if len(frames) <= _NUM_FRAMES:
         return frames
     step = (len(frames) - 1) / (_NUM_FRAMES - 1)
@@ -58,8 +61,13 @@ SCHEMAS: dict[str, Callable[[Row, Path], tuple[str, tuple[Image, ...]]]] = {
     "rlaif_v": _rlaif_v,
 }
 
-_TELLS_APART: dict[str, tuple[str, ...]] = {"mm_rlhf": ("prompt", "image", "video")}
-"""Columns by which a question is known, of schemas that repeat it in a row for each of its pairs."""
+_TELLS_APART: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "mm_rlhf": (("prompt",), ("image", "video")),
+    "rlaif_v": (("question", "image_path"), ()),
+}
+"""Columns by which a question is known, of schemas that repeat it in a row for each of its pairs: those that must be there,
+and those that may.
+"""
 
 
 @registry.prompts("datasets")
@@ -101,6 +109,7 @@ class DatasetPrompts:
                 raise ConfigError(f"{self.path}, row {place}: not of schema {self.schema}: {error!r}") from error
             if not isinstance(text, str):
                 raise ConfigError(f"{self.path}, row {place}: the question must be text, got {text!r}")
+            check_text(text, f"{self.path}, row {place}")
             yield Prompt(id=f"{self.schema}/{place}", turns=(Turn(role="user", text=text),), images=images)
 
     @cached_property
@@ -111,9 +120,10 @@ class DatasetPrompts:
     def _places(self) -> Sequence[int]:
         """Rows that ask what no row before them has asked."""
         rows = self._rows
-        columns = [rows[name] for name in _TELLS_APART.get(self.schema, ()) if name in rows.column_names]
-        if not columns:
+        needed, others = _TELLS_APART.get(self.schema, ((), ()))
+        if not needed or not {*needed} <= {*rows.column_names}:
             return range(len(rows))
+        columns = [rows[name] for name in (*needed, *others) if name in rows.column_names]
         first: dict[str, int] = {}
         for place, values in enumerate(zip(*columns, strict=True)):
             first.setdefault(repr(values), place)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,17 @@ def load_images(stored: Any, root: Path) -> tuple[Image, ...]:
             return (_to_record(picture),)
     except PillowImage.DecompressionBombError as error:
         raise ValueError(str(error)) from error
+
+
+def stored_paths(stored: Any) -> Iterator[str]:
+    """All paths among what `load_images` is given."""
+    if isinstance(stored, str) and stored:
+        yield stored
+    elif isinstance(stored, (list, tuple)):
+        for one in stored:
+            yield from stored_paths(one)
+    elif isinstance(stored, Mapping) and stored.get("bytes") is None and stored.get("path"):
+        yield stored["path"]
 
 
 def _to_record(picture: PillowImage.Image) -> Image:

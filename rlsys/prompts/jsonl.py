@@ -8,15 +8,16 @@ and may hold `image` or `images`: a path or a list of paths, relative to the fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rlsys import registry
 from rlsys.errors import ConfigError, PromptsExhausted
-from rlsys.prompts.images import load_images
+from rlsys.prompts.images import load_images, stored_paths
+from rlsys.prompts.text import check_text
 from rlsys.records import Prompt, Turn
 
 _ROLES = ("system", "user", "assistant")
@@ -37,23 +38,63 @@ class JsonlPrompts:
     def take(self, start: int, count: int) -> Iterator[Prompt]:
         """
         Raises:
-            ConfigError: the file is missing, or a line is not as described; the message names the line.
+            ConfigError: the file is missing, or any of its lines is not as described, names a picture that is not there, or
+                has the id of another prompt; the message names the line.
             PromptsExhausted: the file ends before `start + count`.
+        """
+        file, places = Path(self.path), self._places
+        if start + count > len(places):
+            raise PromptsExhausted(f"{file} has {len(places)} prompts, {start + count} were asked for")
+        with file.open("rb") as lines:
+            for number, offset in places[start : start + count]:
+                lines.seek(offset)
+                yield _read_prompt(lines.readline(), f"{file}:{number}", file.parent)
+
+    @cached_property
+    def _places(self) -> Sequence[tuple[int, int]]:
+        """Number and offset of every line with a prompt. All are looked at once: what is wrong with the last one should not end
+        a run after hours.
         """
         file = Path(self.path)
         if not file.is_file():
             raise ConfigError(f"prompts.path must name a file, got {self.path!r}")
+        places: list[tuple[int, int]] = []
+        known: dict[str, tuple[int, int]] = {}
+        offset = 0
         with file.open("rb") as lines:
-            numbered = ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-            num_taken = 0
-            for number, line in islice(numbered, start, start + count):
-                yield _read_line(line, f"{file}:{number}", file.parent)
-                num_taken += 1
-        if num_taken < count:
-            raise PromptsExhausted(f"{file} has {num_taken} of the {count} prompts asked for from position {start}")
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    name, asked = _check(line, f"{file}:{number}", file.parent)
+                    other, asked_there = known.setdefault(name, (number, asked))
+                    if asked_there != asked:
+                        raise ConfigError(
+                            f"{file}:{number}: another prompt than line {other}, with the same id {name!r}"
+                        )
+                    places.append((number, offset))
+                offset += len(line)
+        return places
 
 
-def _read_line(line: bytes, place: str, root: Path) -> Prompt:
+def _check(line: bytes, place: str, root: Path) -> tuple[str, int]:
+    """The id of a line that is as described, and a hash of what it asks; its pictures are there, and not looked at."""
+    row = _read_row(line, place)
+    turns, paths = _read_turns(row, place), tuple(stored_paths(_stored_images(row)))
+    for path in paths:
+        if not (root / path).is_file():
+            raise ConfigError(f"{place}: image: there is no file {str(root / path)!r}")
+    return row["id"], hash((turns, paths))
+
+
+def _read_prompt(line: bytes, place: str, root: Path) -> Prompt:
+    row = _read_row(line, place)
+    try:
+        images = load_images(_stored_images(row), root)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: image: {error}") from error
+    return Prompt(id=row["id"], turns=_read_turns(row, place), images=images)
+
+
+def _read_row(line: bytes, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -62,13 +103,11 @@ def _read_line(line: bytes, place: str, root: Path) -> Prompt:
         raise ConfigError(f"{place}: not JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"]:
         raise ConfigError(f"{place}: every line must be an object with a text `id`")
-    turns = _read_turns(row, place)
-    stored = [row[key] for key in ("image", "images") if key in row]
-    try:
-        images = load_images(stored, root)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{place}: image: {error}") from error
-    return Prompt(id=row["id"], turns=turns, images=images)
+    return row
+
+
+def _stored_images(row: Mapping[str, Any]) -> list[Any]:
+    return [row[key] for key in ("image", "images") if key in row]
 
 
 def _read_turns(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
@@ -80,4 +119,6 @@ def _read_turns(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
     )
     if not good or not stored or stored[-1]["role"] != "user":
         raise ConfigError(f"{place}: turns must have a role ({', '.join(_ROLES)}) and a text, the user's last")
+    for turn in stored:
+        check_text(turn["text"], place)
     return tuple(Turn(role=turn["role"], text=turn["text"]) for turn in stored)

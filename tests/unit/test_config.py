@@ -168,7 +168,7 @@ def test_too_few_prompts_are_seen_before_anything_starts(tmp_path):
     source = ["prompts=jsonl", f"prompts.path={tmp_path / 'prompts.jsonl'}", "evaluation=none"]
     machine = Machine(num_cpus=2, num_gpus=0, memory_gib=64, cores=(0, 1))
     check(configuration.load([*source, "schedule.rounds=1", "schedule.num_prompts=5"])[0], machine)
-    with pytest.raises(ConfigError, match=r"prompts: the schedule takes 6; .* has 0 of the 1 prompts asked for"):
+    with pytest.raises(ConfigError, match=r"prompts: the schedule takes 6; .* has 5 prompts, 6 were asked for"):
         check(configuration.load([*source, "schedule.rounds=2", "schedule.num_prompts=3"])[0], machine)
 
 

@@ -89,7 +89,7 @@ def test_jsonl(folder):
     assert [(turn.role, turn.text) for turn in three.turns] == [("system", "be brief"), ("user", "hello")]
     assert three.images == ()
     assert [prompt.id for prompt in JsonlPrompts(path=path).take(1, 2)] == ["two", "three"]
-    with pytest.raises(PromptsExhausted, match="1 of the 2"):
+    with pytest.raises(PromptsExhausted, match=r"prompts\.jsonl has 3 prompts, 4 were asked for"):
         list(JsonlPrompts(path=path).take(2, 2))
 
 
@@ -103,6 +103,7 @@ def test_jsonl(folder):
         ('{"id": "a", "turns": [{"role": "robot", "text": "hi"}]}\n', "system, user, assistant"),
         ('{"id": "a", "prompt": 3}\n', "a text"),
         ('{"id": "a", "prompt": "hi", "image": "gone.png"}\n', "bad.jsonl:1: image: .*gone.png"),
+        ('{"id": "a", "prompt": "\\ud800"}\n', "bad.jsonl:1: text: .*surrogates not allowed"),
         ('{"id": "a", "prompt": "hi", "image": "bad.jsonl"}\n', "bad.jsonl:1: image: cannot identify"),
         ('{"id": "a", "prompt": "hi", "image": 5}\n', "bad.jsonl:1: image: .*got int"),
     ],
@@ -111,6 +112,29 @@ def test_jsonl_says_which_line_is_wrong(tmp_path, line, message):
     path = write_lines(tmp_path / "bad.jsonl", [line])
     with pytest.raises(ConfigError, match=message):
         list(JsonlPrompts(path=path).take(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ('{"id": "a", "prompt": "other"}\n', r"late\.jsonl:4: another prompt than line 1, with the same id 'a'"),
+        (
+            '{"id": "c", "prompt": "x", "images": ["gone.png"]}\n',
+            r"late\.jsonl:4: image: there is no file '.*gone\.png'",
+        ),
+        ('{"id": "c"}\n', r"late\.jsonl:4: a line must have either"),
+    ],
+)
+def test_jsonl_is_looked_at_to_its_end_before_the_first_prompt_is_taken(tmp_path, wrong, message):
+    good = [{"id": "a", "prompt": "hi"}, "\n", {"id": "b", "prompt": "ho"}]
+    path = write_lines(tmp_path / "late.jsonl", [*good, wrong])
+    with pytest.raises(ConfigError, match=message):
+        next(JsonlPrompts(path=path).take(0, 1))
+
+
+def test_jsonl_may_repeat_a_prompt(tmp_path):
+    path = write_lines(tmp_path / "twice.jsonl", [{"id": "a", "prompt": "hi"}] * 2)
+    assert [prompt.id for prompt in JsonlPrompts(path=path).take(0, 2)] == ["a", "a"]
 
 
 def test_jsonl_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path):
@@ -200,6 +224,33 @@ def rlaif_v_row(number, color):
         "idx": number,
         "image_path": f"{number}.png",
     }
+
+
+def test_rlaif_v_asks_a_question_about_a_picture_once(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows = [
+        rlaif_v_row(0, RED),
+        {**rlaif_v_row(0, RED), "chosen": "c"},
+        {**rlaif_v_row(1, BLUE), "question": "question 0"},
+    ]
+
+    def asked(name, columns):
+        table = datasets.Dataset.from_list([{key: row[key] for key in columns} for row in rows])
+        table.to_parquet(str(tmp_path / name))
+        source = DatasetPrompts(schema="rlaif_v", path=str(tmp_path / name))
+        return [prompt.id for prompt in source.take(0, len(source._places))]
+
+    assert asked("whole.parquet", rows[0]) == ["rlaif_v/0", "rlaif_v/2"]
+    assert asked("pathless.parquet", ["question", "image"]) == ["rlaif_v/0", "rlaif_v/1", "rlaif_v/2"]
+
+
+def test_a_video_without_frames_is_named(folder):
+    (folder / "clip").mkdir()
+    (folder / "clip" / "000.bmp").write_bytes(b"")
+    path = write_lines(folder / "video.jsonl", [mm_rlhf_row(video="clip")])
+    with pytest.raises(ConfigError, match=r"row 0: image: no frames \(\.jpeg, \.jpg, \.png, \.webp\) in .*clip"):
+        next(DatasetPrompts(schema="mm_rlhf", path=path).take(0, 1))
 
 
 def rlhf_v_row(number, color):

@@ -7,7 +7,6 @@ python -m benchmarks wire --repeats 1    # options after the names go to each of
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -16,11 +15,14 @@ from importlib.util import find_spec
 
 from benchmarks import tables
 from benchmarks.arguments import CORES
-from rlsys.machine import may_have_gpus
+from benchmarks.gpu_setup import on_gpu
+from rlsys.machine import this_machine
 
 RIVAL = "trl"
 AGAINST_RIVAL = ("learner", "round", "gpu_learner", "gpu_round")
 NAMES = (*tables.NAMES, *tables.ON_GPU)
+WITH_VLLM_ON_CPU = ("rollout", "critic", "weight_sync", "round", "overlap", "startup")
+"""An environment whose torch sees a GPU has the vLLM for GPUs instead."""
 ON_SEVERAL_CORES = ("learner", "weight_sync", "round", "overlap")
 """Whose two sides, or ends, have cores of their own or threads for all of them."""
 
@@ -41,37 +43,46 @@ def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | Non
     if unknown:
         print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}", file=sys.stderr)
         return 2
+    failed = run_all(names, options, run=run or start)
+    tables.main()
+    return 1 if failed else 0
+
+
+def run_all(names: Sequence[str], options: Sequence[str], *, run: Callable[[str, Sequence[str]], int]) -> list[str]:
+    """Run one after another; says, and returns, which have failed."""
     failed = []
     for name in names:
         print(f"== {name}", flush=True)
         started = time.monotonic()
-        status = (run or start)(name, options)
+        status = run(name, options)
         print(f"== {name}: {'done' if status == 0 else f'FAILED ({status})'} in {time.monotonic() - started:.0f} s")
         failed += [name] if status else []
-    tables.main()
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return failed
 
 
 def _fitting() -> list[str]:
     """All that fit this machine; says which do not, and why."""
-    reasons = {name: unfit(name, num_cores=len(os.sched_getaffinity(0))) for name in NAMES}
+    num_cores, has_gpu = int(this_machine().num_cpus), on_gpu()
+    reasons = {name: unfit(name, num_cores=num_cores, has_gpu=has_gpu) for name in NAMES}
     for name, reason in reasons.items():
         if reason:
             print(f"== {name}: left out: {reason}")
     return [name for name, reason in reasons.items() if not reason]
 
 
-def unfit(name: str, *, num_cores: int, has_rival: bool | None = None, has_gpu: bool | None = None) -> str:
+def unfit(name: str, *, num_cores: int, has_gpu: bool, has_rival: bool | None = None) -> str:
     """Why a benchmark cannot be run here; empty if it can.
 
     Args:
+        has_gpu: whether torch sees one.
         has_rival: whether TRL is installed; looked up if `None`.
-        has_gpu: whether there is a GPU; looked up if `None`.
     """
-    if name in tables.ON_GPU and not (may_have_gpus() if has_gpu is None else has_gpu):
-        return "there is no GPU"
+    if name in tables.ON_GPU and not has_gpu:
+        return "torch sees no GPU"
+    if name in WITH_VLLM_ON_CPU and has_gpu:
+        return "vLLM here is the one for GPUs"
     if name in AGAINST_RIVAL and not (find_spec(RIVAL) if has_rival is None else has_rival):
         return f"{RIVAL} is not installed"
     if name in ON_SEVERAL_CORES and num_cores < CORES:

@@ -25,7 +25,8 @@ from actors.critic import CriticWorker
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, of_the_fastest, seconds, write
 from benchmarks.models import scenes_models
-from benchmarks.sides import Side, compare, whole_machine
+from benchmarks.processes import whole_machine
+from benchmarks.sides import Side, compare
 from rlsys import wire
 from rlsys.app import config as configuration
 from rlsys.app.cluster import cluster
@@ -49,6 +50,8 @@ LEAST_SAME = 0.9
 """Of the critiques that must be the same on both sides, word by word."""
 LARGEST_GAP = 1e-3
 """Of the same critique's two scores."""
+CASES = {"scenes critic, eager": True, "scenes critic, compiled": False}
+"""Whether the engine is eager, as in the preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -262,22 +265,21 @@ def measure(case: str, work: Work, repeats: int) -> Row:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure."""
-    options = parse(__doc__.splitlines()[0], words)
+    options = parse(__doc__.splitlines()[0], words, cases=CASES)
     quiet_libraries()
     policy, critic = scenes_models()
     config, _ = configuration.load(["preset=scenes"])
     with cluster(None):
-        eager = Work(
+        work = Work(
             critic=str(critic),
             feedback=config.feedback,
             engine=config.critic.engine,
             turns=answers(str(policy), options.repeats + 1),
         )
-        cases = {
-            "scenes critic, eager": eager,
-            "scenes critic, compiled": replace(eager, engine=replace(eager.engine, enforce_eager=False)),
-        }
-        modes = [measure(case, work, options.repeats) for case, work in cases.items() if options.only in case]
+        modes = [
+            measure(case, replace(work, engine=replace(work.engine, enforce_eager=CASES[case])), options.repeats)
+            for case in options.cases
+        ]
     write(
         "critic",
         "critic: critiques with their scores per second, one pass against two",

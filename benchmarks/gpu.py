@@ -11,12 +11,11 @@ is made on the spot (or taken from `RLSYS_BENCH_MODELS`). Each also runs by itse
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 from benchmarks import tables
+from benchmarks.__main__ import run_all, start
 from benchmarks.gpu_setup import on_gpu
 
 NAMES = tuple(tables.ON_GPU)
@@ -32,19 +31,11 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser.parse_args(words)
     chosen = [name for name in NAMES if options.only in name]
     if not chosen:
-        parser.error(f"--only {options.only}: there are {', '.join(NAMES)}")
+        parser.error(f"--only {options.only}: no such program; there are: {', '.join(NAMES)}")
     more = ["--tiny"] if options.tiny else ["--repeats", str(options.repeats)]
-    failed = []
-    for name in chosen:
-        print(f"== {name}", flush=True)
-        started = time.monotonic()
-        status = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *more], check=False).returncode
-        print(f"== {name}: {'done' if status == 0 else f'FAILED ({status})'} in {time.monotonic() - started:.0f} s")
-        failed += [name] if status else []
+    failed = run_all(chosen, more, run=start)
     if on_gpu() and not options.tiny:
         tables.main()
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 

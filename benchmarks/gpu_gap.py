@@ -100,21 +100,20 @@ def measure(case: Case, repeats: int) -> Row:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    given = options(__doc__, words)
+    given = options(__doc__, words, cases=lambda tiny: ("scenes", "tiny" if tiny else "Qwen2.5-VL-3B"))
     if given is None:
         return 0
     rows = []
     with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch, cluster(None):
-        folders = {"scenes": scenes_models()[0]} if not given.tiny or "scenes" in given.only else {}
-        random = ("tiny", TINY) if given.tiny else ("Qwen2.5-VL-3B", QWEN_3B)
-        if given.only in random[0]:
-            folders[random[0]] = make_model(Path(scratch), random[1])
+        # The scenes world's policy may have to be trained first: `--tiny` has it only when it is asked for.
+        names = [name for name in given.cases if name != "scenes" or not given.tiny or given.only]
         size = {"num_prompts": 8, "max_tokens": 16} if given.tiny and not given.only else {}
-        for name, folder in folders.items():
+        for name in names:
+            shape = TINY if given.tiny else QWEN_3B
+            folder = scenes_models()[0] if name == "scenes" else make_model(Path(scratch), shape)
             for bf16 in (True, False):
-                if given.only in name:
-                    rows.append(measure(Case(name=name, folder=str(folder), bf16=bf16, **size), given.repeats))
-                    print(table("measured:", rows[-1:]), flush=True)
+                rows.append(measure(Case(name=name, folder=str(folder), bf16=bf16, **size), given.repeats))
+                print(table("measured:", rows[-1:]), flush=True)
     title = "Log-probabilities of engine and learner on one GPU, absolute differences" if on_gpu() else "Differences"
     write("gpu_gap", title, rows, repeats=given.written)
     return 0

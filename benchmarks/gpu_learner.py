@@ -19,17 +19,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import sides
-from benchmarks.gpu_learner_trl import TRIED_SIZES, serve_trl
+from benchmarks.gpu_learner_trl import TRIED, Setting, serve_trl
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, Qwen, make_model, matrix_rate, on_gpu, options, synchronized
 from benchmarks.harness import Row, Spread, Target, table, write
 from benchmarks.learner_sides import BETA, TIMED_LR, WARMUP, Job, open_learner, recorded
 from benchmarks.learner_work import Work
 from benchmarks.processes import JobSide
+from benchmarks.tables import ON_GPU
+from benchmarks.trl_turns import Tuned
 from rlsys.records import PreferencePair
 
-TARGET = Target(at_least=0.45)
-SETTINGS = ((False, 1), (False, 2), (True, 2), (True, 4))
-"""Of ours, to be tried: whether activations are recomputed, and trees per forward pass."""
+TARGET = ON_GPU["gpu_learner"].target
+SETTINGS = tuple(Setting(recompute=r, size=size) for r, size in ((False, 1), (False, 2), (True, 2), (True, 4)))
+"""Of ours, to be tried; a pair is a tree."""
 LARGEST_LOSS_GAP = 0.005
 """Of a mean loss of ln 2."""
 LARGEST_GRADIENT_GAP = 0.1
@@ -81,7 +83,7 @@ TINY_CASES = (
 )
 
 
-def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, trees: int) -> sides.Turn:
+def open_ours(work: QwenWork, folder: str, num_turns: int, setting: Setting) -> sides.Turn:
     """Our side: seconds of a turn's steps, and the matrix rate right after them."""
     import torch
 
@@ -92,8 +94,8 @@ def open_ours(work: QwenWork, folder: str, num_turns: int, recompute: bool, tree
         Path(folder),
         batch_size=work.batch,
         precision=work.precision,
-        micro_batch_tokens=int(trees * (work.tokens + 64)),
-        activation_checkpointing=recompute,
+        micro_batch_tokens=int(setting.size * (work.tokens + 64)),
+        activation_checkpointing=setting.recompute,
     )
     pairs = recorded(learner, work.make_pairs(work.pairs_per_turn * num_turns, Path(folder)), at_once=2)
     size = work.batch
@@ -128,29 +130,22 @@ def _tokens(pair: PreferencePair) -> int:
     return len(pair.prompt_token_ids) + len(pair.chosen.token_ids) + len(pair.rejected.token_ids)
 
 
-def ours(work: QwenWork, folder: Path, repeats: int) -> tuple[list[dict[str, float]], str]:
+def ours(work: QwenWork, folder: Path, repeats: int) -> tuple[list[dict[str, float]], Tuned]:
     """All turns with the fastest setting, and what the others reached.
 
     Raises:
         MemoryError: none fits the GPU.
     """
-    tried: dict[tuple[bool, int], float] = {}
+    tried: dict[Setting, float] = {}
     for setting in SETTINGS if on_gpu() else SETTINGS[:1]:
-        with suppress(MemoryError), closing(sides.Side(open_ours, work, str(folder), 2, *setting)) as side:
+        with suppress(MemoryError), closing(sides.Side(open_ours, work, str(folder), 2, setting)) as side:
             tried[setting] = work.pairs_per_turn / [side(number) for number in range(2)][-1]["seconds"]
     if not tried:
-        raise MemoryError(f"{work.name} fits this GPU with none of our settings: {SETTINGS}")
+        raise MemoryError(f"{work.name} fits this GPU with none of our settings: {'; '.join(map(str, SETTINGS))}")
     best = max(tried, key=tried.__getitem__)
-    with closing(sides.Side(open_ours, work, str(folder), WARMUP + repeats, *best)) as side:
+    with closing(sides.Side(open_ours, work, str(folder), WARMUP + repeats, best)) as side:
         turns = [side(number) for number in range(WARMUP + repeats)]
-    return turns, _said(tried)
-
-
-def _said(tried: dict[tuple[bool, int], float]) -> str:
-    names = {True: "recomputed", False: "kept"}
-    return ", ".join(
-        f"activations {names[recompute]}, {size} a pass: {v:.3g}" for (recompute, size), v in tried.items()
-    )
+    return turns, Tuned(best=best, speeds=tried)
 
 
 def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
@@ -158,12 +153,9 @@ def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch:
         folder = work.make_checkpoint(Path(scratch))
         all_turns, tried = ours(work, folder, repeats)
-        theirs = JobSide(serve_trl)
-        try:
+        with closing(JobSide(serve_trl)) as theirs:
             found = theirs.begin(Job(work=work, checkpoint=folder, num_turns=WARMUP + repeats))
             theirs.end()
-        finally:
-            theirs.close()
     turns, their_seconds = all_turns[WARMUP:], found["seconds"][WARMUP:]
     rates = [turn["flops"] / turn["seconds"] / 1e12 for turn in turns]
     matrix = [turn["matrix"] / 1e12 for turn in turns]
@@ -171,7 +163,7 @@ def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
     their_speeds = [work.pairs_per_turn / seconds for seconds in their_seconds]
     tokens = [turn["tokens"] / turn["seconds"] for turn in turns]
     cut = CUT if work.shape.layers == 14 else ""
-    unfit = "" if their_speeds else f" TRL fits this GPU with none of {TRIED_SIZES}."
+    unfit = "" if their_speeds else f" TRL fits this GPU with none of its settings: {'; '.join(map(str, TRIED))}."
     rows = [
         Row(
             case=f"{work.name}: share of the matrix rate",
@@ -199,7 +191,7 @@ def measure(work: QwenWork, target: Target | None, repeats: int) -> list[Row]:
                 ratio=Spread.of([a / b for a, b in zip(speeds, their_speeds, strict=True)]),
                 unit="pairs/s",
                 checked=_check(all_turns[0], found["first"]),
-                note=f"TRL's settings tried: {_said(found['tried'])}. One side after the other.",
+                note=f"TRL's settings tried: {found['tuned']}. One side after the other.",
             )
         )
     return rows
@@ -222,12 +214,12 @@ def _check(ours: dict[str, float], theirs: dict[str, float]) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    given = options(__doc__, words)
+    given = options(__doc__, words, cases=lambda tiny: (work.name for work in (TINY_CASES if tiny else CASES)))
     if given is None:
         return 0
     rows: list[Row] = []
     for work in TINY_CASES if given.tiny else CASES:
-        if given.only in work.name:
+        if work.name in given.cases:
             try:
                 found = measure(work, None if given.tiny else TARGET, given.repeats)
             except MemoryError as error:  # a smaller GPU; the other cases count all the same

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -10,33 +10,45 @@ from benchmarks.gpu_setup import on_gpu, synchronized
 from benchmarks.learner_sides import Job
 from benchmarks.learner_trl import dataset, dpo_config
 from benchmarks.processes import ANSWER, END
+from benchmarks.trl_turns import Tuning, forget_compiled
 
-TRIED_SIZES = ((False, 1), (True, 1), (True, 2), (True, 4))
-"""Whether activations are recomputed, and pairs per forward pass."""
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a learner is run, TRL's or ours."""
+
+    recompute: bool
+    """Activations are not kept for the backward pass."""
+    size: int
+    """Pairs per forward pass."""
+
+    def __str__(self) -> str:
+        return f"activations {'recomputed' if self.recompute else 'kept'}, {self.size} a pass"
+
+
+TRIED = tuple(Setting(recompute=r, size=size) for r, size in ((False, 1), (True, 1), (True, 2), (True, 4)))
+"""Settings of TRL's."""
 
 
 def serve_trl(pipe: Any, job: Job) -> None:
-    """Seconds of every turn with the fastest of the settings, and what TRL says of its first step."""
-    import torch
-
+    """Seconds of every turn with the fastest of the settings, what TRL says of its first step, and what was tried."""
     work, pairs = job.work, job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
-    tried: dict[tuple[bool, int], float] = {}
-    for recompute, size in TRIED_SIZES if on_gpu() else TRIED_SIZES[:1]:
-        try:
-            seconds, _ = _train(job, pairs, 2, recompute, size)
-        except torch.OutOfMemoryError:
-            gc.collect()
-            torch.cuda.empty_cache()
-            continue
-        tried[recompute, size] = work.pairs_per_turn / seconds[-1]
-    best = max(tried, key=tried.__getitem__, default=None)
-    seconds, first = ([], {}) if best is None else _train(job, pairs, job.num_turns, *best)
-    pipe.send((ANSWER, {"seconds": seconds, "first": first, "tried": tried}))
+
+    def trial(setting: Setting) -> list[float]:
+        seconds, _ = _train(job, pairs, setting, num_turns=2)
+        return [work.pairs_per_turn / seconds[-1]]
+
+    tuning = Tuning(trial)
+    for setting in TRIED if on_gpu() else TRIED[:1]:
+        tuning.add(setting)
+    tuned = tuning.finish()
+    seconds, first = ([], {}) if tuned.best is None else _train(job, pairs, tuned.best, num_turns=job.num_turns)
+    pipe.send((ANSWER, {"seconds": seconds, "first": first, "tuned": tuned}))
     while pipe.recv() != END:
         pass
 
 
-def _train(job: Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> tuple[list[float], dict[str, float]]:
+def _train(job: Job, pairs: Any, setting: Setting, *, num_turns: int) -> tuple[list[float], dict[str, float]]:
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
     from trl import DPOTrainer
@@ -50,11 +62,12 @@ def _train(job: Job, pairs: Any, num_turns: int, recompute: bool, size: int) -> 
 
         on_train_begin = on_step_end = mark
 
+    forget_compiled()
     config = dpo_config(
         job,
-        size=size,
+        size=setting.size,
         max_steps=num_turns * work.steps,
-        gradient_checkpointing=recompute,
+        gradient_checkpointing=setting.recompute,
         use_cpu=not on_gpu(),
         bf16=work.precision == "bf16" and on_gpu(),
         logging_first_step=True,

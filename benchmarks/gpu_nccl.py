@@ -153,12 +153,12 @@ def _next(pipe: Any) -> Any:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all sizes. What cannot be had (NCCL may refuse) is said, and nothing is written."""
-    given = options(__doc__, words)
+    given = options(__doc__, words, cases=lambda tiny: TINY_SIZES if tiny else SIZES)
     if given is None:
         return 0
     rows = []
     for name, num_bytes in (TINY_SIZES if given.tiny else SIZES).items():
-        if given.only in name:
+        if name in given.cases:
             try:
                 rows.append(measure(name, num_bytes, given.repeats))
             except RuntimeError as error:

@@ -28,6 +28,7 @@ CASES = {
     "3B, 128 prompts x 8 of 256 tokens": PAIRS,
     "3B, vision tower frozen": (*PAIRS, "learner.freeze=[visual]"),
 }
+TINY_CASES = {"tiny": PAIRS}
 
 
 def measure(name: str, job: Job, repeats: int) -> Row:
@@ -56,11 +57,7 @@ def measure(name: str, job: Job, repeats: int) -> Row:
         other_name="alternating",
         ratio=ratio,
         unit="s",
-        checked=(
-            f"staleness {max(report.staleness for report in reports)}; "
-            f"{statistics.median(report.num_pairs for report in reports):g} pairs a round, "
-            f"{statistics.median(rounds.num_pairs[1:]):g} one after the other"
-        ),
+        checked=rounds.check(uncounted=2),
         note="Sync and checkpoint of the alternating rounds are taken from the colocated round before.",
         extra={
             **stages,
@@ -72,15 +69,15 @@ def measure(name: str, job: Job, repeats: int) -> Row:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    given = options(__doc__, words)
+    given = options(__doc__, words, cases=lambda tiny: TINY_CASES if tiny else CASES)
     if given is None:
         return 0
     rows: list[Row] = []
     size = {"num_prompts": 8, "max_tokens": 8, "batch": 8} if given.tiny else {"num_prompts": 128, "max_tokens": 256}
     with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch:
         folder = make_model(Path(scratch), TINY if given.tiny else QWEN_3B)
-        for name, more in ({"tiny": PAIRS} if given.tiny else CASES).items():
-            if given.only in name:
+        for name, more in (TINY_CASES if given.tiny else CASES).items():
+            if name in given.cases:
                 words_of = (*(WORDS if on_gpu() else ()), *more)
                 rows.append(
                     measure(

@@ -18,11 +18,14 @@ from typing import Any
 from benchmarks import rollout
 from benchmarks.gpu_setup import QWEN_3B, QWEN_7B, TINY, engine, make_model, on_gpu, options, place
 from benchmarks.harness import write
+from benchmarks.tables import ON_GPU
 from rlsys.app.cluster import cluster
 from rlsys.records import RoundPlan
 from rlsys.schedules.phases import Phase
 
 SHAPES = {"Qwen2.5-VL-3B": QWEN_3B, "Qwen2.5-VL-7B": QWEN_7B}
+TINY_SHAPES = {"tiny": TINY}
+TARGET = ON_GPU["gpu_rollout"].target
 TOKENS = 512
 LEAST_SAME = 0.0
 """In bfloat16, beside other requests, some of so many tokens are others; how many answers are the same is said, and their
@@ -64,19 +67,19 @@ class Ours(rollout.Ours):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    given = options(__doc__, words)
+    given = options(__doc__, words, cases=lambda tiny: TINY_SHAPES if tiny else SHAPES)
     if given is None:
         return 0
-    shapes = {"tiny": TINY} if given.tiny else SHAPES
+    shapes = TINY_SHAPES if given.tiny else SHAPES
     num_prompts, tokens = (4, 8) if given.tiny else (128, TOKENS)
     rows = []
     for name, shape in shapes.items():
-        if given.only not in name:
+        if name not in given.cases:
             continue
         with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch, cluster(None):
             folder = make_model(Path(scratch), shape)
             case = Case(name=name, folder=str(folder), num_prompts=num_prompts, eager=given.tiny, max_tokens=tokens)
-            rows.append(rollout.measure(case, given.repeats, Ours, rollout.TARGET if on_gpu() else None, LEAST_SAME))
+            rows.append(rollout.measure(case, given.repeats, Ours, TARGET if on_gpu() else None, LEAST_SAME))
     write("gpu_rollout", "Rollout on one GPU: tokens per second, end to end", rows, repeats=given.written)
     return 0
 

@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.gpu_setup import QWEN_2B, TINY, make_model, on_gpu, options, precision
-from benchmarks.harness import Row, Target, table, write
+from benchmarks.harness import Row, table, write
 from benchmarks.round import NOTE, measure
 from benchmarks.round_sides import Job
+from benchmarks.tables import ON_GPU
 
-TARGET = Target(at_least=5.0)
+TARGET = ON_GPU["gpu_round"].target
 WORDS = ("cluster=one_gpu", "rollout.engine.enforce_eager=false")
 
 
@@ -45,14 +46,14 @@ def cases(folder: Path, *, tiny: bool) -> dict[str, Job]:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    given = options(__doc__, words)
+    given = options(__doc__, words, cases=lambda tiny: cases(Path(), tiny=tiny))
     if given is None:
         return 0
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch:
         folder = make_model(Path(scratch), TINY if given.tiny else QWEN_2B)
         for name, job in cases(folder, tiny=given.tiny).items():
-            if given.only in name:
+            if name in given.cases:
                 target = None if given.tiny else TARGET
                 rows.append(measure(name, job, target, given.repeats, NOTE, together=False))
                 print(table("measured:", rows[-1:]), flush=True)

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,13 @@ TINY = Qwen(
 )
 
 
-def options(description: str, words: Sequence[str] | None = None) -> argparse.Namespace | None:
+def options(
+    description: str, words: Sequence[str] | None = None, *, cases: Callable[[bool], Iterable[str]]
+) -> argparse.Namespace | None:
     """The command line: `--repeats`, `--only`, and `--tiny` (tiny models, also without a GPU; nothing is written).
+
+    Args:
+        cases: names of all, given whether they are the tiny ones.
 
     Returns:
         `None` if there is no GPU and `--tiny` is not given; that has then been said.
@@ -85,7 +90,10 @@ def options(description: str, words: Sequence[str] | None = None) -> argparse.Na
     given = list(sys.argv[1:] if words is None else words)
     tiny = "--tiny" in given
     found = arguments.parse(
-        description.splitlines()[0], [word for word in given if word != "--tiny"], on_two_cores=False
+        description.splitlines()[0],
+        [word for word in given if word != "--tiny"],
+        cases=cases(tiny),
+        on_two_cores=False,
     )
     found.tiny = tiny
     if not tiny and not on_gpu():
@@ -195,7 +203,7 @@ def place(share: float) -> Placement:
     """A process on a share of the GPU; without one, on all cores."""
     machine = this_machine()
     if not on_gpu():
-        return Placement(num_cpus=0.5, cores=machine.cores, num_threads=len(machine.cores))
+        return Placement(num_cpus=0.5, cores=machine.cores, num_threads=max(1, int(machine.num_cpus)))
     return Placement(num_cpus=2, num_gpus=share, num_threads=max(1, int(machine.num_cpus) // 4))
 
 

@@ -26,12 +26,15 @@ from benchmarks.gpu_setup import (
     place,
     precision,
 )
-from benchmarks.harness import Row, Spread, Target, in_turn, table, write
-from benchmarks.weight_sync import NUM_PROBES, Ends, TimedSync, Took
+from benchmarks.harness import Row, Spread, in_turn, table, write
+from benchmarks.tables import ON_GPU
+from benchmarks.weight_sync_ends import NUM_PROBES, Ends, TimedSync, Took
 from rlsys.app.cluster import cluster
 from rlsys.sync import TOLERANCES
 
 SHAPES = {"Qwen2.5-VL-3B": QWEN_3B, "Qwen2.5-VL-7B": QWEN_7B}
+TINY_SHAPES = {"tiny": TINY}
+TARGET = ON_GPU["gpu_sync"].target
 BUCKET_BYTES = 2 << 30
 """The largest tensor of the 7B's, its embedding, has 1.09 GB."""
 
@@ -95,7 +98,7 @@ def measure(name: str, shape: Any, repeats: int) -> list[Row]:
             other_name="copy on the device" if on_gpu() else "copy in memory",
             ratio=moved[2],
             unit="GB/s",
-            target=Target(at_least=0.5) if on_gpu() else None,
+            target=TARGET if on_gpu() else None,
             checked=checked,
             extra={"transfer s": Spread.of([t.transfer for t in counted]).median},
         ),
@@ -110,12 +113,12 @@ class _Bf16Sync(TimedSync):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    given = options(__doc__, words)
+    given = options(__doc__, words, cases=lambda tiny: TINY_SHAPES if tiny else SHAPES)
     if given is None:
         return 0
     rows: list[Row] = []
-    for name, shape in ({"tiny": TINY} if given.tiny else SHAPES).items():
-        if given.only in name:
+    for name, shape in (TINY_SHAPES if given.tiny else SHAPES).items():
+        if name in given.cases:
             with cluster(None):
                 rows += measure(name, shape, given.repeats)
             print(table("measured:", rows[-2:]), flush=True)

@@ -1,15 +1,18 @@
 """How everything here is measured: two sides in turn, several times, in one run, and a ratio per turn.
 
-Machines drift, so an absolute speed says little and a ratio of two medians taken minutes apart hardly more. Every figure is
-therefore a ratio of two measurements made next to each other, the median over the repeats with its smallest and largest.
+Machines drift, so an absolute speed says little and a ratio of two medians taken minutes apart hardly more. Where there
+is another side, the figure is therefore a ratio of two measurements made next to each other; every figure is the median
+over the repeats with its smallest and largest.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -127,18 +130,22 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def environment() -> dict[str, Any]:
     """What a figure depends on besides the code: commit, versions, cores, memory, GPU."""
-    with open("/proc/meminfo") as lines:
-        kilobytes = int(next(line for line in lines if line.startswith("MemTotal")).split()[1])
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": MEASURED_COMMIT,
+        "commit": measured_commit(),
         "cores": len(os.sched_getaffinity(0)),
         "processor": cpu.name(),
-        "memory_gib": round(kilobytes / (1 << 20), 1),
+        "memory_gib": round(memory_gib(), 1),
         "gpus": _gpus(),
         "python": platform.python_version(),
         "versions": versions() | _version("trl"),
     }
+
+
+def memory_gib() -> float:
+    """Of this machine, used or free."""
+    with open("/proc/meminfo") as lines:
+        return int(next(line for line in lines if line.startswith("MemTotal")).split()[1]) / (1 << 20)
 
 
 def write(name: str, title: str, rows: Sequence[Row], *, repeats: int, directory: Path = RESULTS) -> Path | None:
@@ -201,13 +208,23 @@ def _commit() -> str:
         run = ["git", "-C", str(RESULTS.parent.parent), *words]
         return subprocess.run(run, capture_output=True, text=True, check=False).stdout.strip()
 
+    if shutil.which("git") is None:
+        return "unknown"
     written = (f":!benchmarks/{name}" for name in (RESULTS.name, "README.md"))
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *written)
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("-dirty" if changed else "")
 
 
-MEASURED_COMMIT = _commit()
-"""When the program began: what is changed meanwhile is not what is measured."""
+@functools.cache
+def commit_at_start() -> str:
+    """What is there when a program begins, which asks for it before it measures anything."""
+    return _commit()
+
+
+def measured_commit() -> str:
+    """What was measured; "-dirty" too if it changed meanwhile, as processes that were started later had the changes."""
+    began = commit_at_start()
+    return began if _commit() == began else f"{began.removesuffix('-dirty')}-dirty"
 
 
 def _gpus() -> list[str]:

@@ -2,11 +2,12 @@
 
 Ours is a learner's rank as a run has it: wire frames decoded, records collated, pictures processed, reference checked,
 forward, backward, DeepSpeed's AdamW. TRL's is its own training loop, without gradient checkpointing, with whichever
-number of pairs per forward pass and of loader processes is fastest, compiled (`torch_compile`) if that is faster still, and
-pictures at hand in memory; its loader stands still in our turns. Same weights, same pairs in the same order (a turn in which
-TRL compiles is done again on the next), same precision, two threads each, every picture new in every turn. Cases with a
-target are measured in bfloat16 too where the cores multiply in it; both sides then keep weights and moments in float32: ours
-casts the weights once a step, TRL (autocast) wherever they are used.
+number of pairs per forward pass and of loader processes is fastest, compiled (`torch_compile`) if that is faster still
+(by the median of turns that come before, the fastest two settings in two trials), and pictures at hand in memory; its
+loader stands still in our turns. Same weights, same pairs in the same order (a turn in which TRL compiles is done again
+on the next), same precision, two threads each, every picture new in every turn. Cases with a target are measured in
+bfloat16 too where the cores multiply in it; both sides then keep weights and moments in float32: ours casts the weights
+once a step, TRL (autocast) wherever they are used.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, in_turn, table, write
 from benchmarks.learner_sides import CHECKED_STEPS, WARMUP, Job, serve_ours
 from benchmarks.learner_trl import serve_trl
-from benchmarks.learner_work import LARGER_MODEL, Work
+from benchmarks.learner_work import Work
+from benchmarks.models import SMALL
 from benchmarks.processes import JobSide
 from benchmarks.trl_turns import ALLOCATOR
 
@@ -38,7 +40,7 @@ TRL's are 0.08 from its own in float32.
 """
 PROFILED = 1
 """Turns of ours after those that count."""
-_LONG = {"model": LARGER_MODEL, "batch": 8, "steps": 1, "tried_sizes": (1, 2, 4, 8)}
+_LONG = {"model": SMALL, "batch": 8, "steps": 1, "tried_sizes": (1, 2, 4, 8)}
 SCENES = Work(name="scenes' shape, vision tower trained")
 _IN_FLOAT32: tuple[tuple[Work, Target | None], ...] = (
     (SCENES, Target(at_least=3.0)),
@@ -84,12 +86,8 @@ _IN_LOOP, _BEFORE = "in every step, as its vision path has to", "before training
 @contextmanager
 def sides() -> Iterator[tuple[JobSide, JobSide]]:
     """Our process and TRL's."""
-    both = JobSide(serve_ours), JobSide(serve_trl)
-    try:
-        yield both
-    finally:
-        for side in both:
-            side.close()
+    with closing(JobSide(serve_ours)) as ours, closing(JobSide(serve_trl)) as theirs:
+        yield ours, theirs
 
 
 def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, repeats: int) -> Row:
@@ -98,7 +96,7 @@ def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, rep
         job = Job(work=work, checkpoint=work.make_checkpoint(Path(folder)), num_turns=WARMUP + repeats + PROFILED)
         flops = work.flop_ratios(work.make_pairs(work.pairs_per_turn, job.checkpoint))
         ours.begin(job)
-        speeds = theirs.begin(job)
+        tuned = theirs.begin(job)
         checked = _check(ours, theirs, work)
         ours_speed, their_speed, ratio = in_turn(
             lambda: work.pairs_per_turn / ours.ask("turn"),
@@ -110,7 +108,7 @@ def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, rep
         why = _why(ours.ask("profile")) if missed else ""
         ours.end()
         theirs.end()
-    tried = ", ".join(f"{setting}: {value:.3g}" for setting, value in speeds.items())
+    where = _BEFORE if work.picture is None else _IN_LOOP
     return Row(
         case=work.name,
         ours=ours_speed,
@@ -120,7 +118,7 @@ def speed(ours: JobSide, theirs: JobSide, work: Work, target: Target | None, rep
         unit="pairs/s",
         target=target,
         checked=checked,
-        note=f"{why} {NOTE.format(where=_BEFORE if work.picture is None else _IN_LOOP)} TRL's settings tried: {tried}.".strip(),
+        note=f"{why} {NOTE.format(where=where)} TRL's settings tried: {tuned}.".strip(),
         extra=flops,
     )
 
@@ -190,16 +188,17 @@ def _add_float32(rows: Sequence[Row]) -> None:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Measure all cases."""
-    options = parse(__doc__, words)
     in_bf16 = cpu.multiplies_in_bf16()
+    works = _IN_FLOAT32 + (_IN_BFLOAT16 if in_bf16 else ())
+    options = parse(__doc__.splitlines()[0], words, cases=[*(work.name for work, _ in works), MEMORY.name])
     rows = []
     with sides() as both:
-        for work, target in _IN_FLOAT32 + (_IN_BFLOAT16 if in_bf16 else ()):
-            if options.only in work.name:
+        for work, target in works:
+            if work.name in options.cases:
                 rows.append(speed(*both, work, target, options.repeats))
                 _add_float32(rows)
                 print(table("measured:", rows[-1:]), flush=True)
-    if options.only in MEMORY.name:
+    if MEMORY.name in options.cases:
         with sides() as both:  # processes that hold nothing of other cases
             rows.append(memory(*both, MEMORY, MEMORY_TARGET, options.repeats))
     title = "Learner: pairs per second" + ("" if in_bf16 else _WITHOUT_BFLOAT16)

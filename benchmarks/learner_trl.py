@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import statistics
 import time
@@ -22,26 +23,28 @@ from benchmarks.learner_sides import (
     peak_bytes,
     reset_peak,
 )
-from benchmarks.learner_work import as_text
+from benchmarks.learner_work import Work, as_text
 from benchmarks.processes import ANSWER, END
-from benchmarks.trl_turns import OPTIONS, between_turns
+from benchmarks.trl_turns import OPTIONS, Tuned, Tuning, between_turns, forget_compiled
 from rlsys.records import PreferencePair
 
 TRIED_TURNS = 3
-"""Turns in which a setting is tried; the fastest counts, so that a noisy moment does not choose a slow one."""
+"""Counted turns of a setting's trial."""
+PREFETCHED = 2
+"""Batches that a loader process makes ahead: torch's default."""
 MOST_TURNS = 1000
 """The trainer wants a number of steps; it is told to stop before."""
 
 
 def serve_trl(pipe: Any, job: Job) -> None:
-    """Says its settings' speeds, then answers `trace`, `turn` and `peak` as our side does."""
+    """Says what trials of its settings have found, then answers `trace`, `turn` and `peak` as our side does."""
     multiprocessing.set_start_method("fork", force=True)  # of loader processes, as where nothing is set
     pairs = job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
-    setting, speeds = best_setting(job, pairs)
-    pipe.send((ANSWER, speeds))
+    tuned = best_setting(job, pairs)
+    pipe.send((ANSWER, tuned))
     question = pipe.recv()
     while question == "trace":
-        pipe.send((ANSWER, _trace(job, pairs, setting)))
+        pipe.send((ANSWER, _trace(job, pairs, tuned.best)))
         question = pipe.recv()
 
     def ask(result: float | None) -> str:
@@ -53,7 +56,7 @@ def serve_trl(pipe: Any, job: Job) -> None:
         return question
 
     if question != END:
-        train(job, pairs, ask, setting)
+        train(job, pairs, ask, tuned.best)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,31 +74,37 @@ class Setting:
         return f"{self.size} a pass, {self.workers} workers" + (", compiled" if self.compiled else "")
 
 
-def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> tuple[Setting, dict[Setting, float]]:
-    """That with which TRL is fastest, and the pairs per second of each that was tried; where there is one, it is not."""
+def best_setting(job: Job, pairs: Sequence[PreferencePair]) -> Tuned:
+    """That with which TRL is fastest, by the median of its turns, the fastest two in two trials; pairs per second of
+    each that was tried. Where there is one, it is not tried.
+    """
     sizes = [size for size in job.work.tried_sizes if job.work.batch % size == 0]
     if len(sizes) == 1:
-        return Setting(size=sizes[0]), {}
-    speeds: dict[Setting, float] = {}
+        return Tuned(best=Setting(size=sizes[0]))
 
-    def best() -> Setting:
-        return max(speeds, key=speeds.__getitem__)
-
-    def measure(setting: Setting) -> None:
-        results: list[float] = []
+    def trial(setting: Setting) -> list[float]:
+        warmup, seconds = _warmup(job.work, setting), []
 
         def ask(result: float | None) -> str:
-            results.extend([] if result is None else [result])
-            return "turn" if len(results) < WARMUP + TRIED_TURNS else END
+            seconds.extend([] if result is None else [result])
+            return "turn" if len(seconds) < warmup + TRIED_TURNS else END
 
         train(job, pairs, ask, setting)
-        speeds[setting] = job.work.pairs_per_turn / min(results[WARMUP:])
+        return [job.work.pairs_per_turn / one for one in seconds[warmup:]]
 
+    tuning = Tuning(trial)
     for size in sizes:
-        measure(Setting(size=size))
-    measure(replace(best(), workers=1))
-    measure(replace(best(), compiled=True))
-    return best(), speeds
+        tuning.add(Setting(size=size))
+    tuning.add(replace(tuning.best, workers=1))
+    tuning.add(replace(tuning.best, compiled=True))
+    return tuning.finish()
+
+
+def _warmup(work: Work, setting: Setting) -> int:
+    """Turns of a trial that do not count."""
+    # While the first turn warms up, loader processes fill their queues: what is taken from there was made before, and
+    # few turns would look faster than many. These turns take as much as the queues hold.
+    return WARMUP + math.ceil(setting.workers * PREFETCHED * setting.size / work.pairs_per_turn)
 
 
 def train(job: Job, pairs: Sequence[PreferencePair], ask: Callable[[float | None], str], setting: Setting) -> None:
@@ -133,6 +142,7 @@ def _trainer(
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from trl import DPOTrainer
 
+    forget_compiled()
     processor = AutoProcessor.from_pretrained(job.checkpoint)
     model = AutoModelForImageTextToText.from_pretrained(job.checkpoint, dtype=torch.float32)
     if job.work.frozen_vision:

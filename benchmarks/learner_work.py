@@ -16,8 +16,6 @@ from rlsys.scenes.source import make_prompt
 from rlsys.scenes.world import CELL_PIXELS
 
 SCENES_MODEL = Shape()
-LARGER_MODEL = Shape(hidden=192, layers=4, mlp=512, vision_hidden=128, vision_layers=3, vision_mlp=256)
-"""2.4 M parameters: large enough that a step on long sequences is arithmetic and little else."""
 _PATCHES_PER_TOKEN = 4
 _PATCH_VALUES = 3 * 2 * (CELL_PIXELS // 2) ** 2
 

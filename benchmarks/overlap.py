@@ -80,6 +80,24 @@ class Rounds:
     training_s: list[float] = field(default_factory=list)
     num_pairs: list[int] = field(default_factory=list)
 
+    def check(self, *, uncounted: int = 1) -> str:
+        """Both ways have done the same work: no round trained on older answers, and the numbers of pairs are alike.
+
+        Args:
+            uncounted: overlapped rounds that warmed up; of the others one did.
+
+        Raises:
+            ValueError: they have not.
+        """
+        stale = {report.staleness for report in self.reports}
+        if stale != {0}:
+            raise ValueError(f"rounds trained on answers of older versions: staleness {stale}")
+        num_pairs = statistics.median(report.num_pairs for report in self.reports[uncounted:])
+        num_alone = statistics.median(self.num_pairs[1:])
+        if abs(num_pairs - num_alone) > MOST_OTHER_PAIRS * num_alone:
+            raise ValueError(f"{num_pairs:.0f} pairs a round, {num_alone:.0f} one stage after the other")
+        return f"staleness 0 in every round; {num_pairs:.0f} pairs a round, {num_alone:.0f} one stage after the other"
+
     def overlapped(self) -> float:
         """Seconds of a whole round."""
         watched = Watched(stage=self.parts.feedback)
@@ -120,49 +138,29 @@ class Rounds:
 def rounds_of(words: list[str], policy: Path, critic: Path) -> Iterator[Rounds]:
     """The parts of a run of preset `scenes`, started."""
     from rlsys.app import config as configuration
-    from rlsys.app import plan as planning
+    from rlsys.app.assembly import assembled
     from rlsys.app.cluster import cluster
-    from rlsys.app.starting import Host, start_feedback, start_learner, start_rollouts, start_together
-    from rlsys.journal import Journal
+    from rlsys.app.starting import Host
     from rlsys.progress import Progress
-    from rlsys.savepoints import Savepoints
     from rlsys.schedules.gate import GateConfig, MetricGate
-    from rlsys.sync import WeightSync
 
-    config, _ = configuration.load(["preset=scenes", f"schedule.rounds={MOST_ROUNDS}", "schedule.lr=1e-7", *words])
+    own = [f"schedule.rounds={MOST_ROUNDS}", "schedule.lr=1e-7", "eval.every=0", "output.keep_checkpoints=2"]
+    config, _ = configuration.load(["preset=scenes", *own, *words])
     with (
         tempfile.TemporaryDirectory(prefix="rlsys-overlap-") as scratch,
         cluster(None) as machine,
         Progress() as progress,
+        assembled(
+            config,
+            Host(machine=machine, progress=progress),
+            Path(scratch),
+            schedule=config.schedule.build(),
+            policy=policy,
+            critic=critic,
+            gate=MetricGate(config=GateConfig()),
+        ) as (parts, _),
     ):
-        host = Host(machine=machine, progress=progress)
-        savepoints = Savepoints(Path(scratch) / "checkpoints", initial_policy=policy, keep=2)
-        policy_size, critic_size = (planning.model_size(str(model), None) for model in (policy, critic))
-        places = planning.placements(planning.roles(config, policy=policy_size, critic=critic_size), machine)
-        rollouts, feedback, learner = started = start_together(
-            lambda: start_rollouts(config, host, policy, placements=places["rollout"], savepoints=savepoints),
-            lambda: start_feedback(config, critic, placements=places["critic"]),
-            lambda: start_learner(config, host, policy, objective=config.objective, placements=places["learner"]),
-        )
-        try:
-            yield Rounds(
-                Parts(
-                    schedule=config.schedule.build(),
-                    prompts=config.prompts,
-                    rollouts=rollouts,
-                    feedback=feedback,
-                    learner=learner,
-                    weights=WeightSync(learner=learner, rollouts=rollouts, transport=config.transport),
-                    evaluate=lambda round: {},
-                    gate=MetricGate(config=GateConfig()),
-                    journal=Journal(Path(scratch) / "journal"),
-                    savepoints=savepoints,
-                    tracker=Silent(),
-                )
-            )
-        finally:
-            for part in started:
-                part.close()
+        yield Rounds(replace(parts, tracker=Silent()))
 
 
 def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
@@ -171,17 +169,10 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
         rounds.parts.weights.publish(1)  # connects, and proves that engine and learner begin with the same weights
         rounds.version = 1
         ours, other, ratio = in_turn(rounds.overlapped, rounds.alone, repeats=repeats)
-    reports = rounds.reports[1:]
-    stale = {report.staleness for report in rounds.reports}
-    if stale != {0}:
-        raise ValueError(f"rounds trained on answers of older versions: staleness {stale}")
+    checked, reports = rounds.check(), rounds.reports[1:]
 
     def middle(values: Any) -> float:
         return statistics.median(values)
-
-    num_pairs, num_alone = middle(report.num_pairs for report in reports), middle(rounds.num_pairs[1:])
-    if abs(num_pairs - num_alone) > MOST_OTHER_PAIRS * num_alone:
-        raise ValueError(f"{case}: {num_pairs} pairs a round, {num_alone} one stage after the other")
 
     stages = {
         f"{name}_s": middle(report.seconds[name] for report in reports) for name in ("learn", "sync", "checkpoint")
@@ -197,9 +188,7 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
         ratio=ratio,
         unit="s",
         target=Target(at_most=MOST),
-        checked=(
-            f"staleness 0 in every round; {num_pairs:.0f} pairs a round, {num_alone:.0f} one stage after the other"
-        ),
+        checked=checked,
         note="" if ratio.median <= MOST else _why(uncovered, beside - generation, ours.median - beside, between),
         extra={
             "generation_alone_s": generation,
@@ -220,10 +209,10 @@ def _why(uncovered: float, slower: float, after: float, between: float) -> str:
 
 
 def main() -> None:
-    options = parse(__doc__.splitlines()[0])
+    options = parse(__doc__.splitlines()[0], cases=CASES)
     registry.discover()
     models = scenes_models()
-    rows = [measure(case, models, options.repeats) for case in CASES if options.only in case]
+    rows = [measure(case, models, options.repeats) for case in options.cases]
     write("overlap", TITLE, rows, repeats=options.written)
 
 

@@ -13,6 +13,15 @@ from typing import Any
 
 import psutil
 
+from rlsys.machine import this_machine
+from rlsys.placement import Placement
+from rlsys.progress import quiet_libraries
+
+START_S = 600.0
+"""How long a process may take to be ready; compiling a model takes minutes."""
+END_S = 10.0
+"""How long one that was told to end may take, before it is killed."""
+READY = "ready"
 END = "end"
 """The question that ends a job."""
 ANSWER, NO_MEMORY, FAILURE = "answer", "no memory", "failure"
@@ -37,65 +46,108 @@ def received(pipe: Any) -> Any:
 
 @contextmanager
 def failures_sent(pipe: Any) -> Iterator[None]:
-    """In the other process: what goes wrong in here is raised by `received`."""
+    """In the other process: what goes wrong in here is raised by `received`, if anybody is still there."""
     import torch
 
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        pipe.send((NO_MEMORY, str(error)))
-    except BaseException:
-        pipe.send((FAILURE, traceback.format_exc()))
+    with suppress(ConnectionError):
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            pipe.send((NO_MEMORY, str(error)))
+        except BaseException:
+            pipe.send((FAILURE, traceback.format_exc()))
 
 
-class JobSide:
+def whole_machine() -> Placement:
+    """All cores of this machine, or what a quota leaves of them, with as many threads."""
+    machine = this_machine()
+    return Placement(num_cpus=machine.num_cpus, cores=machine.cores, num_threads=max(1, int(machine.num_cpus)))
+
+
+class Child:
+    """A process of its own with the whole machine's cores, which answers what it is told, one message at a time."""
+
+    def __init__(self, serve: Callable[..., None], work: Callable[..., Any], *arguments: Any) -> None:
+        """Start the process; the first message waits until it is ready.
+
+        Args:
+            serve: called in the other process with its end of the pipe, `work` and `arguments`; sends `READY`, then an
+                answer to each message.
+            work: what the process is for.
+        """
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_run, args=(theirs, serve, work, *arguments))
+        self._process.start()
+        theirs.close()
+        self._work, self._ready = work, False
+
+    def say(self, message: Any) -> Any:
+        """The answer to a message.
+
+        Raises:
+            TimeoutError: the process does not start.
+            MemoryError, RuntimeError: as `received`.
+        """
+        if not self._ready and not self._pipe.poll(START_S):
+            raise TimeoutError(f"{self._work.__qualname__} did not start within {START_S:g} s")
+        self._ready = self._ready or received(self._pipe) == READY
+        self._pipe.send(message)
+        return received(self._pipe)
+
+    def close(self) -> None:
+        """End the process, and those that it has started: one that stands still does not see that its parent is gone."""
+        tree = []
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self._process.pid)
+            tree = [process, *process.children(recursive=True)]
+        self._pipe.close()  # it waits for a message, finds that none will come, and cleans up
+        self._process.join(END_S)
+        for process in tree:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._process.join()
+
+
+class JobSide(Child):
     """A child process that takes up one job after another, and answers questions about it one at a time."""
 
     def __init__(self, serve: Callable[[Any, Any], None]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(serve, theirs))
-        self._process.start()
+        super().__init__(_jobs, serve)
+
+    def begin(self, job: Any) -> Any:
+        """Give the process a job; returns, when it is ready for questions, what it has to say of itself."""
+        return self.say(job)
 
     def ask(self, question: str) -> Any:
         """
         Raises:
             MemoryError, RuntimeError: as `received`.
         """
-        return self._say(question)
-
-    def begin(self, job: Any) -> Any:
-        """Give the process a job; returns, when it is ready for questions, what it has to say of itself."""
-        return self._say(job)
+        return self.say(question)
 
     def end(self) -> None:
         """The job is done."""
-        self._say(END)
-
-    def _say(self, message: Any) -> Any:
-        self._pipe.send(message)
-        return received(self._pipe)
-
-    def close(self) -> None:
-        """End the process, and those that it has started: one that stands still does not see that its parent is gone."""
-        started = psutil.Process(self._process.pid).children(recursive=True) if self._process.is_alive() else []
-        for process in (self._process, *started):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        self._process.join()
+        self.say(END)
 
 
-def _run(serve: Callable[[Any, Any], None], pipe: Any) -> None:
-    threads = len(os.sched_getaffinity(0))
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
+def _jobs(pipe: Any, serve: Callable[[Any, Any], None]) -> None:
+    pipe.send((ANSWER, READY))
+    while True:
+        serve(pipe, pipe.recv())
+        pipe.send((ANSWER, None))
+
+
+def _run(pipe: Any, serve: Callable[..., None], *arguments: Any) -> None:
+    quiet_libraries()
     warnings.filterwarnings("ignore")
+    os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
     # Inductor puts what follows `--only` between quotes in the code it writes: a case's apostrophe would end it.
     sys.argv = sys.argv[:1]
+    placement = whole_machine()
+    placement.apply()
     import torch
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(placement.num_threads)
     with failures_sent(pipe):
-        while True:
-            serve(pipe, pipe.recv())
-            pipe.send((ANSWER, None))
+        serve(pipe, *arguments)

@@ -28,7 +28,8 @@ from actors.rollout import RolloutTask, RolloutWorker, merged
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, of_the_fastest, table, write
 from benchmarks.models import scenes_models, small_policy
-from benchmarks.sides import Side, Worker, compare, whole_machine
+from benchmarks.processes import whole_machine
+from benchmarks.sides import Side, Worker, compare
 from rlsys.app.cluster import cluster
 from rlsys.progress import quiet_libraries
 from rlsys.records import Prompt, Rollout, RoundPlan
@@ -46,6 +47,10 @@ may round otherwise and another token be drawn.
 """
 MOST_OTHER_TOKENS = 0.05
 """Of all sampled tokens, by how much their numbers may differ."""
+MODELS = {"scenes": 128, "2.7 M": 64}
+"""Prompts a turn."""
+MODES = {"eager": True, "compiled": False}
+BETWEEN = "seconds between the actor's calls"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +89,9 @@ class Turn:
     cpu_seconds: float
     """Of the processes that this side has for itself."""
     outside: float = 0.0
-    """Of the seconds, those in which no call of the engine was in work."""
+    """Of the seconds, those in which no call of the actor was in work; in a call it decodes, renders, has the engine
+    answer, reads and encodes.
+    """
 
     @property
     def speed(self) -> float:
@@ -200,7 +207,7 @@ def measure(
         extra={
             "tokens per answer": tokens[0] / len(same) / CANDIDATES,
             "seconds per turn": Spread.of([turn.seconds for turn in our_turns]).median,
-            "seconds between calls": Spread.of([turn.outside for turn in our_turns]).median,
+            BETWEEN: Spread.of([turn.outside for turn in our_turns]).median,
             "CPU seconds per turn": Spread.of([turn.cpu_seconds for turn in our_turns]).median,
             "CPU seconds per turn of bare vLLM": Spread.of([turn.cpu_seconds for turn in their_turns]).median,
         },
@@ -211,26 +218,27 @@ def _why(row: Row) -> str:
     if row.met is not False:
         return ""
     return (
-        f"Of {row.extra['seconds per turn']:.3g} s a turn, {row.extra['seconds between calls']:.2g} s pass between calls of "
-        "the engine, the others inside them. Ours reads texts and log-probabilities, encodes, sends and decodes; bare vLLM is "
-        "timed for the call of `generate` alone."
+        f"Of {row.extra['seconds per turn']:.3g} s a turn, {row.extra[BETWEEN]:.2g} s pass between the actor's calls, "
+        "the others inside them, where it also decodes and renders prompts, reads texts and log-probabilities and "
+        "encodes groups; bare vLLM is timed for the call of `generate` alone."
     )
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    options = parse(__doc__.splitlines()[0], words, repeats=REPEATS)
+    titles = [f"{name}, {mode}" for name in MODELS for mode in MODES]
+    options = parse(__doc__.splitlines()[0], words, cases=titles, repeats=REPEATS)
     quiet_libraries()
     rows = []
     policy, _ = scenes_models()
     with tempfile.TemporaryDirectory() as scratch, cluster(None):
-        models = {"scenes": (policy, 128), "2.7 M": (small_policy(Path(scratch)), 64)}
-        for name, (folder, num_prompts) in models.items():
+        folders = {"scenes": policy, "2.7 M": small_policy(Path(scratch))}
+        for name, num_prompts in MODELS.items():
             modes = []
-            for eager in (True, False):
-                title = f"{name}, {'eager' if eager else 'compiled'}"
-                if options.only in title:
-                    case = Case(name=title, folder=str(folder), num_prompts=num_prompts, eager=eager)
+            for mode, eager in MODES.items():
+                title = f"{name}, {mode}"
+                if title in options.cases:
+                    case = Case(name=title, folder=str(folders[name]), num_prompts=num_prompts, eager=eager)
                     modes.append(measure(case, options.repeats, target=None))
                     print(table("measured", modes[-1:]), flush=True)
             rows += [replace(row, note=_why(row)) for row in of_the_fastest(modes, TARGET)]

@@ -5,10 +5,11 @@
 Ours is the loop as a run has it (`rlsys.rounds.run_rounds` at staleness 0): answers by vLLM, rewards, pairs, journal,
 optimizer steps, checkpoint, weight update with its proof. TRL's is its own training loop with the way to answer that
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
-step and the precision that are fastest, compiled (`torch_compile`) if that is faster still. Same policy, prompts, reward and
-loss (sigmoid DPO, beta 0.1), the same cores; whoever waits sleeps; a turn is three rounds of ours and one of TRL's. On cores
-that multiply in bfloat16 each side takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside
-float32 weights. On others both take float32.
+step and the precision that are fastest, compiled (`torch_compile`) if that is faster still (by the median of steps that
+come before, the fastest two settings in two trials). Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), the
+same cores; whoever waits sleeps; a turn is three rounds of ours and one of TRL's. On cores that multiply in bfloat16
+each side takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside float32 weights. On
+others both take float32.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from benchmarks import cpu
 from benchmarks.arguments import parse
-from benchmarks.harness import Row, Target, in_turn, table, write
+from benchmarks.gpu_setup import on_gpu
+from benchmarks.harness import Row, Target, in_turn, memory_gib, table, write
 from benchmarks.models import scenes_models
 from benchmarks.processes import JobSide
 from benchmarks.round_sides import Job, Turn, our_rounds
 from benchmarks.round_trl import serve_trl
-from benchmarks.trl_turns import ALLOCATOR
-from rlsys.machine import may_have_gpus, this_machine
+from benchmarks.trl_turns import ALLOCATOR, Tuned
+from rlsys.machine import GIB, container_limits, this_machine
 from rlsys.progress import quiet_libraries
 from rlsys.scenes.policy import Shape, make_policy
 
@@ -61,6 +62,12 @@ that did not see them, or sampled otherwise, would be further off.
 """
 LEAST_SHARE = 0.99
 """Of the prompts that must have made a pair on each side: two answers may, rarely, be the same."""
+MOST_APART = 0.15
+"""As a share, by how much pairs a round, and tokens an answer, may differ where answers end by themselves."""
+TRL_64_BYTES = 11e9
+"""Peak resident memory of TRL's process in the case of 50 M parameters with 64 prompts a step, as measured."""
+TRL_SHARE = 1 / 3
+"""Of the memory, that TRL may take: our engines and ranks are there at the same time."""
 
 
 def measure(case: str, job: Job, target: Target | None, repeats: int, note: str = "", together: bool = True) -> Row:
@@ -76,15 +83,15 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         return done[name][-1].speed
 
     if together:
-        with their_rounds(job) as (theirs, settings), our_rounds(job) as ours:
+        with their_rounds(job) as (theirs, tuned), our_rounds(job) as ours:
             speeds = in_turn(lambda: side("ours", ours), lambda: side("TRL", theirs), repeats=repeats)
     else:
         with our_rounds(job) as ours:
             mine = iter([side("ours", ours) for _ in range(1 + repeats)])
-        with their_rounds(job) as (theirs, settings):
+        with their_rounds(job) as (theirs, tuned):
             speeds = in_turn(lambda: next(mine), lambda: side("TRL", theirs), repeats=repeats)
     counted = {name: turns[1:] for name, turns in done.items()}
-    limited = "" if may_have_gpus() else limits(counted, num_cores=this_machine().num_cpus)
+    limited = "" if on_gpu() else limits(counted, num_cores=this_machine().num_cpus)
     return Row(
         case=case,
         ours=speeds[0],
@@ -94,7 +101,7 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
         unit="pairs/s",
         target=target,
         checked=_check(job, counted),
-        note=" ".join(filter(None, (note, _settings(job, settings), limited, "" if together else APART))),
+        note=" ".join(filter(None, (note, _settings(job, tuned), limited, "" if together else APART))),
         extra={
             **_stages("ours", counted["ours"]),
             **_stages("TRL", counted["TRL"]),
@@ -105,25 +112,20 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
 
 
 @contextmanager
-def their_rounds(job: Job) -> Iterator[tuple[Callable[[], Turn], dict[str, Any]]]:
-    """TRL in a process of its own: a function that does a round, and the settings it has found best."""
-    process = JobSide(serve_trl)
-    try:
-        best = process.begin(job)
-        yield lambda: process.ask("turn"), best
+def their_rounds(job: Job) -> Iterator[tuple[Callable[[], Turn], Tuned]]:
+    """TRL in a process of its own: a function that does a round, and what trials of its settings have found."""
+    with closing(JobSide(serve_trl)) as process:
+        tuned = process.begin(job)
+        yield lambda: process.ask("turn"), tuned
         process.end()
-    finally:
-        process.close()
 
 
-def _settings(job: Job, settings: dict[str, Any]) -> str:
+def _settings(job: Job, tuned: Tuned) -> str:
     """With what both sides ran, and what of TRL's was tried."""
-    best, speeds = settings["best"], settings["pairs per second"]
-    tried = ", ".join(f"{setting}: {speed:.3g}" for setting, speed in speeds.items() if speed)
-    said = f" (pairs/s of a step with each setting tried: {tried})" if tried else ""
+    said = f" (pairs/s of a step with each setting tried: {tuned})" if tuned.speeds else ""
     return (
-        f"Ours trains {job.batch} pairs a step in {job.precision}; TRL answers and trains, prompts a step, {best}{said}. "
-        f"{job.untried}"
+        f"Ours trains {job.batch} pairs a step in {job.precision}; TRL answers and trains, prompts a step, "
+        f"{tuned.best}{said}. {job.untried}"
     ).strip()
 
 
@@ -164,6 +166,9 @@ def _check(job: Job, done: dict[str, list[Turn]]) -> str:
         )
     else:
         means = {name: statistics.mean(found.elements()) for name, found in lengths.items()}
+        for found, unit in ((pairs, "pairs a round"), (means, "tokens an answer")):
+            if abs(found["ours"] / found["TRL"] - 1) > MOST_APART:
+                raise ValueError(f"{unit} are {found}: more than {MOST_APART:.0%} apart")
         said = f"{means['ours']:.1f} and {means['TRL']:.1f} tokens an answer"
     return (
         f"{pairs['ours']:.1f} pairs a round, TRL {pairs['TRL']:.1f}; {said}; a token has {logprobs['ours']:.3f} nats, TRL's "
@@ -184,39 +189,50 @@ def _cpu_per_pair(turns: Sequence[Turn]) -> float:
     return statistics.median(turn.cpu_seconds_per_pair for turn in turns)
 
 
-UNTRIED = "Neither side has 64 a step here: TRL then takes 11 GB, and both, which take turns, do not fit 24 GB."
+def fitted(job: Job, memory: float) -> Job:
+    """The job without those sizes of TRL's that leave our side too little of so many bytes."""
+    too_large = {size: taken for size, taken in job.taken.items() if taken > TRL_SHARE * memory}
+    if not too_large:
+        return job
+    told = ", ".join(f"{size} ({taken / 1e9:.0f} GB)" for size, taken in too_large.items())
+    untried = (
+        f"TRL is not tried with {told}: that is more than a third of this machine's {memory / 1e9:.0f} GB, and our "
+        "side is there at the same time."
+    )
+    return replace(job, tried=tuple(size for size in job.tried if size not in too_large), untried=untried)
 
 
-def cases(scratch: Path) -> dict[str, tuple[Job, Target | None]]:
-    """By name. Pairs per optimizer step are those with which each side is fastest."""
-    policy, _ = scenes_models()
-    large = make_policy(scratch / "large", seed=0, shape=LARGE)
-    scenes = Job(folder=str(policy), num_prompts=256, max_tokens=64, batch=64, tried=(32, 64, 128))
-    found = {
-        "scenes, 64-token answers": (scenes, Target(at_least=2.5)),
-        "256-token answers": (
-            replace(scenes, num_prompts=64, max_tokens=256, tried=(16, 32, 64)),
-            Target(at_least=3.0),
-        ),
-        "50 M parameters": (
-            replace(scenes, folder=str(large), num_prompts=64, batch=32, tried=(16, 32), untried=UNTRIED),
-            Target(at_least=3.0),
-        ),
-        "scenes, answers as long as the policy makes them": (
-            replace(scenes, num_prompts=128, full=False, tried=(64, 128)),
-            None,
-        ),
-    }
-    return {name: (_at_best(job), target) for name, (job, target) in found.items()}
-
-
-def _at_best(job: Job) -> Job:
+def _at_best(job: Job, folders: dict[str, Path]) -> Job:
     """Every engine of ours answers its part of a round in one call."""
+    job = fitted(job, min(memory_gib(), container_limits().memory_gib) * GIB)
     precisions = ("fp32", "bf16") if cpu.multiplies_in_bf16() else ("fp32",)
-    words = (*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}")
-    return replace(job, words=words, precision=precisions[-1], precisions=precisions, compiles=True)
+    return replace(
+        job,
+        folder=str(folders[job.folder]),
+        words=(*TWO_CORES, f"rollout.batch={job.num_prompts // NUM_ENGINES}"),
+        precision=precisions[-1],
+        precisions=precisions,
+        compiles=True,
+    )
 
 
+_SCENES = Job(folder="scenes", num_prompts=256, max_tokens=64, batch=64, tried=(32, 64, 128))
+CASES: dict[str, tuple[Job, Target | None]] = {
+    "scenes, 64-token answers": (_SCENES, Target(at_least=2.5)),
+    "256-token answers": (
+        replace(_SCENES, num_prompts=64, max_tokens=256, tried=(16, 32, 64)),
+        Target(at_least=3.0),
+    ),
+    "50 M parameters": (
+        replace(_SCENES, folder="large", num_prompts=64, batch=32, tried=(16, 32, 64), taken={64: TRL_64_BYTES}),
+        Target(at_least=3.0),
+    ),
+    "scenes, answers as long as the policy makes them": (
+        replace(_SCENES, num_prompts=128, full=False, tried=(64, 128)),
+        None,
+    ),
+}
+"""Pairs per optimizer step are those with which each side is fastest, of those that fit; `folder` names a model."""
 NOTE = (
     "Ours takes the recorded log-probabilities of the answers as reference and checks 8 of them a round; TRL's reference "
     "is a second model that it asks in every step. TRL does not hand on the kinds of tokens, so that its policy reads "
@@ -227,14 +243,15 @@ NOTE = (
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure all cases."""
-    options = parse(__doc__.splitlines()[0], words)
+    options = parse(__doc__.splitlines()[0], words, cases=CASES)
     quiet_libraries()
     rows = []
     with tempfile.TemporaryDirectory(prefix="rlsys-round-models-") as scratch:
-        for name, (job, target) in cases(Path(scratch)).items():
-            if options.only in name:
-                rows.append(measure(name, job, target, options.repeats, NOTE))
-                print(table("measured:", rows[-1:]), flush=True)
+        folders = {"scenes": scenes_models()[0], "large": make_policy(Path(scratch) / "large", seed=0, shape=LARGE)}
+        for name in options.cases:
+            job, target = CASES[name]
+            rows.append(measure(name, _at_best(job, folders), target, options.repeats, NOTE))
+            print(table("measured:", rows[-1:]), flush=True)
     write("round", TITLE, rows, repeats=options.written)
     return 0
 

@@ -55,7 +55,9 @@ class Job:
     compiles: bool = False
     """TRL is also tried compiled, which takes minutes, and with a static cache."""
     untried: str = ""
-    """Why larger ones are not among them."""
+    """Why some were left out of these; empty if none was."""
+    taken: dict[int, float] = field(default_factory=dict)
+    """Bytes that TRL takes with those of `tried` that may be too large for a machine."""
     words: tuple[str, ...] = ()
     """More configuration of our side."""
     vllm: bool = False
@@ -84,7 +86,7 @@ class Turn:
     stages: dict[str, float] = field(default_factory=dict)
     """Busy seconds."""
     cores: dict[str, float] = field(default_factory=dict)
-    """Kept busy by each stage's processes, mean over the turn."""
+    """Kept busy by each stage's processes, mean over the turn; Ray's own belong to none."""
 
     @property
     def speed(self) -> float:
@@ -93,7 +95,9 @@ class Turn:
 
     @property
     def cpu_seconds_per_pair(self) -> float:
-        """Of all its processes: a noisy machine changes it less than the speed."""
+        """A noisy machine changes it less than the speed. Of the processes in `cores`: of ours the engines, the
+        learner's ranks and the driver, without Ray's own, which start actors and pass calls on; TRL has one.
+        """
         return sum(self.cores.values()) * self.seconds / self.num_pairs
 
 

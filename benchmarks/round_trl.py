@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import statistics
 import tempfile
@@ -15,12 +14,10 @@ from typing import Any
 from actors.engines.vllm_records import FORBIDDEN_BIAS
 from benchmarks.processes import ANSWER, END
 from benchmarks.round_sides import BETA, LR, MOST_ROUNDS, Job, Turn, reward
-from benchmarks.trl_turns import OPTIONS, between_turns
+from benchmarks.trl_turns import OPTIONS, Tuned, Tuning, between_turns, forget_compiled
 
 TRIED_STEPS = 2
-"""Counted steps with which a setting of TRL's is tried; the fastest counts, so that a noisy moment does not choose."""
-FINALISTS = 2
-"""Settings, the fastest so far, that are tried once more: nor does a noisy minute."""
+"""Counted steps of a setting's trial, after another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +38,11 @@ class Setting:
 
 
 def serve_trl(pipe: Any, job: Job) -> None:
-    """Says its settings, then answers every `turn` with a `Turn`, until it is told to end."""
+    """Says what trials of its settings have found, then answers every `turn` with a `Turn`, until it is told to end."""
     settings = [Setting(size=size, precision=precision) for precision in job.precisions for size in job.tried]
     # TRL's vLLM cannot be ended, so that only one trainer can be made with it.
-    speeds = _speeds(job, settings) if len(settings) > 1 else {settings[0]: 0.0}
-    best = max(speeds, key=speeds.__getitem__)
-    pipe.send((ANSWER, {"best": best, "pairs per second": speeds}))
+    tuned = _tuned(job, settings) if len(settings) > 1 else Tuned(best=settings[0])
+    pipe.send((ANSWER, tuned))
     question = pipe.recv()
 
     def ask(result: Turn | None) -> str:
@@ -57,51 +53,43 @@ def serve_trl(pipe: Any, job: Job) -> None:
         return question
 
     if question != END:
-        _train(job, best, steps=job.num_prompts // best.size, ask=ask)
+        _train(job, tuned.best, steps=job.num_prompts // tuned.best.size, ask=ask)
 
 
-def _speeds(job: Job, settings: Sequence[Setting]) -> dict[Setting, float]:
-    """Pairs per second with each that fits, and with the fastest of them compiled, and with a static cache, where the job
-    says so; the fastest of all in the better of two trials.
+def _tuned(job: Job, settings: Sequence[Setting]) -> Tuned:
+    """Pairs per second with each, and with the fastest of them compiled, and with a static cache, where the job says
+    so; by the median of the steps, those of the fastest two from two trials.
 
     Raises:
         MemoryError: none fits.
     """
-    speeds = {one: speed for one in settings if (speed := _trial(job, one))}
-    if not speeds:
-        raise MemoryError(f"TRL does not fit with any of its settings: {', '.join(map(str, settings))}")
-    if job.compiles:
-        best = max(speeds, key=speeds.__getitem__)
+    tuning = Tuning(lambda setting: _trial(job, setting))
+    for one in settings:
+        tuning.add(one)
+    best = tuning.best
+    if job.compiles and best is not None:
         for one in (
             replace(best, static=True),
             replace(best, compiled=True),
             replace(best, compiled=True, static=True),
         ):
-            speeds[one] = _trial(job, one)
-    for one in sorted(speeds, key=speeds.__getitem__)[-FINALISTS:]:
-        speeds[one] = max(speeds[one], _trial(job, one))
-    return speeds
+            tuning.add(one)
+    tuned = tuning.finish()
+    if tuned.best is None:
+        raise MemoryError(f"TRL runs with none of its settings: {tuned}")
+    return tuned
 
 
-def _trial(job: Job, setting: Setting) -> float:
-    """Pairs per second of the fastest of `TRIED_STEPS`, after another one; 0 if it does not fit the GPU."""
-    import torch
-
+def _trial(job: Job, setting: Setting) -> list[float]:
+    """Pairs per second of `TRIED_STEPS`, after another one."""
     found: list[Turn] = []
 
     def ask(result: Turn | None) -> str:
         found.extend([] if result is None else [result])
         return END if len(found) > TRIED_STEPS else "turn"
 
-    try:
-        _train(job, setting, steps=1, ask=ask)
-    except torch.OutOfMemoryError:
-        return 0.0
-    finally:
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-    return max(turn.speed for turn in found[1:])
+    _train(job, setting, steps=1, ask=ask)
+    return [turn.speed for turn in found[1:]]
 
 
 def _train(job: Job, setting: Setting, *, steps: int, ask: Callable[[Turn | None], str]) -> None:
@@ -197,6 +185,7 @@ def _trainer(job: Job, setting: Setting, *, max_steps: int, reward_func: Callabl
 
     from rlsys.chat import Chat
 
+    forget_compiled()
     on_gpu, chat = torch.cuda.is_available(), Chat(Path(job.folder))
     # TRL's mixed precision, as our learner's, keeps float32 weights beside what is multiplied in bfloat16.
     model = AutoModelForImageTextToText.from_pretrained(job.folder, dtype=torch.float32)

@@ -9,29 +9,43 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import RESULTS
+from benchmarks.harness import RESULTS, Target
 
 PAGE = RESULTS.parent / "README.md"
 NAMES = ("learner", "rollout", "critic", "weight_sync", "wire", "round", "overlap", "scaling", "startup")
 """All benchmarks, in the order in which they run and stand on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnGpu:
+    """A program that needs a GPU."""
+
+    measures: str
+    target: Target | None = None
+
+
 ON_GPU = {
-    "gpu_learner": (
-        "tokens per second of full fine-tuning, share of the bfloat16 matrix rate; TRL beside it",
-        "≥ 0.45",
+    "gpu_learner": OnGpu(
+        measures="tokens per second of full fine-tuning, share of the bfloat16 matrix rate; TRL beside it",
+        target=Target(at_least=0.45),
     ),
-    "gpu_rollout": ("tokens per second through the actors, against bare vLLM", "≥ 0.97"),
-    "gpu_sync": ("bytes per second of a weight update over ipc, against a copy on the device", "≥ 0.5"),
-    "gpu_nccl": ("an NCCL broadcast between two processes on the one GPU", ""),
-    "gpu_gap": ("distribution of the log-probability gap between engine and learner in bfloat16", ""),
-    "gpu_round": ("whole online rounds, against TRL's OnlineDPOTrainer", "≥ 5"),
-    "gpu_placement": ("a round's stages at once on the GPU, against one after the other", ""),
+    "gpu_rollout": OnGpu(
+        measures="tokens per second through the actors, against bare vLLM", target=Target(at_least=0.97)
+    ),
+    "gpu_sync": OnGpu(
+        measures="bytes per second of a weight update over ipc, against a copy on the device",
+        target=Target(at_least=0.5),
+    ),
+    "gpu_nccl": OnGpu(measures="an NCCL broadcast between two processes on the one GPU"),
+    "gpu_gap": OnGpu(measures="distribution of the log-probability gap between engine and learner in bfloat16"),
+    "gpu_round": OnGpu(measures="whole online rounds, against TRL's OnlineDPOTrainer", target=Target(at_least=5.0)),
+    "gpu_placement": OnGpu(measures="a round's stages at once on the GPU, against one after the other"),
 }
-"""Programs that need a GPU, in the order in which they run: what they measure, and their target."""
-TRIES_COMPILED = ("learner", "round")
-"""Programs that try TRL with `torch_compile` too, and say so of what they have tried; results of their older forms do not."""
+"""In the order in which they run; the programs take their targets from here."""
 
 _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?]) (?=[A-Z])")
 
@@ -40,9 +54,10 @@ HEAD = """\
 
 Made by `python -m benchmarks.tables` from the files in `results/`; do not edit.
 
-Every figure is a ratio of two sides measured in turn in one run: machines drift, ratios less so. "1.2 (1.1 to 1.3)" is
-the median over the turns, the smallest and the largest. Nothing is written down unless both sides did the same work; where
-they do not fit a GPU at once and come one after the other, the row says so.
+Where there is another side, the two are measured in turn in one run, and the figure is their ratio: machines drift,
+ratios less so. "1.2 (1.1 to 1.3)" is the median over the turns, the smallest and the largest. Nothing is written down
+unless both sides did the same work; where they do not fit a GPU at once and come one after the other, the row says so.
+A row without another side has what was measured on that machine.
 
 ## How to run
 
@@ -65,7 +80,7 @@ def page(results: Path = RESULTS) -> str:
     others = {name: one for name, one in found.items() if name not in here and name not in ON_GPU}
     on_gpu = {name: found[name] for name in ON_GPU if name in found}
     all_here = {**here, **others}
-    lines = [HEAD, "## Targets", "", *_summary(all_here), *_uncompiled(all_here), *_origins(all_here)]
+    lines = [HEAD, "## Targets", "", *_summary(all_here | on_gpu), *_origins(all_here)]
     for name, one in all_here.items():
         lines += ["", *_section(name, one)]
     missing = [name for name in NAMES if name not in here]
@@ -94,18 +109,6 @@ def _origins(results: dict[str, Any]) -> list[str]:
         return []
     runs = "; ".join(f"{', '.join(names)} at {commit}" for commit, names in commits.items())
     return ["", f"Not all from one run: {runs}."]
-
-
-def _uncompiled(results: dict[str, Any]) -> list[str]:
-    """Where the other side may not have been at its best."""
-    names = [
-        name
-        for name in TRIES_COMPILED
-        if name in results and not any("compiled" in row["note"] for row in results[name]["rows"])
-    ]
-    if not names:
-        return []
-    return ["", f"{' and '.join(names)}: TRL was not tried compiled, which can make it faster than it is here."]
 
 
 def _section(name: str, one: dict[str, Any], level: str = "##") -> list[str]:
@@ -163,7 +166,9 @@ def _gpu(results: dict[str, Any]) -> list[str]:
     missing = [name for name in ON_GPU if name not in results]
     if missing:
         lines += ["| program | measures | target | |", "|---|---|---|---|"]
-        lines += [f"| `benchmarks.{name}` | {' | '.join(ON_GPU[name])} | not measured |" for name in missing]
+        for name in missing:
+            program = ON_GPU[name]
+            lines.append(f"| `benchmarks.{name}` | {program.measures} | {program.target or ''} | not measured |")
         lines.append("")
     for name, one in results.items():
         lines += [*_section(name, one, "###"), ""]

@@ -161,13 +161,12 @@ def _row(case: str, measured: Compared, **more: Any) -> Row:
 
 
 def main() -> None:
-    options = parse(__doc__)
+    options = parse(__doc__.splitlines()[0], cases=SHAPES)
     os.environ["RLSYS_PLUGINS"] = "benchmarks.unproven"  # engines must find it by name
     found: list[Row] = []
     with cluster(None):
-        for name, shape in SHAPES.items():
-            if options.only in name:
-                found += rows(name, measure(shape, options.repeats))
+        for name in options.cases:
+            found += rows(name, measure(SHAPES[name], options.repeats))
     write("weight_sync", TITLE, found, repeats=options.written)
 
 

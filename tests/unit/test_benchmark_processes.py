@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks.processes import ANSWER, JobSide, failures_sent, received
+from benchmarks.sides import Side, compare
 
 
 @pytest.fixture
@@ -56,6 +57,68 @@ def test_a_closed_side_leaves_no_process_that_stands_still():
     while _is_there(pid) and time.monotonic() < end:
         time.sleep(0.01)
     assert not _is_there(pid)
+
+
+def test_a_job_side_takes_up_one_job_after_another():
+    side = JobSide(serve)
+    try:
+        first = side.begin("pass")
+        side.end()
+        assert side.begin("pass") != first
+    finally:
+        side.close()
+
+
+def doubling(factor):
+    return lambda turn: factor * turn
+
+
+def failing():
+    raise torch.OutOfMemoryError("80 GiB are missing")
+
+
+def test_a_side_calls_its_function_in_a_process_of_its_own():
+    side = Side(doubling, 2)
+    try:
+        assert [side(turn) for turn in (3, 4)] == [6, 8]
+        process = psutil.Process(side._process.pid)
+    finally:
+        side.close()
+    assert not process.is_running()
+    side.close()  # once more is nothing
+
+
+def test_a_side_that_does_not_start_says_so_when_it_is_called():
+    side = Side(failing)
+    try:
+        with pytest.raises(MemoryError, match="80 GiB are missing"):
+            side(0)
+    finally:
+        side.close()
+
+
+class Worker:
+    """A side in this process."""
+
+    def __init__(self, error=None):
+        self.error, self.closed = error, False
+
+    def __call__(self, turn):
+        return type("Turn", (), {"speed": 1.0 + turn})
+
+    def close(self):
+        self.closed = True
+        if self.error:
+            raise self.error
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_both_sides_are_closed_even_if_one_cannot_be(broken):
+    both = [Worker(), Worker()]
+    both[broken].error = OSError("cannot be closed")
+    with pytest.raises(OSError, match="cannot be closed"):
+        compare(*both, repeats=1)
+    assert both[0].closed and both[1].closed
 
 
 def _is_there(pid):

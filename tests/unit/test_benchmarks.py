@@ -1,5 +1,6 @@
 """The benchmarks' page is made of their files and of nothing else, and one failure does not stop the others."""
 
+import importlib
 import json
 import subprocess
 from pathlib import Path
@@ -8,10 +9,12 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import __main__ as runner
-from benchmarks import arguments, cpu, harness, tables
+from benchmarks import arguments, cpu, gpu_setup, harness, processes, tables
 from benchmarks.harness import Row, Spread, Target, of_the_fastest
 from benchmarks.learner_work import Work
 from benchmarks.profiling import shares
+from rlsys.machine import Machine
+from rlsys.placement import Placement
 
 MEASURED = {
     "when": "2025-03-04T05:06:07+00:00",
@@ -107,6 +110,20 @@ def test_the_summary_counts_targets_and_says_why_one_was_missed(tmp_path):
     assert lines[at + 4] == "- wire: slow: 1.5, target ≥ 10. because of physics"
 
 
+def test_a_target_missed_on_a_gpu_stands_in_the_summary_too(tmp_path):
+    write(tmp_path, "wire", [MET])
+    write(tmp_path, "gpu_sync", [MISSED])
+    lines = tables.page(tmp_path).splitlines()
+    at = lines.index("## Targets")
+    assert lines[at + 2] == "1 of 2 met. Missed:"
+    assert lines[at + 4] == "- gpu_sync: slow: 1.5, target ≥ 10. because of physics"
+
+
+@pytest.mark.parametrize("name", runner.NAMES)
+def test_every_program_can_be_started_where_there_is_no_gpu(name):
+    assert callable(importlib.import_module(f"benchmarks.{name}").main)
+
+
 def test_what_most_rows_have_to_say_is_said_once(tmp_path):
     notes = {
         "a": "Own of a. Both warm. In turn.",
@@ -191,17 +208,61 @@ def test_an_unknown_name_is_refused(no_page, capsys):
 
 
 def test_a_benchmark_that_does_not_fit_the_machine_is_left_out_and_said_why(no_page, capsys, monkeypatch):
-    assert [runner.unfit(name, num_cores=2, has_rival=True) for name in tables.NAMES] == [""] * 9
-    assert runner.unfit("round", num_cores=1, has_rival=True) == "it takes 2 cores, there is 1"
-    assert runner.unfit("learner", num_cores=2, has_rival=False) == "trl is not installed"
-    assert runner.unfit("gpu_sync", num_cores=2, has_rival=True, has_gpu=False) == "there is no GPU"
-    assert [runner.unfit(name, num_cores=2, has_rival=True, has_gpu=True) for name in tables.ON_GPU] == [""] * 7
-    monkeypatch.setattr(runner, "may_have_gpus", lambda: False)
-    monkeypatch.setattr(runner.os, "sched_getaffinity", lambda pid: {0})
+    def why(name, *, num_cores=2, has_rival=True, has_gpu=False):
+        return runner.unfit(name, num_cores=num_cores, has_rival=has_rival, has_gpu=has_gpu)
+
+    assert [why(name) for name in tables.NAMES] == [""] * 9
+    assert why("round", num_cores=1) == "it takes 2 cores, there is 1"
+    assert why("learner", has_rival=False) == "trl is not installed"
+    assert why("gpu_sync") == "torch sees no GPU"
+    assert [why(name, has_gpu=True) for name in tables.ON_GPU] == [""] * 7
+    assert why("rollout", has_gpu=True) == "vLLM here is the one for GPUs"
+    assert [name for name in tables.NAMES if not why(name, has_gpu=True)] == ["learner", "wire", "scaling"]
+    monkeypatch.setattr(runner, "on_gpu", lambda: False)
+    monkeypatch.setattr(runner, "this_machine", lambda: Machine(num_cpus=1, num_gpus=0, memory_gib=1))
     ran = []
     assert runner.main([], run=lambda name, options: ran.append(name) or 0) == 0
     assert ran == ["rollout", "critic", "wire", "scaling", "startup"]
     assert "== overlap: left out: it takes 2 cores, there is 1" in capsys.readouterr().out
+
+
+@pytest.fixture
+def unconfined(monkeypatch):
+    monkeypatch.setattr(arguments, "confine", lambda: None)
+
+
+def test_only_some_cases_are_run_and_not_written_down(unconfined):
+    options = arguments.parse("a benchmark", ["--only", "b"], cases=["ab", "bc", "cd"])
+    assert (options.cases, options.written) == (["ab", "bc"], 0)
+    options = arguments.parse("a benchmark", [], cases=["ab", "bc"])
+    assert (options.cases, options.written) == (["ab", "bc"], 5)
+
+
+def test_cases_that_there_are_not_are_refused(unconfined, capsys):
+    with pytest.raises(SystemExit) as ended:
+        arguments.parse("a benchmark", ["--only", "nope"], cases=["ab", "cd"])
+    assert ended.value.code == 2
+    assert "--only nope: no such case; there are: ab; cd" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        arguments.parse("a benchmark without cases", ["--only", "ab"])
+    assert "unrecognized arguments: --only ab" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [name for name in runner.NAMES if name not in ("scaling", "startup")])
+def test_every_program_knows_its_cases_before_it_measures(unconfined, name, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", [name, "--only", "nope"])
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module(f"benchmarks.{name}").main()
+    assert ended.value.code == 2 and "no such case; there are: " in capsys.readouterr().err
+
+
+def test_a_quota_without_cores_of_its_own_still_leaves_a_thread(monkeypatch):
+    """Then no cores are named, as the container may run on any."""
+    quota = Machine(num_cpus=2, num_gpus=0, memory_gib=1, cores=())
+    for module in (processes, gpu_setup):
+        monkeypatch.setattr(module, "this_machine", lambda: quota)
+    assert processes.whole_machine() == Placement(num_cpus=2, cores=(), num_threads=2)
+    assert gpu_setup.place(0.3).num_threads == 2
 
 
 def test_both_sides_have_two_cores_and_no_gpu_whatever_the_machine_has(monkeypatch):
@@ -237,6 +298,18 @@ def test_results_of_earlier_benchmarks_do_not_make_a_tree_dirty(monkeypatch, tmp
     assert harness._commit() == f"{commit}-dirty"
 
 
+def test_what_changes_while_it_is_measured_is_not_that_commit(monkeypatch):
+    monkeypatch.setattr(harness, "commit_at_start", lambda: "abc1234")
+    for now, said in (("abc1234", "abc1234"), ("abc1234-dirty", "abc1234-dirty"), ("def5678", "abc1234-dirty")):
+        monkeypatch.setattr(harness, "_commit", lambda now=now: now)
+        assert harness.measured_commit() == said
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert harness._commit() == "unknown"
+
+
 def test_a_page_that_is_not_of_one_run_says_so(tmp_path):
     write(tmp_path, "wire", [ROW])
     write(tmp_path, "overlap", [ROW])
@@ -247,16 +320,6 @@ def test_a_page_that_is_not_of_one_run_says_so(tmp_path):
     assert "Not all from one run: wire at def5678 on A Processor; overlap at abc1234 on A Processor." in tables.page(
         tmp_path
     )
-
-
-def test_a_page_says_where_the_other_side_was_not_tried_compiled(tmp_path):
-    said = "learner and round: TRL was not tried compiled"
-    write(tmp_path, "learner", [{**ROW, "note": "TRL's settings tried: 8 a pass."}])
-    write(tmp_path, "round", [ROW])
-    assert said in tables.page(tmp_path)
-    for name in ("learner", "round"):
-        write(tmp_path, name, [ROW, {**ROW, "note": "TRL's settings tried: 8 a pass, 8 a pass, compiled."}])
-    assert "not tried compiled" not in tables.page(tmp_path)
 
 
 def pair(prompt_tokens, answer_tokens):

@@ -9,6 +9,7 @@ computes the same sums in the same order.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from actors.engines import checkpoints, engine
-from actors.engines.vllm_prompts import PromptJoiner, VllmRequest
+from actors.engines.vllm_prompts import PromptJoiner, Refused, VllmRequest
 from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampling
 from actors.engines.vllm_steps import in_order
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
 from rlsys.imports import import_at_once
-from rlsys.records import Generation, Probe, Prompt
+from rlsys.records import Generation, Probe
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _COMPILE_DISABLE = "TORCH_COMPILE_DISABLE"
@@ -57,7 +58,8 @@ class Vllm:
     vLLM would count what the others allocate meanwhile as its own, and find nothing left.
     """
     prefix_caching: bool = True
-    images_per_prompt: int = 8
+    images_per_prompt: int = 10
+    """As many as the frames that are taken of a video (`rlsys.prompts.datasets`)."""
     seed: int = 0
     """For what vLLM draws itself; every request carries a seed of its own."""
 
@@ -107,7 +109,8 @@ class VllmEngine:
         _import_vllm(options)
         self._translator = Translator(folder, raw_logits=raw_logits)
         self._torn = False
-        self._most, self._max_model_len = options.max_num_seqs, options.max_model_len
+        self._most = options.max_num_seqs
+        self._has_answered = False
         self._llm = _start(options, folder, raw_logits)
         self._joiner = PromptJoiner(self._llm, most_images=options.images_per_prompt)
 
@@ -116,14 +119,27 @@ class VllmEngine:
         return [one for ready in self.stream(requests) for one in ready]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
-        """As `generate`, each as soon as it and those before it are there."""
+        """As `generate`, each as soon as it and those before it are there. A prompt that the model does not take has no
+        completions.
+
+        Raises:
+            EngineError: this engine has not answered anything yet, and takes none of the prompts.
+        """
         if self._torn:
             raise EngineError("the last weight update failed half way: these weights are of no version")
-        words = self._translator
-        sampling = iter([wanted for _, wanted in requests])
+        words, refused, left = self._translator, [], iter(requests)
         asked = ((words.prompt(prompt), words.sampling(wanted)) for prompt, wanted in requests)
-        for outputs in self._run([prompt for prompt, _ in requests], asked):
-            yield words.generations(outputs, list(islice(sampling, len(outputs))))
+        for outputs in self._run(asked):
+            whose = list(islice(left, len(outputs)))
+            for (prompt, _), output in zip(whose, outputs, strict=True):
+                if isinstance(output, Refused):
+                    refused.append(f"prompt {prompt.id!r}: {output.reason}")
+                    print(f"not answered, {refused[-1]}", file=sys.stderr, flush=True)
+                else:
+                    self._has_answered = True
+            yield words.generations(outputs, [wanted for _, wanted in whose])
+        if refused and not self._has_answered:
+            raise EngineError(f"none of {len(refused)} prompts can be answered; {refused[0]}")
 
     def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens.
@@ -135,7 +151,10 @@ class VllmEngine:
             raise EngineError("an engine opened for raw logits has no log-probabilities")
         params = probe_sampling()
         asked = ((self._translator.prompt(probe.prompt, probe.response_token_ids), params) for probe in probes)
-        outputs = [output for ready in self._run([probe.prompt for probe in probes], asked) for output in ready]
+        outputs = [output for ready in self._run(asked) for output in ready]
+        for probe, output in zip(probes, outputs, strict=True):
+            if isinstance(output, Refused):
+                raise EngineError(f"probe of prompt {probe.prompt.id!r}: {output.reason}")
         return [probe_logprobs(output, probe) for output, probe in zip(outputs, probes, strict=True)]
 
     def connect(self, offer: dict[str, Any]) -> None:
@@ -198,28 +217,14 @@ class VllmEngine:
         self._llm.llm_engine.engine_core.reset_encoder_cache()
         self._llm.reset_mm_cache()
 
-    def _run(self, prompts: Sequence[Prompt], requests: Iterator[VllmRequest]) -> Iterator[list[Any]]:
+    def _run(self, requests: Iterator[VllmRequest]) -> Iterator[list[Any]]:
         self._forget()
         try:
-            yield from in_order(self._llm, self._engine_inputs(prompts, requests), most=self._most)
+            yield from in_order(self._llm, self._joiner.engine_inputs(requests), most=self._most)
         except RlsysError:  # of a request that cannot be made
             raise
         except Exception as error:
             raise EngineError(f"vLLM: {type(error).__name__}: {error}") from error
-
-    def _engine_inputs(self, prompts: Sequence[Prompt], requests: Iterator[VllmRequest]) -> Iterator[tuple[Any, Any]]:
-        """
-        Raises:
-            EngineError: a prompt leaves no room for one more token. vLLM would not say which.
-        """
-        for prompt, (made, params) in zip(prompts, self._joiner.engine_inputs(requests), strict=True):
-            length = len(made["prompt_token_ids"])
-            if length >= self._max_model_len:
-                raise EngineError(
-                    f"prompt {prompt.id!r} has {length} tokens, {len(prompt.images)} images expanded; with "
-                    f"engine.max_model_len={self._max_model_len} there is no room for an answer"
-                )
-            yield made, params
 
 
 @contextmanager

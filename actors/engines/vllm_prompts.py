@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -37,6 +37,13 @@ class Kind(StrEnum):
     ALONE = "alone"
 
 
+@dataclass(frozen=True)
+class Refused:
+    """Stands for a prompt that the model cannot take."""
+
+    reason: str
+
+
 class PromptJoiner:
     """Makes the engine inputs of one `vllm.LLM`."""
 
@@ -47,12 +54,14 @@ class PromptJoiner:
         """
         self._llm = llm
         self._most_images = most_images if llm.model_config.hf_config.model_type in JOINED_MODELS else 1
+        self._has_dropped = False
+        """Whether images were processed that the engine will not get."""
 
     def engine_inputs(self, requests: Iterable[VllmRequest]) -> Iterator[tuple[Any, Any]]:
-        """Engine inputs of one call's prompts, each with its sampling parameters.
+        """Engine inputs of one call's prompts, or `Refused`, each with its sampling parameters.
 
-        All of them must go to the engine, in order, or vLLM's cache of processed images be emptied before the next call: of
-        an image that was sent before, only the digest is sent, and the engine looks it up.
+        All of them must go to the engine, in order and before the next is taken, or vLLM's cache of processed images be
+        emptied before the next call: of an image that was sent before, only the digest is sent, and the engine looks it up.
 
         Args:
             requests: taken up to `most_images` images ahead.
@@ -61,9 +70,41 @@ class PromptJoiner:
             EngineError: the tokens of a joined prompt are not those of its parts.
         """
         for kind, group in groups(requests, most_images=self._most_images):
-            prompts = [prompt for prompt, _ in group]
-            inputs = self._joined(prompts) if self._may_join(kind, prompts) else map(self._engine_input, prompts)
-            yield from zip(inputs, (params for _, params in group), strict=True)
+            yield from zip(
+                self._inputs(kind, [prompt for prompt, _ in group]), (params for _, params in group), strict=True
+            )
+
+    def _inputs(self, kind: Kind, prompts: Sequence[dict[str, Any]]) -> Iterator[Any]:
+        self._forget_dropped()
+        if self._may_join(kind, prompts):
+            try:
+                joined = self._joined(prompts)
+            except ValueError:  # of one of them, which comes out now
+                self._has_dropped = True
+            else:
+                yield from map(self._of_allowed_length, joined)
+                return
+        yield from map(self._alone, prompts)
+
+    def _alone(self, prompt: dict[str, Any]) -> Any:
+        self._forget_dropped()
+        try:
+            return self._of_allowed_length(self._engine_input(prompt))
+        except ValueError as error:
+            self._has_dropped = True
+            return Refused(str(error.__cause__ or error))  # the cause: of what the processor says
+
+    def _of_allowed_length(self, made: Any) -> Any:
+        length, limit = len(made["prompt_token_ids"]), self._llm.model_config.max_model_len
+        if length < limit:
+            return made
+        self._has_dropped = True
+        return Refused(f"{length} tokens leave no room for an answer, engine.max_model_len is {limit}")
+
+    def _forget_dropped(self) -> None:
+        if self._has_dropped:
+            self._llm.reset_mm_cache()
+            self._has_dropped = False
 
     def _may_join(self, kind: Kind, prompts: Sequence[dict[str, Any]]) -> bool:
         if len(prompts) == 1:

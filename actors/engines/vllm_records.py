@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.engines.vllm_prompts import Refused
 from rlsys.chat import Chat
 from rlsys.errors import EngineError
 from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
@@ -76,10 +77,16 @@ class Translator:
         )
 
     def generations(self, outputs: Sequence[Any], wanted: Sequence[Sampling]) -> list[Generation]:
-        """Of `vllm.RequestOutput`s; what was sampled once for a greedy request is all of its candidates."""
-        texts = iter(self.chat.texts([list(one.token_ids) for output in outputs for one in output.outputs]))
+        """Of `vllm.RequestOutput`s; what was sampled once for a greedy request is all of its candidates, and what was
+        `Refused` has none.
+        """
+        answered = [output for output in outputs if not isinstance(output, Refused)]
+        texts = iter(self.chat.texts([list(one.token_ids) for output in answered for one in output.outputs]))
         found = []
         for output, each in zip(outputs, wanted, strict=True):
+            if isinstance(output, Refused):
+                found.append(Generation(prompt_token_ids=np.zeros(0, np.int32), completions=()))
+                continue
             completions = [self._completion(one, each, next(texts)) for one in output.outputs]
             if each.temperature == 0:
                 completions = completions * each.num_samples

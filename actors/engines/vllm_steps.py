@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from actors.engines.vllm_prompts import Refused
+
 
 def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Iterator[list[Any]]:
     """Run requests; those whose outputs are ready at once, all before them included, are one list.
@@ -14,11 +16,12 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
 
     Args:
         llm: a `vllm.LLM` that is idle.
-        requests: engine inputs with their `vllm.SamplingParams`; taken when there is room for all their candidates.
+        requests: engine inputs with their `vllm.SamplingParams`; taken when there is room for all their candidates. What is
+            `Refused` does not enter.
         most: candidates that are sampled at once; a request for more enters alone.
 
     Yields:
-        `vllm.RequestOutput`s. Closed early, the engine is idle again.
+        `vllm.RequestOutput`s, and what was `Refused`. Closed early, the engine is idle again.
     """
     engine = llm.llm_engine
     coming = next(requests, None)
@@ -29,11 +32,10 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
         while coming or inside:
             while coming and _has_room(engine, coming[1].n, most):
                 name = str(next(llm.request_counter))
-                try:
-                    inside[name] = engine.add_request(name, *coming)
-                except Exception:
-                    engine.abort_request([name])  # what went wrong may have done so half way
-                    raise
+                if isinstance(coming[0], Refused):
+                    inside[name], outputs[name] = name, coming[0]
+                else:
+                    inside[name] = _enter(engine, name, *coming)
                 coming = next(requests, None)
             outputs.update((output.request_id, output) for output in engine.step() if output.finished)
             ready = []
@@ -45,6 +47,14 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
     finally:
         if inside:
             engine.abort_request([own for name, own in inside.items() if name not in outputs], internal=True)
+
+
+def _enter(engine: Any, name: str, made: Any, params: Any) -> str:
+    try:
+        return engine.add_request(name, made, params)
+    except Exception:
+        engine.abort_request([name])  # what went wrong may have done so half way
+        raise
 
 
 def _has_room(engine: Any, candidates: int, most: int) -> bool:

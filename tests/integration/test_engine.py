@@ -14,7 +14,7 @@ from actors.engines import engine as engines
 from actors.rollout import RolloutWorker
 from rlsys import wire
 from rlsys.errors import ConfigError, EngineError, SyncError
-from rlsys.records import Probe, Prompt, Sampling, Turn
+from rlsys.records import Image, Probe, Prompt, Sampling, Turn
 from rlsys.transports.gloo import Gloo
 from tests.integration.small_model import Sending, Transformers, make_prompts, make_small, push, weights_of
 
@@ -274,13 +274,33 @@ def test_prompts_of_images_that_were_evicted_are_not_joined(engine, num_images, 
     assert num_images == [4, 1, 2, 2, 0, 2, 1]  # as before, but a and db by themselves
 
 
-def test_a_prompt_that_is_too_long_is_an_error_that_says_so_and_the_next_call_is_whole(engine):
-    [(long, sampling), *others] = mixed(seed=23)  # images that the engine has not had: it gets none of those processed
-    turns = (Turn(role="user", text="red circle " * 200),)
-    with pytest.raises(EngineError, match=rf"prompt '{long.id}' has \d+ tokens, .* engine\.max_model_len=256"):
-        engine.generate([(replace(long, turns=turns), sampling), *others])
-    found = engine.generate(mixed(seed=23))
-    assert_same(found, engine.generate(mixed(seed=23)))
+def test_prompts_that_the_model_does_not_take_are_not_answered_and_others_are_as_without_them(engine, capfd):
+    asked = mixed(seed=23)  # images that the engine has not had
+    expected = [engine.generate([one])[0] for one in asked]
+    (long, sampling), thin = asked[0], Image(pixels=np.zeros((1000, 4, 3), np.uint8))
+    words = (Turn(role="user", text="red circle " * 200),)
+    wrong = [replace(long, id="long", turns=words), replace(long, id="thin", images=(thin,))]
+    found = engine.generate([(wrong[0], sampling), *asked[:3], (wrong[1], sampling), *asked[3:], (wrong[0], sampling)])
+    assert [len(one.completions) for one in (found[0], found[4], found[-1])] == [0, 0, 0]
+    assert_same(expected, [*found[1:4], *found[5:-1]])
+    said = capfd.readouterr().err
+    assert "not answered, prompt 'long': 4" in said and "engine.max_model_len is 256" in said
+    assert "not answered, prompt 'thin': " in said and "aspect ratio" in said
+    assert_same(engine.generate(asked), engine.generate(asked))
+
+
+def test_an_engine_that_takes_no_prompt_at_all_says_why(engine, monkeypatch):
+    [prompt] = make_prompts(1)
+    long = replace(prompt, turns=(Turn(role="user", text="red circle " * 200),))
+    assert engine.generate([(long, Sampling())])[0].completions == ()  # it has answered others
+    monkeypatch.setattr(engine, "_has_answered", False)
+    with pytest.raises(
+        EngineError, match=rf"none of 2 prompts can be answered; prompt '{prompt.id}': 4\d\d tokens leave no"
+    ):
+        engine.generate([(long, Sampling())] * 2)
+    probe = Probe(prompt=long, prompt_token_ids=(1,), response_token_ids=(20,))
+    with pytest.raises(EngineError, match=rf"probe of prompt '{prompt.id}': 4\d\d tokens"):
+        engine.score([probe])
 
 
 def test_a_probe_that_filled_the_engine_can_be_scored(engine):

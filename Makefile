@@ -5,6 +5,8 @@ THIS_MAKEFILE := $(MAKEFILE_LIST)
 export THIS_MAKEFILE PYTHON
 # Another environment that happens to be active must not leak into ours.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+# `cd` would print where it went.
+unexport CDPATH
 # Without bytecode every process compiles what it imports again, for a minute and more.
 unexport PYTHONDONTWRITEBYTECODE
 

@@ -2,7 +2,7 @@
 # env.sh [SCRIPT ARGUMENTS ...]: finds a Python 3.11 and runs SCRIPT with it, or make_env.py, which makes the environment of
 # this checkout. $PYTHON, if set, is tried first.
 set -eu
-unset PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE __PYVENV_LAUNCHER__ || true
+unset CDPATH PYTHONPATH PYTHONHOME PYTHONSTARTUP PYTHONDONTWRITEBYTECODE __PYVENV_LAUNCHER__ || true
 here=$(cd "$(dirname "$0")" && pwd)
 [ $# -gt 0 ] || set -- "$here/make_env.py"
 without_venv=""

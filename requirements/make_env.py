@@ -86,7 +86,8 @@ def pip_environment() -> dict[str, str]:
 @contextmanager
 def held(path: Path, what: str) -> Iterator[None]:
     """Hold an exclusive lock on a file or directory; the system lets go of it however this process ends."""
-    descriptor = os.open(path, os.O_RDONLY)
+    # Over NFS only what is open for writing can be locked; a directory cannot be.
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -194,7 +194,7 @@ class RunConfig:
 
         Raises:
             ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made; the
-                objective does not learn from pairs; the transport goes between GPUs, and there are none.
+                objective does not learn from pairs; the transport, or the ranks, cannot work on the GPUs they would have.
         """
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
@@ -205,11 +205,7 @@ class RunConfig:
                 f"objective={type(self.objective).__name__} learns from {self.objective.consumes.__name__} records; "
                 "rounds make preference pairs"
             )
-        if getattr(self.transport, "between_gpus", False) and not (self.learner.gpus and self.rollout.gpus):
-            raise ConfigError(
-                f"transport={type(self.transport).__name__.lower()} goes between GPUs, and learner.gpus="
-                f"{self.learner.gpus:g}, rollout.gpus={self.rollout.gpus:g}; transport=gloo needs none"
-            )
+        self._check_gpus()
         schedule = self.schedule.build()
         references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
         keeps_initial = self.learner.initial_copy or self.learner.has_adapter
@@ -222,4 +218,23 @@ class RunConfig:
         if self.gate.looks_at_metric and (not self.eval.every or isinstance(self.evaluation, NoEvaluation)):
             raise ConfigError(
                 "gate.refuse and gate.patience need rounds that are evaluated: eval.every > 0, an evaluation"
+            )
+
+    def _check_gpus(self) -> None:
+        """What only a machine with GPUs would show, when ranks meet or in the first weight update."""
+        gpus = f"learner.gpus={self.learner.gpus:g}, rollout.gpus={self.rollout.gpus:g}"
+        both, name = (self.learner.gpus, self.rollout.gpus), type(self.transport).__name__.lower()
+        if getattr(self.transport, "between_gpus", False) and not all(both):
+            raise ConfigError(f"transport={name} goes between GPUs, and {gpus}; transport=gloo needs none")
+        on_shared = getattr(self.transport, "on_shared_gpu", None)
+        if on_shared is True and max(both) >= 1:
+            raise ConfigError(f"transport={name} goes between processes on one GPU; with {gpus} they share none")
+        if on_shared is False and min(both) < 1:
+            raise ConfigError(f"transport={name} goes between GPUs of their own; with {gpus} one may be shared")
+        if self.learner.gpus > 1:
+            raise ConfigError(f"learner.gpus must be at most 1, as a rank works on one GPU; got {self.learner.gpus:g}")
+        if 0 < self.learner.gpus < 1 < self.learner.num_ranks:
+            raise ConfigError(
+                f"learner.gpus={self.learner.gpus:g} with learner.num_ranks={self.learner.num_ranks}: "
+                "ranks cannot share a GPU"
             )

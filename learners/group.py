@@ -19,7 +19,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from learners.config import LearnerConfig
 from learners.plan import FitPlan
-from learners.shares import batches_of, shares
+from learners.shares import OF_A_SHARE, batches_of, shares
 from learners.tally import Tally
 from rlsys import wire
 from rlsys.errors import LearnerError, RlsysError, SyncError
@@ -198,7 +198,7 @@ class LearnerGroup:
             yield from ((int(again), kept[again]) for again in order)
 
     def _frame(self, share: list[Any]) -> Any:
-        return ray.put(wire.encode_many(share)) if share else None
+        return ray.put(wire.encode_many(share, limits=OF_A_SHARE)) if share else None
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         return self._wait([actor.call.remote(method, *arguments) for actor in self._ranks])

@@ -26,6 +26,7 @@ from learners.reference import Reference
 from learners.rendezvous import Rendezvous
 from learners.sample import AnswerSample, k3_sum, num_candidates
 from learners.sending import Sending
+from learners.shares import OF_A_SHARE
 from learners.tokens import Processor
 from learners.trees import Tree
 from learners.weights_source import WeightsSource
@@ -113,7 +114,8 @@ class LearnerRank:
             RefusedRecord: a record cannot be trained on.
         """
         started = time.monotonic()
-        batches = self._collator(wire.decode_many(frame, self._objective.consumes) if frame is not None else [])
+        kind = self._objective.consumes
+        batches = self._collator(wire.decode_many(frame, kind, limits=OF_A_SHARE) if frame is not None else [])
         counts = [sum(len(b.examples) for b in batches), sum(b.num_target_tokens for b in batches)]
         (num_passes,) = self._engine.reduce([len(batches)], "max")
         examples, tokens = self._engine.reduce(counts, "sum")

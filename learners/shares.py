@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rlsys import wire
 from rlsys.records import CritiquePair, Demonstration, PreferencePair
+
+OF_A_SHARE = wire.Limits(max_bytes=1 << 36)
+"""A share is one frame, and 128 photographs are more than a frame from elsewhere may be."""
 
 
 def batches_of(examples: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -20,6 +20,8 @@ from rlsys.packing import Need, Node, equal_share, without_room
 
 STEP_BACK = 10
 """Niceness for every later role on the same cores: a tenth of a core is left where one of them wants all of it."""
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
+"""Environment of an actor without one: Ray hides them from nobody who books none, and torch would take the first."""
 MOST_NICE = 19
 """More there is not."""
 
@@ -187,7 +189,7 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
                 num_gpus=role.gpus,
                 cores=cores if not role.gpus else (),
                 num_threads=max(1, len(cores) or int(number)),
-                env=role.env,
+                env=role.env | (NO_GPU if machine.num_gpus and not role.gpus else {}),
             )
             for cores, number in zip(sets, cpus, strict=True)
         ]

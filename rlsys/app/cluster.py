@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from rlsys.errors import ConfigError
 from rlsys.machine import GIB, Machine, may_have_gpus, this_machine
 from rlsys.packing import Node
 from rlsys.progress import QUIET_ENV
@@ -41,13 +42,17 @@ def cluster(address: str | None) -> Iterator[Machine]:
     Args:
         address: as `RunConfig.ray_address`.
 
+    Raises:
+        ConfigError: there is no cluster at the address.
+
     A SIGTERM ends the block like Ctrl-C does, so that actors are stopped in order.
     """
     import ray
 
     address = address or ("auto" if os.environ.get("RAY_ADDRESS") else "local")
     own = address == "local"
-    os.environ.update(QUIET_ENV | (UNUSED_WORK if own else {}))
+    for name, value in (QUIET_ENV | (UNUSED_WORK if own else {})).items():
+        os.environ.setdefault(name, value)
     options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR, "log_to_driver": False}
     if own:
         os.environ.setdefault("RAY_worker_niceness", NICENESS)
@@ -60,7 +65,10 @@ def cluster(address: str | None) -> Iterator[Machine]:
         }
     before = signal.getsignal(signal.SIGTERM)
     with _lean() if own else nullcontext():
-        ray.init(**options)
+        try:
+            ray.init(**options)
+        except ConnectionError as error:
+            raise ConfigError(f"ray_address={address}: {error}") from error
     signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
     try:
         yield machine if own else _whole_cluster(ray)
@@ -121,12 +129,13 @@ def _whole_cluster(ray: Any) -> Machine:
     free = ray.available_resources()
     per_node = available_resources_per_node().values()
     alone = len(per_node) == 1
+    nobody_else = free.get("CPU") == ray.cluster_resources().get("CPU")  # else those cores may be another's
     here = this_machine()
     return Machine(
         num_cpus=free.get("CPU", 0.0),
         num_gpus=free.get("GPU", 0.0),
         memory_gib=here.memory_gib if alone else free.get("memory", 0.0) / GIB,
-        cores=here.cores[: int(free.get("CPU", 0.0))] if alone and not free.get("GPU") else (),
+        cores=here.cores[: int(free["CPU"])] if alone and nobody_else and not free.get("GPU") else (),
         nodes=tuple(
             Node(
                 num_cpus=node.get("CPU", 0.0),

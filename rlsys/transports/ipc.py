@@ -35,6 +35,7 @@ class Ipc:
     """Address of the learner's machine for the engines; found from the routing table if `null`."""
 
     between_gpus: ClassVar[bool] = True
+    on_shared_gpu: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         ends.check_options(self)

@@ -30,6 +30,7 @@ class Nccl:
     """Address of the learner's machine for the engines; found from the routing table if `null`."""
 
     between_gpus: ClassVar[bool] = True
+    on_shared_gpu: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         ends.check_options(self)

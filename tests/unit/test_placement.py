@@ -122,6 +122,13 @@ def test_the_limits_of_a_container_are_read(tmp_path):
     assert container_limits(tmp_path) == Limits()
 
 
+def test_an_actor_without_a_gpu_sees_none():
+    machine = Machine(num_cpus=8, num_gpus=1, memory_gib=64, cores=tuple(range(8)))
+    placed = place([role("rollout", gpus=1), role("learner")], machine)
+    assert [placed[name][0].environment.get("CUDA_VISIBLE_DEVICES") for name in placed] == [None, ""]
+    assert "CUDA_VISIBLE_DEVICES" not in place([role("learner")], TWO_CORES)["learner"][0].environment
+
+
 def test_gpu_actors_are_not_pinned():
     machine = Machine(num_cpus=8, num_gpus=2, memory_gib=64, cores=tuple(range(8)))
     placed = place([role("rollout", cores=2, gpus=1), role("learner", cores=2, gpus=1)], machine)

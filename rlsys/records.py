@@ -373,7 +373,9 @@ class RoundReport:
     metrics: dict[str, float]
     sync: SyncReport
     eval: dict[str, Interval]
-    """`chair_i`, `chair_s`, `recall`, `mean_length`, ... of the policy after the round; empty if not evaluated."""
+    """`chair_i`, `chair_s`, `recall`, `mean_length`, ... of the weights that the round trained, also if the gate then refused
+    them; empty if not evaluated.
+    """
     seconds: dict[str, float]
     """Busy seconds per stage: `rollout`, `feedback`, `learn`, `sync`, `evaluate`, `checkpoint`, and `round` (wall)."""
     accepted: bool = True

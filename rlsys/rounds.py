@@ -22,7 +22,7 @@ def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[Ro
     """Run the schedule from round `first`, whose policy is `version`; one report per round, after its checkpoint is on disk.
 
     Invariant: a round's answers come from one version, the one the engines held when its generation began; with `lag` 0 that
-    is the version the round trains, and never more than `lag` publishes lie between the two.
+    is the version the round trains, and never more than `lag` rounds lie between the two. A refused round publishes twice.
     """
     schedule = parts.schedule
     with Pipeline(parts, first) as pipeline:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rlsys import checkpoint, files
 from rlsys.contracts import Gate, Learner
+from rlsys.errors import CheckpointError
 from rlsys.records import RoundReport
 
 CANDIDATE = ".candidate"
@@ -125,7 +126,13 @@ class Savepoints:
         self._candidate = self._fresh(version)
         learner.save(str(self._candidate))
         self._staged_s = time.monotonic() - started
-        return self._candidate / "policy", version
+        policy = self._candidate / "policy"
+        if not policy.is_dir():
+            raise CheckpointError(
+                f"the learner has written weights to {policy}, and there is no such folder here: the run's folder must be on "
+                "storage that every node sees (output.runs_dir)"
+            )
+        return policy, version
 
     def _fresh(self, version: int) -> Path:
         """An empty folder for these weights."""

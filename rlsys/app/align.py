@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from contextlib import ExitStack
@@ -20,7 +21,7 @@ from rlsys.app.cluster import cluster, look
 from rlsys.app.models import critic_folder, policy_folder
 from rlsys.app.report import write
 from rlsys.app.starting import Host
-from rlsys.errors import ConfigError
+from rlsys.errors import ConfigError, ResourceError
 from rlsys.journal import Journal
 from rlsys.metrics import RunMetrics
 from rlsys.progress import Progress, quiet_libraries
@@ -43,6 +44,10 @@ def main(words: list[str]) -> int:
     )
 
 
+BEFORE_THE_START = {".lock", "config.yaml", configuration.WORDS}
+"""Files of a run that has not begun to start anything."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """A run's folder and its configuration."""
@@ -60,14 +65,20 @@ def _begin(config: Any, tree: Any, words: list[str]) -> int:
         print(dry_run(config))
         return 0
     name = config.name or f"{config.preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = Path(config.output.runs_dir) / name
+    directory = Path(config.output.runs_dir).absolute() / name  # the actors may work in other folders
     try:
         directory.mkdir(parents=True)
     except FileExistsError as error:
         raise ConfigError(
             f"name: {directory} exists already; go on with resume={directory}, or choose another name"
         ) from error
-    return align(Run(directory=directory, config=config, tree=tree, words=words, resumed=False))
+    run = Run(directory=directory, config=config, tree=tree, words=words, resumed=False)
+    try:
+        return align(run)
+    except (ConfigError, ResourceError):
+        if {path.name for path in directory.iterdir()} <= BEFORE_THE_START:
+            shutil.rmtree(directory)  # the corrected command may have the same name
+        raise
 
 
 def _go_on(config: Any, tree: Any, words: list[str], directory: Path) -> int:
@@ -80,10 +91,10 @@ def _go_on(config: Any, tree: Any, words: list[str], directory: Path) -> int:
 def _folder(run: str, words: list[str]) -> Path:
     """The folder of a run that is given by its path, or by its name below the folder of runs."""
     if (Path(run) / "config.yaml").exists():
-        return Path(run)
+        return Path(run).absolute()
     key = "output.runs_dir="
     given = [word.removeprefix(key) for word in words if word.startswith(key)]
-    return Path([OutputConfig.runs_dir, *given][-1]) / run
+    return Path([OutputConfig.runs_dir, *given][-1]).absolute() / run
 
 
 def dry_run(config: Any) -> str:
@@ -114,7 +125,8 @@ def align(run: Run) -> int:
     """
     quiet_libraries()
     with files.locked(run.directory / ".lock", busy=f"{run.directory}: another process is at this run"):
-        configuration.save(run.tree, run.words, run.directory)
+        if not run.resumed:
+            configuration.save(run.tree, run.words, run.directory)
         return _align(run)
 
 
@@ -123,9 +135,10 @@ def _align(run: Run) -> int:
     schedule = config.schedule.build()
     done = _progress_so_far(run)
     gate = MetricGate(config=config.gate)
-    if done.state:
-        gate.restore(done.state["gate"])
     first = len(done.history)
+    if done.state:
+        schedule = schedule.going_on(first, done.state["cursor"])
+        gate.restore(done.state["gate"], [report.eval for report in done.history if report.eval])
     stopped = gate.stops(done.history[-1]) if done.history else None
     if stopped or first >= schedule.num_rounds:
         print(f"{run.directory}: {stopped or f'all {schedule.num_rounds} rounds are done'}")
@@ -134,7 +147,7 @@ def _align(run: Run) -> int:
         return 0
     with cluster(config.ray_address) as machine, Progress() as progress, ExitStack() as stack:
         host = Host(machine=machine, progress=progress)
-        planning.check(config, machine)
+        planning.check(config, machine, schedule)
         policy = policy_folder(config, host)
         critic = critic_folder(config, host, policy)
         progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
@@ -143,6 +156,8 @@ def _align(run: Run) -> int:
                 config, host, run.directory, schedule=schedule, policy=policy, critic=critic, gate=gate, good=done.good
             )
         )
+        if run.resumed:  # by now the options that were added have been found to be possible
+            configuration.save(run.tree, run.words, run.directory)
         # After the parts: TensorBoard is imported while they start.
         metrics = stack.enter_context(
             _metrics(run, done, tensorboard=config.output.tensorboard, wandb=config.output.wandb)
@@ -188,9 +203,11 @@ def _progress_so_far(run: Run) -> Progressed:
     """A round counts as done when its report is in the journal, which is written after its checkpoint; a kill between
     the two repeats the round. Checkpoints of early rounds may have been removed since.
     """
+    if not run.resumed:
+        return Progressed(history=[])
     journal = Journal(run.directory / "journal")
     history: list[RoundReport] = []
-    for round in journal.rounds() if run.resumed else []:
+    for round in journal.rounds():
         reports = list(journal.read(round, RoundReport))
         if not reports:
             break

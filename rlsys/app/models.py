@@ -67,7 +67,7 @@ def critic_folder(config: Any, host: Host, policy: Path) -> Path | None:
 def _given(model: str, key: str) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
-        return folder
+        return folder.absolute()
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 

@@ -11,6 +11,7 @@ from typing import Any
 from rlsys.errors import ConfigError, PromptsExhausted
 from rlsys.machine import GIB, Machine
 from rlsys.placement import Placement, Role, place, shortages
+from rlsys.schedules.phases import Schedule
 
 WORKER_GIB = 1.5
 """Host memory of a worker process before it loads a model (Python, torch and vLLM imported), measured on CPU."""
@@ -111,8 +112,11 @@ def table(planned: list[Role], machine: Machine | None) -> str:
     return "\n".join(lines)
 
 
-def check(config: Any, machine: Machine) -> None:
+def check(config: Any, machine: Machine, schedule: Schedule | None = None) -> None:
     """See, before anything is made or started, that a run can be.
+
+    Args:
+        schedule: what is left of the configuration's; all of it if not given.
 
     Raises:
         ResourceError: its actors do not fit, as far as the models' sizes are known.
@@ -121,7 +125,7 @@ def check(config: Any, machine: Machine) -> None:
     policy = model_size(config.policy.model, config.policy.num_parameters_b)
     critic = model_size(config.critic.model, config.critic.num_parameters_b)
     placements(roles(config, policy=policy, critic=critic), machine)
-    num_prompts = config.schedule.build().num_prompts
+    num_prompts = (schedule or config.schedule.build()).num_prompts
     try:
         next(iter(config.prompts.take(num_prompts - 1, 1)))
     except PromptsExhausted as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlsys.errors import ConfigError, RoundRefused
@@ -111,14 +111,27 @@ class MetricGate:
 
     def state(self) -> dict:
         """What `restore` needs, for the checkpoint."""
-        return {"best": self.best, "rounds_without_gain": self.rounds_without_gain, "refusals": self.refusals}
+        return {
+            "metric": self.config.metric,
+            "best": self.best,
+            "rounds_without_gain": self.rounds_without_gain,
+            "refusals": self.refusals,
+        }
 
-    def restore(self, state: dict) -> None:
-        self.best, self.rounds_without_gain, self.refusals = (
-            state["best"],
-            state["rounds_without_gain"],
-            state["refusals"],
-        )
+    def restore(self, state: dict, evaluated: Sequence[Mapping[str, Interval]] = ()) -> None:
+        """Go on from a checkpoint; if another metric decides now, from its last value.
+
+        Args:
+            evaluated: held-out metrics of the rounds so far.
+
+        Raises:
+            ConfigError: as `begin`.
+        """
+        if state.get("metric", self.config.metric) == self.config.metric:
+            self.best, self.rounds_without_gain = state["best"], state["rounds_without_gain"]
+            self.refusals = state["refusals"]
+        if evaluated:
+            self.begin(evaluated[-1])
 
     def _value(self, metrics: Mapping[str, Interval]) -> float | None:
         """`None` if it is absent or not a number."""

@@ -160,6 +160,7 @@ class Schedule:
     def __init__(self, phases: list[Phase]) -> None:
         if not phases:
             raise ConfigError("schedule.phases is empty")
+        self._done = (0, 0)
         self._plans: list[RoundPlan] = []
         for phase in phases:
             for step in range(phase.rounds):
@@ -174,6 +175,16 @@ class Schedule:
         """Of all rounds together."""
         return self.first_prompt(self.num_rounds)
 
+    def going_on(self, round: int, cursor: int) -> Schedule:
+        """This schedule for a run whose rounds before `round` are done, perhaps by another schedule.
+
+        Args:
+            cursor: prompts that they have taken.
+        """
+        later = copy.copy(self)
+        later._done = (round, cursor)
+        return later
+
     def plan(self, round: int) -> RoundPlan:
         """What round `round` (from 0) is to do."""
         return self._plans[round]
@@ -185,5 +196,8 @@ class Schedule:
         return shorter
 
     def first_prompt(self, round: int) -> int:
-        """Position of the round's first prompt in the source: rounds take prompts one after another."""
-        return sum(plan.num_prompts for plan in self._plans[:round])
+        """Position of the round's first prompt in the source: rounds take prompts one after another. Of a round that is not
+        done.
+        """
+        start, cursor = self._done
+        return cursor + sum(plan.num_prompts for plan in self._plans[start:round])

@@ -1,11 +1,13 @@
 """Command lines: what they compose to, and the one line that a mistake in them gets."""
 
 import json
+from contextlib import nullcontext
 
 import pytest
 from PIL import Image
 
 from learners.config import LearnerConfig
+from rlsys.app import align
 from rlsys.app import config as configuration
 from rlsys.app.align import main
 from rlsys.app.evaluate import main as evaluate
@@ -46,6 +48,7 @@ MISTAKES = [
     ("engine@rollout.engine=scripted", "rollout.engine.max_model_len", "'max_model_len' not in 'Scripted'"),
     ("objective=sft", "objective=SFT learns from Demonstration records", "preference pairs"),
     ("transport=nccl", "transport=nccl goes between GPUs", "rollout.gpus=0"),
+    ("learner.gpus=2", "learner.gpus must be at most 1, as a rank works on one GPU; got 2", ""),
     ("sync.tolerance=-1", "sync.tolerance must be > 0, got -1.0", ""),
     ("sync.deadline_s=0", "sync.deadline_s must be > 0, got 0.0", ""),
     ("seed=-1", "seed must be in [0, 2^63), got -1", ""),
@@ -62,6 +65,56 @@ def test_a_mistake_gets_one_line_with_name_and_value(word, said, advice):
         configuration.load(["preset=scenes", word])
     message = str(caught.value)
     assert said in message and advice in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["cluster=one_gpu", "transport=nccl"],
+            r"transport=nccl goes between GPUs of their own; with learner\.gpus=0\.4",
+        ),
+        (["cluster=one_node", "transport=ipc"], r"transport=ipc goes between processes on one GPU; .* they share none"),
+        (
+            ["cluster=one_gpu", "learner.num_ranks=2", "learner.gpus=0.2"],
+            r"learner\.num_ranks=2: ranks cannot share a GPU",
+        ),
+    ],
+)
+def test_what_gpus_cannot_do_is_said_before_a_round_is_trained(words, said):
+    with pytest.raises(ConfigError, match=said):
+        configuration.load(words)
+
+
+def test_a_start_that_failed_leaves_no_run_behind(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(align, "cluster", lambda address: nullcontext(Machine(num_cpus=2, num_gpus=0, memory_gib=64)))
+    words = ["preset=scenes", "name=mine", f"output.runs_dir={tmp_path}"]
+    assert main([*words, "rollout.cores=50"]) == 1
+    assert "50 asked for" in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
+def test_options_that_a_resumed_run_cannot_start_with_are_not_kept(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(align, "cluster", lambda address: nullcontext(Machine(num_cpus=2, num_gpus=0, memory_gib=64)))
+    words = ["preset=scenes", "seed=7"]
+    (tmp_path / "mine").mkdir()
+    configuration.save(configuration.load(words)[1], words, tmp_path / "mine")
+    assert main([f"resume={tmp_path / 'mine'}", "rollout.cores=50"]) == 1
+    assert "50 asked for" in capsys.readouterr().err
+    assert configuration.load_saved(tmp_path / "mine", [])[0].rollout.cores == 0
+
+
+def test_no_cluster_at_the_address_is_one_line(tmp_path, capsys, monkeypatch):
+    import ray
+
+    def nobody(**options):
+        raise ConnectionError("could not find any running Ray instance")
+
+    monkeypatch.setattr(ray, "init", nobody)
+    words = ["preset=scenes", "name=mine", f"output.runs_dir={tmp_path}", "ray_address=auto"]
+    assert main(words) == 2
+    assert "rlsys: ray_address=auto: could not find any running Ray instance\n" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("off", ["eval.every=0", "evaluation=none"])

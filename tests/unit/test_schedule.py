@@ -126,14 +126,27 @@ def test_gate_state_survives_a_restart():
     gate.accepts(report(0.2))
     other = MetricGate(config=GateConfig(patience=3))
     other.restore(gate.state())
-    assert other.state() == {"best": 0.1, "rounds_without_gain": 1, "refusals": 0}
+    assert other.state() == {"metric": "chair_i", "best": 0.1, "rounds_without_gain": 1, "refusals": 0}
+
+
+def test_a_gate_that_goes_on_with_another_metric_does_not_compare_the_two():
+    state = MetricGate(config=GateConfig(refuse=True), best=0.05, rounds_without_gain=2).state()
+    evaluated = [{"recall": Interval(value=value, low=0.0, high=1.0)} for value in (0.9, 0.8)]
+    gate = MetricGate(config=GateConfig(refuse=True, metric="recall"))
+    gate.restore(state, evaluated)
+    assert gate.state() == {"metric": "recall", "best": 0.8, "rounds_without_gain": 0, "refusals": 0}
+    with pytest.raises(ConfigError, match=r"gate\.metric 'recal' is not measured"):
+        MetricGate(config=GateConfig(refuse=True, metric="recal")).restore(state, evaluated)
+    older = MetricGate(config=GateConfig())
+    older.restore({"best": 0.1, "rounds_without_gain": 1, "refusals": 0})  # of a checkpoint that names no metric
+    assert (older.best, older.rounds_without_gain) == (0.1, 1)
 
 
 def test_rounds_that_were_not_evaluated_change_nothing():
     gate = MetricGate(config=GateConfig(refuse=True, patience=1), best=0.1)
     unseen = replace(report(0.5), eval={})
     assert gate.accepts(unseen) and gate.stops(unseen) is None
-    assert gate.state() == {"best": 0.1, "rounds_without_gain": 0, "refusals": 0}
+    assert gate.state() == {"metric": "chair_i", "best": 0.1, "rounds_without_gain": 0, "refusals": 0}
 
 
 def test_a_gate_says_at_once_that_its_metric_is_not_measured():
@@ -147,7 +160,7 @@ def test_a_policy_that_says_nothing_to_be_measured_is_refused(found):
     collapsed = replace(report(0.0), eval={"unparsable": Interval(value=1.0, low=1.0, high=1.0), **found})
     gate = MetricGate(config=GateConfig(refuse=True, max_refusals=1), best=0.1)
     assert not gate.accepts(collapsed)
-    assert gate.state() == {"best": 0.1, "rounds_without_gain": 1, "refusals": 1}
+    assert gate.state() == {"metric": "chair_i", "best": 0.1, "rounds_without_gain": 1, "refusals": 1}
     with pytest.raises(RoundRefused, match=r"chair_i could not be measured and is worse than the best 0\.1; 2 rounds"):
         gate.accepts(collapsed)
     patient = MetricGate(config=GateConfig(patience=1), best=0.1)
@@ -177,6 +190,12 @@ def test_every_number_may_ramp():
     assert [plan.temperatures for plan in plans] == [(1.0, 0.7), (0.75, 0.7), (0.5, 0.7)]
     assert [plan.top_p for plan in plans] == [1.0, 0.9, 0.8]
     assert [(plan.max_tokens, plan.epochs, plan.lag) for plan in plans] == [(32, 1, 2), (48, 2, 1), (64, 3, 0)]
+
+
+def test_a_run_that_goes_on_by_another_schedule_takes_the_prompts_after_those_it_has_taken():
+    later = Schedule([Phase(rounds=6, num_prompts=128)]).going_on(4, 1024)
+    assert [later.first_prompt(round) for round in (4, 5, 6)] == [1024, 1152, 1280]
+    assert later.num_prompts == 1280 and later.plan(4).num_prompts == 128
 
 
 def test_the_prompts_of_a_schedule_are_counted():

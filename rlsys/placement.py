@@ -20,6 +20,8 @@ from rlsys.packing import Need, Node, equal_share, without_room
 
 STEP_BACK = 10
 """Niceness for every later role on the same cores: a tenth of a core is left where one of them wants all of it."""
+LEAST_SHARE = 0.01
+"""Of a core, for an actor that asks for no number; with less there is no room."""
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
 """Environment of an actor without one: Ray hides them from nobody who books none, and torch would take the first."""
 MOST_NICE = 19
@@ -172,6 +174,7 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
             + ", ".join(role.name for role in automatic)
         )
     shares = _halves(automatic, free_cores)
+    equal = _equal_cpus(roles, machine, free_cpus) if automatic else 0.0
     placements: dict[str, list[Placement]] = {}
     for role in roles:
         if role.cores:
@@ -179,10 +182,8 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
             sets = [tuple(taken.pop(0) for _ in range(min(count, len(taken)))) for _ in range(role.num_actors)]
             cpus = [role.cores] * role.num_actors
         else:
-            actors = sum(r.num_actors for r in automatic)
             sets = shares[role.name] if free_cores else [()] * role.num_actors
-            share = min(free_cpus / actors, equal_share(machine.nodes, actors))
-            cpus = [_floor(share)] * role.num_actors
+            cpus = [equal] * role.num_actors
         placements[role.name] = [
             Placement(
                 num_cpus=number,
@@ -194,6 +195,24 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
             for cores, number in zip(sets, cpus, strict=True)
         ]
     return _stand_back(_spread_starts(placements, machine))
+
+
+def _equal_cpus(roles: Sequence[Role], machine: Machine, free_cpus: float) -> float:
+    """CPUs of every actor that asks for no number: as many as leave room for all on the cluster's machines.
+
+    Raises:
+        ResourceError: there is no room even for fractions.
+    """
+    actors = sum(role.num_actors for role in roles if not role.cores)
+    share = _floor(min(free_cpus / actors, equal_share(machine.nodes, actors)))
+    while machine.nodes:
+        short = _without_room([replace(role, cores=role.cores or share) for role in roles], machine)
+        if not short:
+            break
+        if share < LEAST_SHARE:
+            raise ResourceError("this run does not fit: " + "; ".join(short))
+        share = share - 1 if share > 1 else share / 2
+    return share
 
 
 def _stand_back(placements: dict[str, list[Placement]]) -> dict[str, list[Placement]]:

@@ -122,6 +122,32 @@ def test_the_limits_of_a_container_are_read(tmp_path):
     assert container_limits(tmp_path) == Limits()
 
 
+@pytest.mark.parametrize(
+    ("nodes", "roles", "expected"),
+    [
+        # 12 cores of one machine are taken: what is left there is less than a third of what is left in all.
+        ([(16, 0), (16, 0)], [("rollout", 1, 12.0, 0), ("critic", 1, 0.0, 0), ("learner", 1, 0.0, 0)], 8.0),
+        # GPUs are on the smaller machine.
+        ([(16, 4), (112, 0)], [("rollout", 1, 0.0, 1), ("critic", 1, 0.0, 1), ("learner", 2, 0.0, 1)], 4.0),
+        ([(2, 4), (112, 0)], [("rollout", 1, 0.0, 1), ("critic", 1, 0.0, 1), ("learner", 2, 0.0, 1)], 0.5),
+    ],
+)
+def test_equal_shares_of_a_cluster_find_room_on_its_machines(nodes, roles, expected):
+    machine = Machine(
+        num_cpus=sum(cpus for cpus, _ in nodes),
+        num_gpus=sum(gpus for _, gpus in nodes),
+        memory_gib=256,
+        nodes=tuple(Node(num_cpus=cpus, num_gpus=gpus, memory_gib=128) for cpus, gpus in nodes),
+    )
+    asked = [role(name, count, cores=cores, gpus=gpus) for name, count, cores, gpus in roles]
+    placed = place(asked, machine)
+    assert {actor.num_cpus for one in asked if not one.cores for actor in placed[one.name]} == {expected}
+    needs = [
+        Need(name=name, cpus=actor.num_cpus, gpus=actor.num_gpus) for name, actors in placed.items() for actor in actors
+    ]
+    assert without_room(needs, machine.nodes) == []
+
+
 def test_an_actor_without_a_gpu_sees_none():
     machine = Machine(num_cpus=8, num_gpus=1, memory_gib=64, cores=tuple(range(8)))
     placed = place([role("rollout", gpus=1), role("learner")], machine)

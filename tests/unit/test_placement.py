@@ -122,6 +122,39 @@ def test_the_limits_of_a_container_are_read(tmp_path):
     assert container_limits(tmp_path) == Limits()
 
 
+def write_files(folder, **files):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in files.items():
+        (folder / name.replace("__", ".")).write_text(text)
+
+
+def test_the_limits_of_a_job_stand_in_its_own_group_or_above_it(tmp_path):
+    """As of a workload manager, which gives each job a group below the root."""
+    (tmp_path / "own").write_text("0::/system/job_1/step\n")
+    root = tmp_path / "cgroup"
+    write_files(root / "system/job_1", cpu__max="400000 100000", memory__max=str(4 << 30), memory__current="0")
+    write_files(root / "system/job_1/step", cpu__max="max 100000", memory__max="max", memory__current="0")
+    assert container_limits(root, tmp_path / "own") == Limits(num_cpus=4.0, memory_gib=4.0)
+    write_files(root / "system", cpu__max="200000 100000", memory__max=str(8 << 30), memory__current="0")
+    assert container_limits(root, tmp_path / "own") == Limits(num_cpus=2.0, memory_gib=4.0)
+
+
+def test_limits_of_version_1_are_read(tmp_path):
+    (tmp_path / "own").write_text("5:memory:/box\n4:cpu,cpuacct:/docker/0123\n")  # the latter is a path of the host
+    root = tmp_path / "cgroup"
+    write_files(root / "cpu", cpu__cfs_quota_us="150000", cpu__cfs_period_us="100000")
+    write_files(
+        root / "memory/box",
+        memory__limit_in_bytes=str(3 << 30),
+        memory__usage_in_bytes=str(2 << 30),
+        memory__stat=f"cache 5\ntotal_inactive_file {1 << 30}\n",
+    )
+    write_files(root / "memory", memory__limit_in_bytes=str((1 << 63) - 4096), memory__usage_in_bytes="0")
+    assert container_limits(root, tmp_path / "own") == Limits(num_cpus=1.5, memory_gib=2.0)
+    write_files(root / "cpu", cpu__cfs_quota_us="-1")
+    assert container_limits(root, tmp_path / "own").num_cpus is None
+
+
 @pytest.mark.parametrize(
     ("nodes", "roles", "expected"),
     [

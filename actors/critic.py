@@ -32,7 +32,7 @@ class CriticWorker:
         Yields:
             Verdicts, one per rollout, group after group, each group's when its last critique is there.
         """
-        yield from parts(self._verdicts(frame), skip=skip)
+        yield from parts(self._verdicts(frame), skip=skip, notes=getattr(self._engine, "notes", None))
 
     def _verdicts(self, frame: bytes) -> Iterator[list[tuple[Verdict, ...]]]:
         groups = wire.decode_many(frame, RolloutGroup)

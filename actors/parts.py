@@ -23,6 +23,8 @@ class Part:
     """Their records, one item's after the other's; empty if there are none."""
     seconds: float
     """Busy ones of the worker, since it began or handed over the part before."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the call so far, and has not been told."""
 
     def records(self, kind: type[T]) -> list[T]:
         """
@@ -32,13 +34,15 @@ class Part:
         return wire.decode_many(self.frame, kind) if self.frame else []
 
 
-def parts(ready: Iterable[Sequence[Sequence[Any]]], *, skip: int) -> Iterator[Part]:
+def parts(ready: Iterable[Sequence[Sequence[Any]]], *, skip: int, notes: list[str] | None = None) -> Iterator[Part]:
     """Encode results as they come.
 
     Args:
         ready: items that are ready at once, in order; an item is a sequence of records.
         skip: items at the beginning that are not handed over, because a worker that died had done it.
+        notes: filled by who makes `ready`, emptied here.
     """
+    notes = [] if notes is None else notes
     begun = time.monotonic()
     for items in ready:
         wanted = items[skip:]
@@ -46,7 +50,9 @@ def parts(ready: Iterable[Sequence[Sequence[Any]]], *, skip: int) -> Iterator[Pa
         if wanted:
             records = [record for item in wanted for record in item]
             frame = wire.encode_many(records) if records else b""
-            yield Part(num_items=len(wanted), frame=frame, seconds=time.monotonic() - begun)
+            told = tuple(notes)
+            notes.clear()
+            yield Part(num_items=len(wanted), frame=frame, seconds=time.monotonic() - begun, notes=told)
             begun = time.monotonic()
 
 

@@ -65,7 +65,7 @@ class RolloutWorker:
             Rollout groups in the order of the prompts, each when its last answer is there. Their prompts are without
             images: the caller has them.
         """
-        yield from parts(self._groups(frame, task), skip=skip)
+        yield from parts(self._groups(frame, task), skip=skip, notes=getattr(self._engine, "notes", None))
 
     def answer(self, frame: bytes, sampling: Sampling) -> bytes:
         """One candidate per prompt, as probes of it: a frame of `Probe`, prompts with their images."""

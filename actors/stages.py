@@ -70,7 +70,7 @@ class RolloutStage:
         self.receivers_per_worker: int = engine.receivers
         self._current = current
         self._batch, self._held_out_batch = batch, held_out_batch
-        self._counts = Counts()
+        self._counts = Counts("rollout")
         self._probe_prompts = list(probe_prompts)
         self._probes: list[Probe] = []
         self._probe_file = probe_file
@@ -187,6 +187,7 @@ class RolloutStage:
                 yield _without_rollouts(prompt, plan, index, version=self._current()[1])
             return
         self._counts.seconds[plan.round] += part.seconds
+        self._counts.tell(part.notes)
         for group in part.records(RolloutGroup):
             _, prompt = next(asked)
             yield replace(group, prompt=prompt)
@@ -218,7 +219,7 @@ class FeedbackStage:
         """
         self._feedback = feedback
         self._batch = batch
-        self._counts = Counts()
+        self._counts = Counts("feedback")
         self._pool: WorkerPool | None = None
         self._num_workers = max(1, len(placements))
         if feedback.needs_engine:
@@ -273,6 +274,7 @@ class FeedbackStage:
             for group in asked:
                 yield group, self._feedback.verdicts(group, [unanswered] * len(self._feedback.requests(group)))
             return
+        self._counts.tell(part.notes)
         verdicts = iter(part.records(Verdict))
         for group in islice(asked, part.num_items):
             self._counts.seconds[group.round] += part.seconds / part.num_items

@@ -68,7 +68,8 @@ class Engine(Protocol):
     """A model that generates, on one device or a tensor-parallel group of them (`actors/engines/`)."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Continuations for every request, in order.
+        """Continuations for every request, in order; none for a prompt that the model does not take. Why not may stand in a
+        list `notes` of the engine, which whoever tells it empties.
 
         Raises:
             EngineError: the engine failed; nothing of the batch is delivered.

@@ -9,7 +9,6 @@ computes the same sums in the same order.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +110,8 @@ class VllmEngine:
         self._torn = False
         self._most = options.max_num_seqs
         self._has_answered = False
+        self.notes: list[str] = []
+        """Which prompts were not answered, and why; who tells it, empties it."""
         self._llm = _start(options, folder, raw_logits)
         self._joiner = PromptJoiner(self._llm, most_images=options.images_per_prompt)
 
@@ -127,19 +128,19 @@ class VllmEngine:
         """
         if self._torn:
             raise EngineError("the last weight update failed half way: these weights are of no version")
-        words, refused, left = self._translator, [], iter(requests)
+        words, left, why = self._translator, iter(requests), ""
         asked = ((words.prompt(prompt), words.sampling(wanted)) for prompt, wanted in requests)
         for outputs in self._run(asked):
             whose = list(islice(left, len(outputs)))
             for (prompt, _), output in zip(whose, outputs, strict=True):
                 if isinstance(output, Refused):
-                    refused.append(f"prompt {prompt.id!r}: {output.reason}")
-                    print(f"not answered, {refused[-1]}", file=sys.stderr, flush=True)
+                    why = f"prompt {prompt.id!r}: {output.reason}"
+                    self.notes.append(why)
                 else:
                     self._has_answered = True
             yield words.generations(outputs, [wanted for _, wanted in whose])
-        if refused and not self._has_answered:
-            raise EngineError(f"none of {len(refused)} prompts can be answered; {refused[0]}")
+        if why and not self._has_answered:
+            raise EngineError(f"none of {len(requests)} prompts can be answered; {why}")
 
     def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens.

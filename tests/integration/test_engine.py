@@ -274,7 +274,8 @@ def test_prompts_of_images_that_were_evicted_are_not_joined(engine, num_images, 
     assert num_images == [4, 1, 2, 2, 0, 2, 1]  # as before, but a and db by themselves
 
 
-def test_prompts_that_the_model_does_not_take_are_not_answered_and_others_are_as_without_them(engine, capfd):
+def test_prompts_that_the_model_does_not_take_are_not_answered_and_others_are_as_without_them(engine):
+    engine.notes.clear()
     asked = mixed(seed=23)  # images that the engine has not had
     expected = [engine.generate([one])[0] for one in asked]
     (long, sampling), thin = asked[0], Image(pixels=np.zeros((1000, 4, 3), np.uint8))
@@ -283,9 +284,9 @@ def test_prompts_that_the_model_does_not_take_are_not_answered_and_others_are_as
     found = engine.generate([(wrong[0], sampling), *asked[:3], (wrong[1], sampling), *asked[3:], (wrong[0], sampling)])
     assert [len(one.completions) for one in (found[0], found[4], found[-1])] == [0, 0, 0]
     assert_same(expected, [*found[1:4], *found[5:-1]])
-    said = capfd.readouterr().err
-    assert "not answered, prompt 'long': 4" in said and "engine.max_model_len is 256" in said
-    assert "not answered, prompt 'thin': " in said and "aspect ratio" in said
+    too_long = "prompt 'long': 416 tokens leave no room for an answer, engine.max_model_len is 256"
+    assert engine.notes[0] == engine.notes[2] == too_long and len(engine.notes) == 3
+    assert engine.notes[1].startswith("prompt 'thin': ") and "aspect ratio" in engine.notes[1]
     assert_same(engine.generate(asked), engine.generate(asked))
 
 

@@ -3,6 +3,10 @@
 import pytest
 
 from actors.counts import Counts
+from actors.parts import parts
+from rlsys.records import Prompt
+
+RECORD = Prompt(id="p", turns=())
 
 
 def failed(counts, round):
@@ -33,3 +37,28 @@ def test_seconds_are_the_mean_over_workers():
     counts = Counts()
     counts.seconds[1] += 6.0
     assert counts.of(1, 4)["seconds"] == 1.5 and counts.of(2, 4)["seconds"] == 0.0
+
+
+def test_what_a_person_should_know_is_told_a_few_times(capsys):
+    counts = Counts("rollout")
+    counts.tell([f"prompt {number}" for number in range(4)])
+    counts.tell(["prompt 4", "prompt 5", "prompt 6"])
+    counts.tell([])
+    assert capsys.readouterr().err.splitlines() == [
+        *(f"rollout: prompt {number}" for number in range(5)),
+        "rollout: more like this is counted, and not shown",
+    ]
+
+
+def test_notes_go_with_the_next_part_once():
+    notes = []
+
+    def ready():
+        notes.append("first")
+        yield [(RECORD,)]
+        yield [(RECORD,)]
+        notes.append("second")
+        yield [(RECORD,)]
+
+    assert [part.notes for part in parts(ready(), skip=0, notes=notes)] == [("first",), (), ("second",)]
+    assert notes == []

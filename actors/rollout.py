@@ -11,6 +11,7 @@ import numpy as np
 from actors.parts import Part, gathered, parts
 from rlsys import wire
 from rlsys.contracts import Request
+from rlsys.errors import EngineError
 from rlsys.records import Completion, Generation, Probe, Prompt, Rollout, RolloutGroup, RoundPlan, Sampling
 from rlsys.seeding import child_seed
 
@@ -68,7 +69,12 @@ class RolloutWorker:
         yield from parts(self._groups(frame, task), skip=skip, notes=getattr(self._engine, "notes", None))
 
     def answer(self, frame: bytes, sampling: Sampling) -> bytes:
-        """One candidate per prompt, as probes of it: a frame of `Probe`, prompts with their images."""
+        """One candidate per prompt, as probes of it: a frame of `Probe`, prompts with their images. A prompt that the policy
+        does not take is left out.
+
+        Raises:
+            EngineError: it takes none.
+        """
         prompts = wire.decode_many(frame, Prompt)
         generations = self._engine.generate([(prompt, sampling) for prompt in prompts])
         probes = [
@@ -78,7 +84,10 @@ class RolloutWorker:
                 response_token_ids=_with_room(generation.completions[0]),
             )
             for prompt, generation in zip(prompts, generations, strict=True)
+            if generation.completions
         ]
+        if not probes:
+            raise EngineError(f"none of the probes' {len(prompts)} prompts can be answered: {prompts[0].id!r}, ...")
         return wire.encode_many(probes)
 
     def version(self) -> int:

@@ -313,7 +313,9 @@ def test_a_probe_that_filled_the_engine_can_be_scored(engine):
     overhead = len(engine.generate([(worded(1), Sampling(max_tokens=1))])[0].prompt_token_ids) - 1
     worker = RolloutWorker.__new__(RolloutWorker)
     worker._engine = engine
-    frame = wire.encode_many([worded(256 - 4 - overhead)])
+    with pytest.raises(EngineError, match=rf"none of the probes' 1 prompts can be answered: '{prompt.id}'"):
+        worker.answer(wire.encode_many([worded(400)]), Sampling(max_tokens=32, seed=1))
+    frame = wire.encode_many([worded(256 - 4 - overhead), worded(400)])
     [probe] = wire.decode_many(worker.answer(frame, Sampling(max_tokens=32, seed=1)), Probe)
     assert len(probe.prompt_token_ids) == 252 and len(probe.response_token_ids) == 3
     assert np.isfinite(engine.score([probe])[0]).all()

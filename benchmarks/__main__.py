@@ -7,15 +7,14 @@ python -m benchmarks wire --repeats 1    # options after the names go to each of
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 
 from benchmarks import tables
 from benchmarks.arguments import CORES
 from benchmarks.gpu_setup import on_gpu
+from benchmarks.running import run_all, start
 from rlsys.machine import this_machine
 
 RIVAL = "trl"
@@ -48,20 +47,6 @@ def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | Non
     return 1 if failed else 0
 
 
-def run_all(names: Sequence[str], options: Sequence[str], *, run: Callable[[str, Sequence[str]], int]) -> list[str]:
-    """Run one after another; says, and returns, which have failed."""
-    failed = []
-    for name in names:
-        print(f"== {name}", flush=True)
-        started = time.monotonic()
-        status = run(name, options)
-        print(f"== {name}: {'done' if status == 0 else f'FAILED ({status})'} in {time.monotonic() - started:.0f} s")
-        failed += [name] if status else []
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return failed
-
-
 def _fitting() -> list[str]:
     """All that fit this machine; says which do not, and why."""
     num_cores, has_gpu = int(this_machine().num_cpus), on_gpu()
@@ -88,11 +73,6 @@ def unfit(name: str, *, num_cores: int, has_gpu: bool, has_rival: bool | None = 
     if name in ON_SEVERAL_CORES and num_cores < CORES:
         return f"it takes {CORES} cores, there is {num_cores}"
     return ""
-
-
-def start(name: str, options: Sequence[str]) -> int:
-    """Run one in a process of its own; its exit status."""
-    return subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *options], check=False).returncode
 
 
 if __name__ == "__main__":

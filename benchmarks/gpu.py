@@ -15,8 +15,8 @@ import sys
 from collections.abc import Sequence
 
 from benchmarks import tables
-from benchmarks.__main__ import run_all, start
 from benchmarks.gpu_setup import on_gpu
+from benchmarks.running import run_all, start
 
 NAMES = tuple(tables.ON_GPU)
 """In the order in which they run."""

@@ -14,8 +14,8 @@ from torch.nn.functional import linear
 
 _MIB = 1 << 20
 CHUNK_MIB = {False: 64, True: 512}
-"""Without a GPU and on one, where every piece reads the head's weight, and writes its gradient, at the cost of as many
-tokens' way through a layer or two.
+"""Without a GPU and on one, where every piece reads all of the head's weight and writes its gradient, however few positions
+it has.
 """
 
 

@@ -138,7 +138,8 @@ def _align(run: Run) -> int:
     first = len(done.history)
     if done.state:
         schedule = schedule.going_on(first, done.state["cursor"])
-        gate.restore(done.state["gate"], [report.eval for report in done.history if report.eval])
+        evaluated = [report.eval for report in done.history if report.eval and report.accepted]
+        gate.restore(done.state["gate"], evaluated)
     stopped = gate.stops(done.history[-1]) if done.history else None
     if stopped or first >= schedule.num_rounds:
         print(f"{run.directory}: {stopped or f'all {schedule.num_rounds} rounds are done'}")

@@ -60,8 +60,8 @@ def stored_paths(stored: Any) -> Iterator[str]:
     elif isinstance(stored, (list, tuple)):
         for one in stored:
             yield from stored_paths(one)
-    elif isinstance(stored, Mapping) and stored.get("bytes") is None and stored.get("path"):
-        yield stored["path"]
+    elif isinstance(stored, Mapping) and stored.get("bytes") is None:
+        yield from stored_paths(stored.get("path"))
 
 
 def _to_record(picture: PillowImage.Image) -> Image:

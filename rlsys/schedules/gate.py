@@ -122,16 +122,17 @@ class MetricGate:
         """Go on from a checkpoint; if another metric decides now, from its last value.
 
         Args:
-            evaluated: held-out metrics of the rounds so far.
+            evaluated: held-out metrics of the accepted rounds so far.
 
         Raises:
-            ConfigError: as `begin`.
+            ConfigError: as `begin`, if no round has measured the other metric.
         """
-        if state.get("metric", self.config.metric) == self.config.metric:
+        metric = self.config.metric
+        if state.get("metric", metric) == metric:
             self.best, self.rounds_without_gain = state["best"], state["rounds_without_gain"]
             self.refusals = state["refusals"]
-        if evaluated:
-            self.begin(evaluated[-1])
+        elif evaluated:
+            self.begin(next((found for found in reversed(evaluated) if metric in found), evaluated[-1]))
 
     def _value(self, metrics: Mapping[str, Interval]) -> float | None:
         """`None` if it is absent or not a number."""

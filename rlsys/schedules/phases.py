@@ -196,8 +196,6 @@ class Schedule:
         return shorter
 
     def first_prompt(self, round: int) -> int:
-        """Position of the round's first prompt in the source: rounds take prompts one after another. Of a round that is not
-        done.
-        """
+        """Position in the source of the first prompt of a round to come: rounds take prompts one after another."""
         start, cursor = self._done
         return cursor + sum(plan.num_prompts for plan in self._plans[start:round])

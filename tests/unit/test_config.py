@@ -1,6 +1,7 @@
 """Command lines: what they compose to, and the one line that a mistake in them gets."""
 
 import json
+import os
 from contextlib import nullcontext
 
 import pytest
@@ -111,10 +112,12 @@ def test_no_cluster_at_the_address_is_one_line(tmp_path, capsys, monkeypatch):
         raise ConnectionError("could not find any running Ray instance")
 
     monkeypatch.setattr(ray, "init", nobody)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     words = ["preset=scenes", "name=mine", f"output.runs_dir={tmp_path}", "ray_address=auto"]
     assert main(words) == 2
     assert "rlsys: ray_address=auto: could not find any running Ray instance\n" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"  # what the user has set stays
 
 
 @pytest.mark.parametrize("off", ["eval.every=0", "evaluation=none"])

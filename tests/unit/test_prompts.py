@@ -106,6 +106,7 @@ def test_jsonl(folder):
         ('{"id": "a", "prompt": "\\ud800"}\n', "bad.jsonl:1: text: .*surrogates not allowed"),
         ('{"id": "a", "prompt": "hi", "image": "bad.jsonl"}\n', "bad.jsonl:1: image: cannot identify"),
         ('{"id": "a", "prompt": "hi", "image": 5}\n', "bad.jsonl:1: image: .*got int"),
+        ('{"id": "a", "prompt": "hi", "image": {"path": 5}}\n', "bad.jsonl:1: image: an image must be a path"),
     ],
 )
 def test_jsonl_says_which_line_is_wrong(tmp_path, line, message):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rlsys import checkpoint, registry
-from rlsys.errors import LearnerError
+from rlsys.errors import CheckpointError, LearnerError
 from rlsys.journal import Journal
 from rlsys.parts import Parts
 from rlsys.records import (
@@ -308,6 +308,17 @@ def test_a_worker_may_still_be_reading_refused_weights_when_the_learner_goes_bac
     assert not refused.exists() and not policy.exists()
     savepoints.close()
     assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_weights_that_were_written_where_nobody_sees_them_are_no_checkpoint(tmp_path):
+    """As of a learner on a machine with another disk."""
+    world = World()
+    world.save = lambda directory: None
+    savepoints = Savepoints(tmp_path / "checkpoints", initial_policy=tmp_path / "initial")
+    with ThreadPoolExecutor(1) as executor:
+        savepoints.stage(world, 1, executor=executor)
+        with pytest.raises(CheckpointError, match=r"must be on storage that every node sees \(output\.runs_dir\)"):
+            savepoints.current()
 
 
 def test_weights_that_could_not_be_written_end_the_run(tmp_path):

@@ -137,6 +137,14 @@ def test_a_gate_that_goes_on_with_another_metric_does_not_compare_the_two():
     assert gate.state() == {"metric": "recall", "best": 0.8, "rounds_without_gain": 0, "refusals": 0}
     with pytest.raises(ConfigError, match=r"gate\.metric 'recal' is not measured"):
         MetricGate(config=GateConfig(refuse=True, metric="recal")).restore(state, evaluated)
+    gate = MetricGate(config=GateConfig(refuse=True, metric="recall"))
+    gate.restore(
+        state, [*evaluated, {"chair_i": Interval(value=0.1, low=0.0, high=1.0)}]
+    )  # the last says nothing of it
+    assert gate.best == 0.8
+    same = MetricGate(config=GateConfig(refuse=True))
+    same.restore(state, evaluated)  # a policy that has collapsed had no chair_i
+    assert (same.best, same.rounds_without_gain) == (0.05, 2)
     older = MetricGate(config=GateConfig())
     older.restore({"best": 0.1, "rounds_without_gain": 1, "refusals": 0})  # of a checkpoint that names no metric
     assert (older.best, older.rounds_without_gain) == (0.1, 1)

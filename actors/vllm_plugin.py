@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from actors.vllm_loading import InPlace, Layerwise, way_of_loading
 from rlsys.transports.ends import Receiver, open_receiver
 
 BACKEND = "rlsys"
@@ -52,7 +53,7 @@ class BucketTransfer(WeightTransferEngine):
     """An update has begun and not been finalized: parameters may be without values."""
     _names: frozenset[str] = frozenset()
     """Of the parameters that an update must reach: tied ones once, which stand apart while they are reloaded."""
-    _tied: tuple[tuple[torch.nn.Module, torch.nn.Module], ...] = ()
+    _loading: InPlace | Layerwise | None = None
 
     def init_transfer_engine(self, init_info: Offer) -> None:
         """Join the sender."""
@@ -62,12 +63,12 @@ class BucketTransfer(WeightTransferEngine):
 
     def start_weight_update(self) -> None:
         """Make the model's layers ready to be loaded again."""
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
         self._finalize()  # what a failed update left half done would count as loaded
         self._names = frozenset(name for name, _ in self.model.named_parameters())
-        self._tied = tuple(_tied(self.model))
-        initialize_layerwise_reload(self.model)
+        if self._loading is None:
+            ranks = self.parallel_config.tensor_parallel_size
+            self._loading = way_of_loading(self.model, self.model_config, ranks=ranks)
+        self._loading.begin()
         self._open = True
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
@@ -101,23 +102,9 @@ class BucketTransfer(WeightTransferEngine):
         raise NotImplementedError("weights are sent by rlsys.transports")
 
     def _finalize(self) -> None:
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
         if self._open:
-            finalize_layerwise_reload(self.model, self.model_config)
+            self._loading.end()
             self._open = False
-            for module, twin in self._tied:
-                module.weight = twin.weight
-                module.quant_method.process_weights_after_loading(module)  # on CPU: its packed copy
-
-
-def _tied(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, torch.nn.Module]]:
-    """Modules whose weight is that of a module before them, with that module: a head that is the embedding."""
-    first: dict[int, torch.nn.Module] = {}
-    for module in model.modules():
-        weight = module._parameters.get("weight")
-        if weight is not None and first.setdefault(id(weight), module) is not module:
-            yield module, first[id(weight)]
 
 
 class WorkerExtension:

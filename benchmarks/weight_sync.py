@@ -126,9 +126,8 @@ def rows(name: str, found: Measured) -> list[Row]:
             target=Target(at_most=2.0),
             checked=proven,
             note=(
-                f"of {found.transfer[0].median:.2g} s the transport takes {found.transport[0].median:.2g} by itself; on the "
-                "core that receives, vLLM's layerwise reload writes every weight into fresh memory, packs it and puts it in "
-                "place"
+                f"of {found.transfer[0].median:.2g} s the transport takes {found.transport[0].median:.2g} by itself; the core "
+                "that receives also writes what came into the layers, and vLLM makes each of them another packed copy"
             ),
             extra={"gb_per_s": size / found.transfer[0].median},
         ),

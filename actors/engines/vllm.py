@@ -1,5 +1,5 @@
-"""vLLM, 0.26 to 0.32, behind the Engine contract. With `vllm_records.py`, `vllm_prompts.py`, `vllm_steps.py` and
-`actors/vllm_plugin.py` the only code that knows it.
+"""vLLM, 0.26 to 0.32, behind the Engine contract. With the other files `vllm_*.py`, here and in `actors/`, the only code that
+knows it.
 
 The engine runs in the calling process. A call's result depends on nothing but its requests and the weights: the caches
 of prefixes and images are emptied before it, so that an engine that was replaced, or has answered other prompts before,

@@ -370,6 +370,66 @@ def test_an_update_of_each_part_arrives_also_for_an_image_seen_before(part, engi
     assert gap(engine, changed, prompt, ANSWER) < TOLERANCE
 
 
+def transfer_of(engine):
+    """The weight-transfer engine of vLLM's worker, which is in this process."""
+    worker = engine._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker
+    return getattr(worker, "worker", worker).weight_transfer_engine
+
+
+@pytest.mark.parametrize("way", ["InPlace", "Layerwise"])
+def test_updates_arrive_by_either_way_of_loading(way, engine, truth, sending, restored, monkeypatch, tmp_path):
+    from actors import vllm_loading
+
+    transfer = transfer_of(engine)
+    if way == "Layerwise":
+        monkeypatch.setattr(transfer, "_loading", vllm_loading.Layerwise(transfer.model, transfer.model_config))
+    generator = torch.Generator().manual_seed(5)
+    sending.weights = {
+        name: weight + 0.02 * torch.randn(weight.shape, generator=generator)
+        for name, weight in weights_of(truth.folder).items()
+    }
+    changed = Transformers(truth.folder)
+    changed.load(sending.weights, tmp_path / "changed")
+    for version in (8, 9):
+        push(sending, engine, version)
+        assert type(transfer._loading).__name__ == way
+        assert gap(engine, changed, make_prompts(1, seed=14)[0], ANSWER) < TOLERANCE
+
+
+def test_a_layer_is_packed_as_soon_as_its_weight_is_whole_and_then_has_none(engine, truth, sending, restored):
+    push(sending, engine, 8)
+    transfer = transfer_of(engine)
+    weights = weights_of(truth.folder)
+    q, k, v = (f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkv")
+    layer = next(
+        module for name, module in transfer.model.named_modules() if name.endswith("layers.0.self_attn.qkv_proj")
+    )
+    transfer._loading.begin()
+    for name, numbers in ((q, 0), (k, 0), (v, None)):
+        before = layer.cpu_linear
+        transfer.model.load_weights(iter([(name, weights[name])]))
+        assert (layer.cpu_linear is before) == (numbers is not None)
+    assert layer.weight.numel() == 0
+    transfer.model.load_weights((name, weight) for name, weight in weights.items() if name not in (q, k, v))
+    transfer._loading.end()
+    assert gap(engine, truth, make_prompts(1, seed=15)[0], ANSWER) < TOLERANCE
+
+
+def test_models_that_make_something_else_of_their_weights_are_reloaded_layer_by_layer(engine):
+    from types import SimpleNamespace
+
+    from actors.vllm_loading import InPlace, Layerwise, way_of_loading
+
+    model, plain = transfer_of(engine).model, SimpleNamespace(quantization=None)
+    assert isinstance(way_of_loading(model, plain, ranks=1), InPlace)
+    assert isinstance(way_of_loading(model, plain, ranks=2), Layerwise)  # a rank's part of what comes is not counted
+    assert isinstance(way_of_loading(model, SimpleNamespace(quantization="fp8"), ranks=1), Layerwise)
+    absorbing = torch.nn.Linear(2, 2)
+    absorbing.process_weights_after_loading = lambda dtype: None
+    holder = torch.nn.ModuleList([model, absorbing])
+    assert isinstance(way_of_loading(holder, plain, ranks=1), Layerwise)
+
+
 def test_without_emptying_the_caches_a_vision_update_would_be_wrong(
     engine, truth, sending, restored, monkeypatch, tmp_path
 ):

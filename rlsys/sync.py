@@ -171,7 +171,8 @@ class WeightSync:
 
         Raises:
             SyncTimeout: one is not done before the deadline.
-            Exception: what one of them raised, a dead worker before anything else.
+            Exception: what one of them raised; of both, a dead worker before anything else, and last that one waited in vain
+                for the other.
         """
         pool = ThreadPoolExecutor(len(work), thread_name_prefix="sync")
         try:
@@ -179,9 +180,7 @@ class WeightSync:
             done, late = wait(futures, timeout=self._deadline_s)
         finally:
             pool.shutdown(wait=False)
-        errors = sorted(
-            (future.exception() for future in done if future.exception()), key=lambda e: not isinstance(e, WorkerDied)
-        )
+        errors = sorted((future.exception() for future in done if future.exception()), key=_how_late)
         if errors:
             raise errors[0]
         if late:
@@ -215,6 +214,11 @@ class WeightSync:
                     )
                 largest = max(largest, gap)
         return largest
+
+
+def _how_late(error: BaseException) -> int:
+    """0 for what may have caused other errors, 2 for what others cause."""
+    return 0 if isinstance(error, WorkerDied) else 2 if isinstance(error, SyncTimeout) else 1
 
 
 def _gap(ours: Any, theirs: Any) -> tuple[float, int]:

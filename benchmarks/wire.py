@@ -20,6 +20,7 @@ import numpy as np
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, in_turn, seconds, write
 from rlsys import wire
+from rlsys.checksum import checksum
 from rlsys.records import Image, PreferencePair, Prompt, Rollout, RolloutGroup, Turn
 
 TITLE = "Frames between processes: a round's records with pictures, one core"
@@ -209,7 +210,7 @@ def measure(name: str, make: Callable[[], list[Any]], repeats: int) -> list[Row]
     first = {
         "frame_mb": size * 1e3,
         "pickled_mb": len(pickled) / 1e6,
-        "crc32_gb_per_s": floor,
+        "checksum_gb_per_s": floor,
         "first_encode_gb_per_s": Spread.of([first_encode(make, size) for _ in range(repeats)]).median,
     }
     rows[0] = dataclasses.replace(rows[0], checked=checked, extra={**first, **rows[0].extra})
@@ -228,9 +229,7 @@ def _why(other_name: str, micros: Sequence[float], floor: float) -> str:
 
 def _floor(frame: bytes) -> float:
     """Speed of the checksum alone in GB/s, which bounds both directions."""
-    import zlib
-
-    return Spread.of([speed(lambda: zlib.crc32(frame), len(frame) / 1e9)() for _ in range(3)]).median
+    return Spread.of([speed(lambda: checksum(frame), len(frame) / 1e9)() for _ in range(3)]).median
 
 
 def main() -> None:

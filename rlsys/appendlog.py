@@ -1,6 +1,6 @@
 """A file of checksummed entries that only grows: the ground the journal stands on.
 
-    entry    magic 4s, kind u32, payload bytes u64, crc32 of the payload u32, crc32 of the header so far u32, payload
+    entry    magic 4s, kind u32, payload bytes u64, xxh3 of the payload u64, xxh3 of the header so far u64, payload
 
 An entry is there once its last byte is. A file that ends inside an entry was torn by a kill or is being written right
 now: readers take what stands before. An entry that is whole and damaged is no torn end, and raises.
@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from rlsys.checksum import checksum
 from rlsys.errors import JournalError
 
-_MAGIC = b"RLSJ"
-_HEADER = struct.Struct("<4sIQI")
-_CHECK = struct.Struct("<I")
+_MAGIC = b"RLJ2"
+_HEADER = struct.Struct("<4sIQQ")
+_CHECK = struct.Struct("<Q")
 _HEADER_BYTES = _HEADER.size + _CHECK.size
 _CHUNK_BYTES = 1 << 20
 _MAX_PARTS = 512
@@ -138,8 +138,8 @@ def read_at(file: BinaryIO, offset: int) -> Entry:
 
 
 def _header(kind: int, payload: bytes) -> bytes:
-    header = _HEADER.pack(_MAGIC, kind, len(payload), zlib.crc32(payload))
-    return header + _CHECK.pack(zlib.crc32(header))
+    header = _HEADER.pack(_MAGIC, kind, len(payload), checksum(payload))
+    return header + _CHECK.pack(checksum(header))
 
 
 def _read(file: BinaryIO, offset: int) -> Entry | None:
@@ -147,12 +147,12 @@ def _read(file: BinaryIO, offset: int) -> Entry | None:
     header = _sound_header(file, offset)
     if header is None:
         return None
-    kind, num_bytes, checksum = header
+    kind, num_bytes, expected = header
     end = offset + _HEADER_BYTES + num_bytes
     if end > os.fstat(file.fileno()).st_size:
         return None
     payload = file.read(num_bytes)
-    if len(payload) < num_bytes or zlib.crc32(payload) != checksum:
+    if len(payload) < num_bytes or checksum(payload) != expected:
         return None
     return Entry(kind, payload, end)
 
@@ -163,10 +163,10 @@ def _sound_header(file: BinaryIO, offset: int) -> tuple[int, int, int] | None:
     header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
         return None
-    magic, kind, num_bytes, checksum = _HEADER.unpack_from(header)
-    if magic != _MAGIC or _CHECK.unpack_from(header, _HEADER.size)[0] != zlib.crc32(header[: _HEADER.size]):
+    magic, kind, num_bytes, expected = _HEADER.unpack_from(header)
+    if magic != _MAGIC or _CHECK.unpack_from(header, _HEADER.size)[0] != checksum(header[: _HEADER.size]):
         return None
-    return kind, num_bytes, checksum
+    return kind, num_bytes, expected
 
 
 def _is_torn_end(file: BinaryIO, offset: int) -> bool:

@@ -11,11 +11,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, make_dataclass
 from functools import cache
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from rlsys.appendlog import Entry, LogWriter, entry_bytes, read_at
+from rlsys.checksum import content_key
 from rlsys.errors import JournalError, WireError, WrongType
 from rlsys.lru import ByteCache
 from rlsys.records import (
@@ -137,7 +137,7 @@ class PartWriter:
         self._entries, self._added, self._end = [], {}, self.log.end
         try:
             frame = encode(_take_apart(record, self._put))
-            self._add(LISTED[type(record)], frame, _key(frame) if type(record) in PARTS else None)
+            self._add(LISTED[type(record)], frame, content_key(frame) if type(record) in PARTS else None)
             self.log.append(self._entries)
         except BaseException:
             self._recent.clear()  # may name offsets that were never written
@@ -154,7 +154,7 @@ class PartWriter:
             frame, key = None, bytes.fromhex(part.digest)
         else:
             frame = encode(_take_apart(part, self._put))
-            key = _key(frame)
+            key = content_key(frame)
         offset = self._offsets.get(key, self._added.get(key))
         if offset is None:
             offset = self._add(PARTS[type(part)], frame if frame is not None else encode(part), key)
@@ -204,10 +204,6 @@ class PartReader:
             kept = self.record(kind, offset, entry)
             self._cache.put(offset, kept, num_bytes=len(entry.payload))
         return kept
-
-
-def _key(frame: bytes) -> bytes:
-    return blake2b(frame, digest_size=16).digest()
 
 
 def _names(kinds: Iterable[type]) -> str:

@@ -10,11 +10,12 @@ No record holds a truth: whoever may read the truth makes it again from `Prompt.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+
+from rlsys.checksum import content_key
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 TokenIds = np.ndarray[tuple[int], np.dtype[np.int32]]
@@ -39,10 +40,8 @@ class Image:
 
     @cached_property
     def digest(self) -> str:
-        """Content hash (sha256, hex) over shape and pixels."""
-        hasher = hashlib.sha256(repr(self.pixels.shape).encode())
-        hasher.update(np.ascontiguousarray(self.pixels))
-        return hasher.hexdigest()
+        """Content hash (128 bits, hex) over shape and pixels."""
+        return content_key(repr(self.pixels.shape).encode(), np.ascontiguousarray(self.pixels)).hex()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Image) and self.digest == other.digest

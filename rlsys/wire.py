@@ -2,8 +2,8 @@
 
 A frame is a header, a msgpack body and the raw bytes of the arrays:
 
-    header   magic 4s, schema u16, form u16, body bytes u64, array bytes u64, crc32 of all that follows u32,
-             crc32 of the header so far u32
+    header   magic 4s, schema u16, form u16, body bytes u64, array bytes u64, xxh3 of all that follows u64,
+             xxh3 of the header so far u64
     body     layout (record classes with their field names), image table, number of records, records
     arrays   each at a multiple of 8 bytes; images stand here once per content
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import struct
 import threading
 import types
-import zlib
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -27,6 +26,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from rlsys.checksum import checksum
 from rlsys.errors import CorruptFrame, FrameTooLarge, SchemaMismatch, TruncatedFrame, WrongType
 from rlsys.wire_stream import ALIGNMENT, READ_ERRORS, Fault, Limits, Reader, Writer
 from rlsys.wire_types import (
@@ -43,12 +43,12 @@ from rlsys.wire_types import (
 
 __all__ = ["SCHEMA", "Limits", "decode", "decode_many", "encode", "encode_many"]
 
-SCHEMA = 1
+SCHEMA = 2
 """Number of the format; goes up whenever a frame of before could be misread."""
 
 _MAGIC = b"RLSW"
-_HEADER = struct.Struct("<4sHHQQI")
-_CHECK = struct.Struct("<I")
+_HEADER = struct.Struct("<4sHHQQQ")
+_CHECK = struct.Struct("<Q")
 _HEADER_BYTES = _HEADER.size + _CHECK.size
 _ONE, _MANY = 1, 2
 _DEFAULT = Limits()
@@ -121,11 +121,8 @@ def _encode(records: Sequence[object], kind: type, form: int, limits: Limits) ->
     num_bytes = _HEADER_BYTES + num_body + len(padding) + writer.num_array_bytes
     if num_bytes > limits.max_bytes:
         raise FrameTooLarge(f"{kind.__name__}: frame of {num_bytes} bytes is above max_bytes {limits.max_bytes}")
-    checksum = 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
-    header = _HEADER.pack(_MAGIC, SCHEMA, form, num_body, writer.num_array_bytes, checksum)
-    return b"".join([header, _CHECK.pack(zlib.crc32(header)), *parts])
+    header = _HEADER.pack(_MAGIC, SCHEMA, form, num_body, writer.num_array_bytes, checksum(*parts))
+    return b"".join([header, _CHECK.pack(checksum(header)), *parts])
 
 
 def _decode(frame: bytes | bytearray | memoryview, kind: type[T], form: int, limits: Limits) -> list[T]:
@@ -156,10 +153,10 @@ def _open(view: memoryview, form: int, limits: Limits) -> Reader:
         raise CorruptFrame(f"no frame: starts with {start!r} instead of {_MAGIC!r}")
     if len(view) < _HEADER_BYTES:
         raise TruncatedFrame(f"frame ends at byte {len(view)}, inside its header of {_HEADER_BYTES} bytes")
-    _, schema, found_form, num_body, num_arrays, checksum = _HEADER.unpack_from(view)
+    _, schema, found_form, num_body, num_arrays, expected = _HEADER.unpack_from(view)
     if schema != SCHEMA:
         raise SchemaMismatch(f"frame of schema {schema}, this program reads schema {SCHEMA}")
-    if _CHECK.unpack_from(view, _HEADER.size)[0] != zlib.crc32(view[: _HEADER.size]):
+    if _CHECK.unpack_from(view, _HEADER.size)[0] != checksum(view[: _HEADER.size]):
         raise CorruptFrame("checksum of the frame's header does not match")
     arrays_at = _HEADER_BYTES + num_body + -(_HEADER_BYTES + num_body) % ALIGNMENT
     num_bytes = arrays_at + num_arrays
@@ -169,7 +166,7 @@ def _open(view: memoryview, form: int, limits: Limits) -> Reader:
         raise TruncatedFrame(f"frame ends at byte {len(view)} of {num_bytes}")
     if len(view) > num_bytes:
         raise CorruptFrame(f"{len(view) - num_bytes} bytes after the frame's end at byte {num_bytes}")
-    if zlib.crc32(view[_HEADER_BYTES:]) != checksum:
+    if checksum(view[_HEADER_BYTES:]) != expected:
         raise CorruptFrame(f"checksum of bytes {_HEADER_BYTES} to {num_bytes} does not match")
     if found_form != form:
         words = {_ONE: "one record (decode)", _MANY: "a list of records (decode_many)"}

@@ -1,7 +1,6 @@
 import struct
 import types
 import typing
-import zlib
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import hypothesis.extra.numpy as arrays
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from xxhash import xxh3_64_intdigest
 
 from rlsys import records
 from rlsys.errors import CorruptFrame, FrameTooLarge, SchemaMismatch, TruncatedFrame, WireError, WrongType
@@ -87,10 +87,10 @@ def make_image(seed=0, side=4):
 
 def frame_of(body: bytes, section: bytes = b"", schema: int = SCHEMA) -> bytes:
     """A frame with right checksums around any body."""
-    padding = bytes(-(32 + len(body)) % 8)
+    padding = bytes(-(40 + len(body)) % 8)
     payload = body + padding + section
-    header = struct.pack("<4sHHQQI", b"RLSW", schema, 1, len(body), len(section), zlib.crc32(payload))
-    return header + struct.pack("<I", zlib.crc32(header)) + payload
+    header = struct.pack("<4sHHQQQ", b"RLSW", schema, 1, len(body), len(section), xxh3_64_intdigest(payload))
+    return header + struct.pack("<Q", xxh3_64_intdigest(header)) + payload
 
 
 def body_of(layout: str, *objects) -> bytes:
@@ -177,7 +177,7 @@ def test_bytes_after_the_frame():
 
 
 def test_another_schema():
-    with pytest.raises(SchemaMismatch, match="frame of schema 7, this program reads schema 1"):
+    with pytest.raises(SchemaMismatch, match="frame of schema 7, this program reads schema 2"):
         decode(frame_of(b"whatever", schema=7), Turn)
 
 

@@ -1,0 +1,31 @@
+"""Fingerprints of bytes: xxh3 (https://xxhash.com), which a core computes about as fast as it reads memory.
+
+They find accidents, not attacks: who wants to can make two contents with one fingerprint. On one core of an EPYC 7003 crc32
+takes eight times as long, and sha256 twenty times, with the instructions that there are for it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import xxhash
+
+Data = bytes | memoryview | np.ndarray
+"""Contiguous."""
+
+
+def checksum(*parts: Data) -> int:
+    """64 bits over the parts as if they were one."""
+    if len(parts) == 1:
+        return xxhash.xxh3_64_intdigest(parts[0])
+    hasher = xxhash.xxh3_64()
+    for part in parts:
+        hasher.update(part)
+    return hasher.intdigest()
+
+
+def content_key(*parts: Data) -> bytes:
+    """128 bits by which equal contents are known again: of n different ones, two share a key by chance once in 2^129 / n^2."""
+    hasher = xxhash.xxh3_128()
+    for part in parts:
+        hasher.update(part)
+    return hasher.digest()

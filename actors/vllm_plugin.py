@@ -54,6 +54,7 @@ class BucketTransfer(WeightTransferEngine):
     _names: frozenset[str] = frozenset()
     """Of the parameters that an update must reach: tied ones once, which stand apart while they are reloaded."""
     _loading: InPlace | Layerwise | None = None
+    """Chosen at the first update."""
 
     def init_transfer_engine(self, init_info: Offer) -> None:
         """Join the sender."""

@@ -202,6 +202,23 @@ def test_an_end_that_never_answers_is_a_timeout_that_names_it():
     release.set()
 
 
+@pytest.mark.parametrize("cause_at", ["engines", "learner"])
+def test_of_both_ends_errors_the_cause_is_raised_and_not_that_the_other_waited_in_vain(cause_at):
+    sync, learner, stage = make()
+
+    def fails(error):
+        def work(*_):
+            raise error
+
+        return work
+
+    cause, late = SyncError("a tensor does not fit"), SyncTimeout("a bucket did not end within 120 s")
+    stage.update, learner.send = map(fails, (cause, late) if cause_at == "engines" else (late, cause))
+    with pytest.raises(SyncError) as caught:
+        sync.publish(1)
+    assert caught.value is cause
+
+
 def test_after_a_failed_update_the_next_one_connects_anew():
     sync, learner, stage = make()
     stage.lie = {"digest": "d2"}

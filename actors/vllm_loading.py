@@ -48,6 +48,9 @@ def _keeps_weights(model: torch.nn.Module, model_config: Any) -> bool:
 class Layerwise:
     """vLLM's reload, layer by layer."""
 
+    keeps = True
+    """What is given to the model's `load_weights` is used after the call."""
+
     def __init__(self, model: torch.nn.Module, model_config: Any) -> None:
         self._model, self._config = model, model_config
 
@@ -66,6 +69,8 @@ class Layerwise:
 
 class InPlace:
     """What comes is written to where it is used."""
+
+    keeps = False
 
     def __init__(self, model: torch.nn.Module, *, packs: bool) -> None:
         """

@@ -84,7 +84,7 @@ class BucketTransfer(WeightTransferEngine):
         if self._receiver is None:
             raise RuntimeError("weights are sent to an engine that has not joined a sender")
         loaded: set[str] = set()
-        for bucket in self._receiver.receive(update_info.manifest):
+        for bucket in self._receiver.receive(update_info.manifest, keep=self._loading.keeps):
             loaded |= self.model.load_weights(iter(bucket)) or set()
         self.last_report = {**self._receiver.report(), "not_loaded": sorted(self._names - loaded)}
 

@@ -66,7 +66,7 @@ class PerTensorSender(UnprovenSender):
 class PerTensorReceiver(UnprovenReceiver):
     """An engine's end."""
 
-    def receive(self, manifest: dict[str, list[Bucket]]) -> Iterator[list[Named]]:
+    def receive(self, manifest: dict[str, list[Bucket]], *, keep: bool = True) -> Iterator[list[Named]]:
         """A tensor after the other; the manifest has a bucket for each."""
         self._tally = self.tally()
         for bucket in manifest["buckets"]:

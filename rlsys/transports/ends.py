@@ -7,7 +7,7 @@
         .finish()         -> what was sent
         .close()
     open_receiver(offer, device)                            in every engine process
-        .receive(manifest) -> the same buckets, one after the other
+        .receive(manifest, keep=False) -> the same buckets, one after the other, each valid until the next
         .report()          -> what came
         .close()
 
@@ -171,9 +171,10 @@ class Sender:
 
 
 class Receiver:
-    """An engine's end. A transport implements `_post`, `_settle` and `_leave`."""
+    """An engine's end. A transport implements `_post`, `_settle` and `_leave`, and `_used` if others wait for that."""
 
     tally: type[Tally] = Tally
+    _keep = True
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         """
@@ -189,16 +190,18 @@ class Receiver:
         self._posted = 0
         """Buckets asked for so far, over all updates."""
 
-    def receive(self, manifest: dict[str, list[Bucket]]) -> Iterator[list[Named]]:
+    def receive(self, manifest: dict[str, list[Bucket]], *, keep: bool = True) -> Iterator[list[Named]]:
         """The buckets of an update, in order; while one is used, the next is on its way.
 
-        Every bucket has memory of its own: tensors may be kept.
+        Args:
+            keep: every bucket has memory of its own, so that its tensors may be kept. Otherwise they may be the sender's own,
+                and are only valid until the next bucket is asked for.
 
         Raises:
             SyncError: the sender is lost.
             SyncTimeout: a bucket did not come before the deadline.
         """
-        self._tally = self.tally()
+        self._tally, self._keep = self.tally(), keep
         ahead: list[Any] = []
         for number, bucket in enumerate(manifest["buckets"]):
             flat = self._settle(ahead.pop() if ahead else self._ask(bucket))
@@ -208,6 +211,7 @@ class Receiver:
             tensors = unpack(flat, bucket)
             self._tally.add(flat, bucket)
             yield tensors
+            self._used()
 
     def _ask(self, bucket: Bucket) -> Any:
         expected = flat_bytes(bucket)
@@ -243,6 +247,9 @@ class Receiver:
     def _settle(self, pending: Any) -> torch.Tensor:
         """uint8 [num_bytes], complete."""
         raise NotImplementedError
+
+    def _used(self) -> None:
+        """What came last is of no more use here, unless it is kept."""
 
 
 def open_receiver(offer: dict[str, Any], device: torch.device) -> Receiver:

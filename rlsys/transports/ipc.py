@@ -1,7 +1,7 @@
-"""Weights between two processes that share a GPU: the engine copies them from the learner's memory on the device.
+"""Weights between two processes that share a GPU: the engine loads them from the learner's memory on the device.
 
-The learner exports two buffers once, by CUDA IPC. While engines copy from one, the next bucket goes into the other.
-The rendezvous carries the handles and, per bucket, "it is there" (every transport's announcement) and "it is copied".
+The learner exports two buffers once, by CUDA IPC. While engines load from one, the next bucket goes into the other.
+The rendezvous carries the handles and, per bucket, "it is there" (every transport's announcement) and "it is used".
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class IpcSender(ends.Sender):
         self._buffers = ()
 
     def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
-        self._await_copies(self._posted - NUM_BUFFERS + 1)  # the buffer's last bucket has left it
+        self._await_use(self._posted - NUM_BUFFERS + 1)  # of the bucket that was in the buffer before
         flat = pack_into(self._buffers[self._posted % NUM_BUFFERS], tensors)
         torch.cuda.current_stream(flat.device).synchronize()  # another process reads it: no stream orders the two
         return flat
@@ -82,17 +82,23 @@ class IpcSender(ends.Sender):
         pass  # that it is announced is all a receiver needs
 
     def _settle(self) -> None:
-        self._await_copies(self._posted)
+        pass  # the bucket before may still be read, from the other buffer
 
-    def _await_copies(self, count: int) -> None:
-        """Wait until every receiver has copied the first `count` buckets."""
+    def finish(self) -> dict[str, Any]:
+        """As `Sender.finish`."""
+        if self._failure is None:
+            self._await_use(self._posted)
+        return super().finish()
+
+    def _await_use(self, count: int) -> None:
+        """Wait until every receiver has used the first `count` buckets."""
         if count <= 0:
             return
-        key = f"copied/{count - 1}"
+        key = f"used/{count - 1}"
         meeting.wait_until(
             lambda: self.store.add(key, 0) >= self.num_receivers,
             self.deadline_s,
-            lambda: f"{self.store.add(key, 0)} of {self.num_receivers} engines copied bucket {count - 1}",
+            lambda: f"{self.store.add(key, 0)} of {self.num_receivers} engines used bucket {count - 1}",
         )
 
 
@@ -123,10 +129,13 @@ class IpcReceiver(ends.Receiver):
 
     def _settle(self, pending: tuple[int, int]) -> torch.Tensor:
         number, num_bytes = pending
-        flat = self._buffers[number % NUM_BUFFERS][:num_bytes].clone()
-        torch.cuda.current_stream(self.device).synchronize()  # copied before the learner may write again
-        self.store.add(f"copied/{number}", 1)
-        return flat
+        flat = self._buffers[number % NUM_BUFFERS][:num_bytes]
+        self._current = number
+        return flat.clone() if self._keep else flat
+
+    def _used(self) -> None:
+        torch.cuda.current_stream(self.device).synchronize()  # read before the learner may write again
+        self.store.add(f"used/{self._current}", 1)
 
 
 @functools.cache

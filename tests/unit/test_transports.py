@@ -303,6 +303,72 @@ def test_options_are_checked_and_no_transport_needs_a_gpu_to_be_configured(name)
         registry.transport.make(name, deadline_s=-1)
 
 
+@pytest.fixture
+def on_one_gpu(monkeypatch):
+    """CUDA's part of `ipc` in the memory of this process; the stream counts how often somebody waited for it."""
+    exported, waits = {}, []
+
+    class Stream:
+        def synchronize(self):
+            waits.append(threading.current_thread().name)
+
+    def export(buffer):
+        exported[buffer.data_ptr()] = buffer
+        return [buffer.data_ptr()]
+
+    buffers = tuple(torch.zeros(256, dtype=torch.uint8) for _ in range(ipc.NUM_BUFFERS))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(ipc, "_buffers", lambda num_bytes, device: buffers)
+    monkeypatch.setattr(ipc, "_gpu", lambda device: "the only one")
+    monkeypatch.setattr(ipc, "_export", export)
+    monkeypatch.setattr(ipc, "_import", lambda values, device: exported[values[0]])
+    return buffers, waits
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_on_a_gpu_an_engine_reads_a_bucket_where_the_learner_put_it_until_it_asks_for_the_next(on_one_gpu, keep):
+    buffers, _ = on_one_gpu
+    named = [(f"w{number}", torch.full((30,), float(number))) for number in range(7)]
+    manifest = manifest_of(named, 128)
+    assert len(manifest["buckets"]) == 7
+    sender, [receiver] = connected(ipc.Ipc(bucket_bytes=256, deadline_s=5))
+    try:
+        for _ in range(2):
+            sending = in_thread(lambda: ([sender.send_bucket([one]) for one in named], sender.finish())[1])
+            kept = []
+            for number, bucket in enumerate(receiver.receive(manifest, keep=keep)):
+                time.sleep(0.02)  # the learner must not put the next but one there meanwhile
+                [(name, tensor)] = bucket
+                assert name == f"w{number}" and torch.equal(tensor, named[number][1])
+                inside = any(tensor.untyped_storage().data_ptr() == buffer.data_ptr() for buffer in buffers)
+                assert inside != keep
+                kept += [tensor] if keep else []
+            assert all(torch.equal(tensor, weight) for tensor, (_, weight) in zip(kept, named, strict=False))
+            assert sending()["digest"] == receiver.report()["digest"]
+    finally:
+        receiver.close()
+        sender.close()
+
+
+def test_on_a_gpu_a_learner_waits_until_the_engine_has_used_the_last_bucket(on_one_gpu):
+    _, waits = on_one_gpu
+    named = [("w", torch.ones(30))]
+    sender, [receiver] = connected(ipc.Ipc(bucket_bytes=256, deadline_s=0.5))
+    try:
+        sender.send_bucket(named)
+        buckets = receiver.receive(manifest_of(named, 256), keep=False)
+        next(buckets)
+        with pytest.raises(SyncTimeout, match="0 of 1 engines used bucket 0"):
+            sender.finish()
+        before = len(waits)
+        assert next(buckets, None) is None and len(waits) == before + 1
+        assert sender.finish()["num_tensors"] == 1
+    finally:
+        receiver.close()
+        sender.close()
+
+
 def test_buffers_that_engines_map_are_made_once():
     """What an engine that was killed has mapped is never freed."""
     first, second = ipc._buffers(16, torch.device("cpu"))

@@ -18,6 +18,8 @@ from rlsys.checksum import checksum
 from rlsys.errors import JournalError
 
 _MAGIC = b"RLJ2"
+_EARLIER_MAGIC = b"RLSJ"
+"""Of logs whose checksums were others."""
 _HEADER = struct.Struct("<4sIQQ")
 _CHECK = struct.Struct("<Q")
 _HEADER_BYTES = _HEADER.size + _CHECK.size
@@ -119,6 +121,9 @@ def scan(path: Path) -> Iterator[tuple[int, Entry]]:
                     return
                 entry = _read(file, offset)  # a writer may have finished it, and the next ones, in between
                 if entry is None:
+                    file.seek(offset)
+                    if file.read(len(_EARLIER_MAGIC)) == _EARLIER_MAGIC:
+                        raise JournalError(f"{path}: written by an earlier version, which this one does not read")
                     after = "no sound entry follows" if sound is None else f"sound entries follow from byte {sound}"
                     raise JournalError(f"{path}: damaged entry at byte {offset}; {after}")
             yield offset, entry

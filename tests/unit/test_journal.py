@@ -1,5 +1,6 @@
 import os
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -8,6 +9,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
+from rlsys.appendlog import scan
 from rlsys.errors import JournalError, WrongType
 from rlsys.journal import Journal
 from rlsys.records import (
@@ -413,3 +415,10 @@ def test_a_writer_that_has_forgotten_a_part_writes_it_again_and_everything_reads
         assert len(journal._open[0]._parts._offsets) == 3
         assert list(journal.read(0, RolloutGroup)) == groups
         assert list(journal.read(0, ScoredGroup)) == [make_scored(group) for group in groups]
+
+
+def test_a_journal_of_an_earlier_version_is_named_as_such(tmp_path):
+    file = tmp_path / "earlier.log"
+    file.write_bytes(b"RLSJ" + struct.pack("<IQII", 16, 40, 1, 2) + bytes(40))
+    with pytest.raises(JournalError, match="written by an earlier version, which this one does not read"):
+        list(scan(file))

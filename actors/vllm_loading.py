@@ -4,6 +4,8 @@
 compute with a packed copy: such a layer has a weight of its own again while its parts come, and is packed as soon as it has
 all of them. `Layerwise` is vLLM's own reload, for all models whose layers make something else of their weights (quantized
 ones, experts, latent attention): it takes every weight through fresh memory, and counts what each call copies.
+
+What only a CPU needs of vLLM's reload is imported where it is used: versions for GPUs may not have it.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ class Work:
     steps: int = 4
     """Optimizer steps per turn: what a turn trains on is new to both sides, images included."""
     tried_sizes: tuple[int, ...] = (16, 32)
-    """Pairs per forward pass that TRL is tried with; the rest of a step's are accumulated. Half of the smallest, and 1 where
-    that is 2, was slower in every run.
+    """Pairs per forward pass that TRL is tried with; the rest of a step's are accumulated. Half of the smallest was never
+    the fastest in the runs of which the trials are known.
     """
     frozen_vision: bool = False
     precision: str = "fp32"

@@ -61,7 +61,7 @@ def serve_trl(pipe: Any, job: Job) -> None:
 def _tuned(job: Job, settings: Sequence[Setting]) -> Tuned:
     """Pairs per second with each, and with the fastest of them compiled, without and with a static cache, where the job says
     so; by the median of the steps, those of the fastest two from two trials. (A static cache without compilation was 7 to 30%
-    slower in every case.)
+    slower in each of the four cases.)
 
     Raises:
         MemoryError: none fits.

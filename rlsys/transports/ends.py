@@ -175,6 +175,7 @@ class Receiver:
 
     tally: type[Tally] = Tally
     _keep = True
+    """Whether the tensors of this update may be kept."""
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         """

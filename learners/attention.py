@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 from learners import flash
+from learners.dot_products import dot_products
 from rlsys.errors import ConfigError
 
 NAME = "rlsys_tree"
@@ -274,18 +274,8 @@ def _of_answers(
 
 def _of_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
     """Scaled dot products of [batch, tokens, heads, D] blocks."""
-    options["enable_gqa"] = key.shape[2] != query.shape[2]
     output = dot_products(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **options)
     return output.transpose(1, 2)
-
-
-def dot_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-    """torch's `scaled_dot_product_attention`, in float32 on a CPU: its backward pass is several times slower in bfloat16
-    there, and what it multiplies is small.
-    """
-    if query.device.type != "cpu":
-        return scaled_dot_product_attention(query, key, value, **options)
-    return scaled_dot_product_attention(query.float(), key.float(), value.float(), **options).to(query.dtype)
 
 
 def register() -> None:

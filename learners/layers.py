@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from learners.attention import TreeLayout, attend, attend_from_predictors, dot_products
+from learners.attention import TreeLayout, attend, attend_from_predictors
+from learners.dot_products import dot_products
 
 _FAMILIES = ("Qwen2_5_VL", "Qwen2VL", "Qwen2", "Qwen3", "Llama")
 _TEXT_ATTENTION = {f"{family}Attention" for family in _FAMILIES}

@@ -5,7 +5,7 @@ import torch
 
 from learners import attention
 from learners.allocator import keep_freed_memory
-from learners.attention import TreeLayout, attend, attend_from_predictors, dot_products
+from learners.attention import TreeLayout, attend, attend_from_predictors
 from learners.kernels import RMSNorm
 from learners.layers import put_in_vision, rotate
 from tests.unit.varlen import predictors
@@ -91,15 +91,6 @@ def test_weights_in_float32_beside_states_in_bfloat16_are_normalized_with_as_the
     output.sum().backward()
     assert hidden.grad.dtype == torch.bfloat16
     assert stock.weight.grad.dtype == torch.float32
-
-
-def test_attention_in_bfloat16_is_that_of_float32_rounded():
-    torch.manual_seed(0)
-    rows = [torch.randn(2, heads, 5, 8).bfloat16() for heads in (4, 2, 2)]
-    found = dot_products(*rows, enable_gqa=True, is_causal=True)
-    expected = dot_products(*(row.float() for row in rows), enable_gqa=True, is_causal=True)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, expected.bfloat16())
 
 
 def test_the_allocator_takes_its_settings():

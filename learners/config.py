@@ -67,7 +67,7 @@ class LearnerConfig:
     ema_decay: float = 0.0
     """Per optimizer step, for reference rule `ema`; 0 keeps no average."""
     reference_checks: int = 8
-    """Answers per round whose recorded log-probabilities are checked against a forward pass; 0 checks none."""
+    """Answers per round and rank whose recorded log-probabilities are checked against a forward pass; 0 checks none."""
     reference_tolerance: float | None = None
     """Nats per token, mean over an answer; `null` is 0.001 in fp32 and 0.05 in bf16."""
     kl_answers: int = 64

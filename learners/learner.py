@@ -23,6 +23,7 @@ from learners.folder import copy_surroundings, write_weights
 from learners.micro_batch import MicroBatch
 from learners.plan import FitPlan
 from learners.reference import Reference
+from learners.reference_check import ReferenceCheck
 from learners.rendezvous import Rendezvous
 from learners.sample import AnswerSample, k3_sum, num_candidates
 from learners.sending import Sending
@@ -73,12 +74,12 @@ class LearnerRank:
         self._engine = Engine(module, config, rendezvous)
         self._touch = self._make_touch()
         self._reference = Reference(self._engine, config, self._logprobs)
+        self._check = ReferenceCheck(self._reference, self._engine, config, self._logprobs)
         self._weights = WeightsSource(self._engine)
         self.sending = Sending(self._weights, rank=rendezvous.rank)
         """This rank's part in weight updates."""
         self._sample = self._fresh_sample()
         self._references_of: dict[int, list[torch.Tensor]] = {}
-        self._num_checked = 0
         self._round: int | None = None
         gc.collect()
         gc.freeze()  # a full collection walks all modules and the model: 0.2 s in the middle of a step
@@ -92,7 +93,6 @@ class LearnerRank:
         torch.manual_seed(child_seed(plan.seed, "dropout", plan.policy_version, self._rendezvous.rank))
         self._references_of = {}
         self._sample = self._fresh_sample()
-        self._num_checked = 0
         self._round = plan.round
         if not plan.accumulated:
             # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
@@ -101,6 +101,7 @@ class LearnerRank:
             self._objective = replace(self._objective, beta=plan.beta)
         if needs_reference(self._objective.consumes):
             self._reference.begin(plan)
+            self._check.begin()
 
     def step(self, frame: bytes | None, *, lr: float, batch: int) -> StepOutput:
         """One optimizer step on this rank's share of a batch.
@@ -129,6 +130,7 @@ class LearnerRank:
             self._engine.backward(loss, denominator=denominator, last=number == len(batches) - 1)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value
+        self._check.settle()
         grad_norm = self._engine.step(lr)
         if not np.isfinite(grad_norm):
             raise LearnerError(f"the gradient of batch {batch} has norm {grad_norm}: {sums}")
@@ -152,7 +154,7 @@ class LearnerRank:
         return {
             **found,
             "kl_answers": float(sum(map(num_candidates, batches))),
-            "reference_checked": float(self._num_checked),
+            "reference_checked": float(self._check.num_checked),
             "seconds": time.monotonic() - started,
         }
 
@@ -217,7 +219,7 @@ class LearnerRank:
     def _references(self, batches: list[MicroBatch], batch: int) -> Sequence[torch.Tensor | None]:
         if not needs_reference(self._objective.consumes):
             return [None] * len(batches)
-        self._num_checked += self._reference.check(batches, self._collator.join)
+        self._check.look(batches, self._collator.join)
         if batch not in self._references_of:
             (forward,) = self._engine.reduce([self._reference.needs_forward(batches)], "max")
             self._references_of[batch] = self._reference.logps(batches, forward=bool(forward))
@@ -234,6 +236,7 @@ class LearnerRank:
         logps_L, logits_L = output_2L = self._engine(batch, self._touch)
         if not batch.examples:
             return 0.0 * output_2L.sum(), {}
+        self._check.passed(batch, logps_L)
         scored = score(batch, logps_L, logits_L, None if reference is None else reference.to(logps_L.device))
         output = self._objective(objective_inputs(self._objective.consumes, batch, scored))
         found = {"loss": float(output.loss.detach()), **{name: float(v) for name, v in output.metrics.items()}}

@@ -1,7 +1,7 @@
 """Log-probabilities of the reference policy.
 
 Where the reference is the policy that sampled an answer, they came with the answer, and a sample of them is checked
-against a forward pass before anything is trained. Otherwise they are computed with weights kept for it:
+(`reference_check.py`). Otherwise they are computed with weights kept for it:
 
     rule       reference of an answer sampled by version v            weights kept
     previous   v itself: recorded, if v is this round's (or its lag's)
@@ -13,8 +13,7 @@ against a forward pass before anything is trained. Otherwise they are computed w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 
 import torch
 
@@ -36,17 +35,6 @@ place.
 """
 
 
-@dataclass(frozen=True, kw_only=True)
-class Gap:
-    """Recorded and computed log-probabilities of the answer on which they differ most."""
-
-    per_token: float
-    """Mean absolute difference over the answer's tokens, nats; 0 where nothing was compared."""
-    recorded: float = 0.0
-    """Sum over the answer, nats."""
-    computed: float = 0.0
-
-
 class Reference:
     """A rank's reference weights, and the rule of the current stretch of training."""
 
@@ -58,7 +46,7 @@ class Reference:
         self._starts: dict[int, snapshots.Weights] = {}
         """Weights at the start of this stretch and of as many before it as the lag."""
         self._plan: FitPlan | None = None
-        self._must_check = False
+        self._has_stepped = False
 
     def begin(self, plan: FitPlan) -> None:
         """Start a stretch of training, before its first step.
@@ -71,7 +59,7 @@ class Reference:
         if plan.reference == "ema" and self.average is None:
             raise ConfigError("reference=ema needs learner.ema_decay > 0")
         self._plan = plan
-        self._must_check = self._config.reference_checks > 0
+        self._has_stepped = False
         self._starts = {v: w for v, w in self._starts.items() if v >= plan.policy_version - plan.lag}
         if plan.lag or (plan.accumulated and plan.reference == "previous"):
             self._starts[plan.policy_version] = snapshots.take(self._engine)
@@ -93,13 +81,14 @@ class Reference:
             self.average = kept.get(_AVERAGE) or snapshots.take(self._engine, dtype=torch.float32)
 
     def after_step(self) -> None:
-        """Let the moving average follow."""
+        """Let the moving average follow: the weights in place have changed."""
+        self._has_stepped = True
         if self.average is not None:
             snapshots.move_average(self.average, self._engine, self._config.ema_decay)
 
     def needs_forward(self, batches: Sequence[MicroBatch]) -> bool:
         """Whether some answer's reference is not the policy that sampled it."""
-        return any(not self._is_recorded(tree) for batch in batches if batch.examples for tree in batch.trees)
+        return any(not self.is_recorded(tree) for batch in batches if batch.examples for tree in batch.trees)
 
     def logps(self, batches: Sequence[MicroBatch], *, forward: bool) -> list[torch.Tensor]:
         """Sums per answer [A] of every micro-batch.
@@ -113,58 +102,18 @@ class Reference:
         result = []
         with self._weights():
             for batch, known in zip(batches, recorded, strict=True):
-                keep = torch.tensor([self._is_recorded(tree) for tree in batch.trees for _ in tree.answers])
+                keep = torch.tensor([self.is_recorded(tree) for tree in batch.trees for _ in tree.answers])
                 result.append(torch.where(keep, known, answer_sums(batch, self._forward(batch))))
         return result
 
-    def check(self, batches: Sequence[MicroBatch], join: Callable[[list[Tree]], MicroBatch]) -> int:
-        """Compare recorded log-probabilities with a forward pass, once per stretch, at its first chance. All ranks
-        together.
-
-        Args:
-            join: makes a micro-batch of trees (one without effect of none).
-
-        Returns:
-            How many answers this rank compared.
-
-        Raises:
-            LearnerError: an answer's gap is above tolerance; the message has both values.
-        """
-        if not self._must_check:
-            return 0
-        trees = [tree for batch in batches if batch.examples for tree in batch.trees if self._is_recorded(tree)]
-        known = self._weights_of_versions()
-        versions = [tree.policy_version for tree in trees if tree.policy_version in known]
-        version = int(self._engine.reduce([max(versions, default=-1)], "max")[0])
-        if version < 0:
-            return 0
-        self._must_check = False
-        chosen = _take_answers([t for t in trees if t.policy_version == version], self._config.reference_checks)
-        weights = known.get(version)
-        with nullcontext() if weights is None else snapshots.using(self._engine, weights):
-            gap = _largest_gap(chosen, join(chosen), self._forward)
-        self._refuse(gap, version)
-        return sum(len(tree.answers) for tree in chosen)
-
-    def _weights_of_versions(self) -> dict[int, snapshots.Weights | None]:
+    def weights_of_versions(self) -> dict[int, snapshots.Weights | None]:
         """Versions whose weights are at hand; `None` stands for those in place."""
         first = {0: self.initial} if self.initial is not None else {}
-        return {**first, **self._starts, self._plan.policy_version: None}
+        in_place = {} if self._has_stepped else {self._plan.policy_version: None}
+        return {**first, **self._starts, **in_place}
 
-    def _refuse(self, gap: Gap, version: int) -> None:
-        worst = self._engine.reduce([gap.per_token], "max")[0]
-        if worst <= self._config.tolerance:
-            return
-        is_worst = gap.per_token == worst
-        shown = [value if is_worst else float("-inf") for value in (gap.recorded, gap.computed)]
-        recorded, computed = self._engine.reduce(shown, "max")
-        raise LearnerError(
-            f"the answers of version {version} do not come from the weights they are said to: an answer's recorded "
-            f"log-probability is {recorded:.6f}, the forward pass gives {computed:.6f} "
-            f"({worst:.2e} nats per token, tolerance {self._config.tolerance:g})"
-        )
-
-    def _is_recorded(self, tree: Tree) -> bool:
+    def is_recorded(self, tree: Tree) -> bool:
+        """Whether the reference of a tree's answers is the policy that sampled them."""
         plan = self._plan
         if tree.policy_version is None:  # what a rank works on while others still have examples
             return False
@@ -207,33 +156,3 @@ class Reference:
 def _recorded_sums(batch: MicroBatch) -> torch.Tensor:
     sums = [answer.rollout.logprob if answer.rollout else 0.0 for tree in batch.trees for answer in tree.answers]
     return torch.tensor(sums, dtype=torch.float32)
-
-
-def _take_answers(trees: Sequence[Tree], number: int) -> list[Tree]:
-    """Trees with `number` answers in all, spread over prompts."""
-    chosen = []
-    for tree in trees[:number]:
-        share = max(1, number // max(1, len(trees)))
-        chosen.append(
-            Tree(
-                prompt_ids=tree.prompt_ids,
-                images=tree.images,
-                answers=tree.answers[:share],
-                policy_version=tree.policy_version,
-            )
-        )
-    return chosen
-
-
-def _largest_gap(trees: Sequence[Tree], batch: MicroBatch, forward: Forward) -> Gap:
-    computed = forward(batch)
-    answers = [answer for tree in trees for answer in tree.answers]
-    gaps = [Gap(per_token=0.0)]
-    start = 0
-    for answer in answers:
-        recorded = torch.from_numpy(answer.rollout.logprobs.copy())
-        own = computed[start : start + len(recorded)]
-        start += len(recorded)
-        difference = float((recorded - own).abs().mean())
-        gaps.append(Gap(per_token=difference, recorded=float(recorded.sum()), computed=float(own.sum())))
-    return max(gaps, key=lambda gap: gap.per_token)

@@ -365,31 +365,62 @@ def test_the_initial_policy_as_reference(one, folder, kind):
     assert found["used"] == pytest.approx(found["initial"], abs=1e-3)
 
 
-def _check_references(meeting: Rendezvous, folder: Path, shift: float) -> str:
+def _check_references(meeting: Rendezvous, folder: Path, shift: float, options: dict) -> tuple[str, int]:
+    """What came of a first step on recorded log-probabilities that are `shift` too high, and its forward passes."""
     from rlsys.errors import LearnerError
 
-    learner = make_learner(meeting, folder, reference_checks=8)
+    learner = make_learner(meeting, folder, reference_checks=8, **options)
     pairs = make_pairs(folder, 6)
     true = scores_of(learner, pairs)
     learner.begin(PLAN)
     shifted = with_logprobs(pairs, [(values + shift).astype(np.float32) for values in true])
+    passes = []
+    learner._engine.module.register_forward_hook(lambda *_: passes.append(1))
     try:
         learner.step(frame_of(shifted, meeting), lr=1e-3, batch=0)
     except LearnerError as error:
+        count = len(passes)
         after = scores_of(learner, pairs)
         assert all(np.array_equal(a, b) for a, b in zip(after, true, strict=True)), "a step was taken"
+        return str(error), count
+    count = len(passes)
+    return f"checked {learner.end()['reference_checked']:g}", count
+
+
+DROPPING = {"lora": {"dropout": 0.2}}
+"""What an answer has in a training pass is then left to chance."""
+
+
+@pytest.mark.parametrize(("options", "passes"), [({}, 1), (DROPPING, 2)])
+def test_recorded_log_probabilities_are_checked_before_the_first_step(one, two, folder, options, passes):
+    options = {name: lora(**given) for name, given in options.items()}
+    assert one.run(_check_references, folder, 0.0, options) == [("checked 6", passes)]
+    for ranks in (one, two):
+        for message, _ in ranks.run(_check_references, folder, 0.01, options):
+            assert "recorded log-probability is -" in message
+            assert "the forward pass gives -" in message
+            assert "1.00e-02 nats per token, tolerance 0.001" in message
+
+
+def _check_after_a_step(meeting: Rendezvous, folder: Path, shift: float) -> str:
+    """This round's answers come after a step on older ones."""
+    from rlsys.errors import LearnerError
+
+    learner = make_learner(meeting, folder, reference_checks=8)
+    old, new = make_pairs(folder, 4, seed=5), make_pairs(folder, 4, version=1)
+    new = with_logprobs(new, [(values + shift).astype(np.float32) for values in scores_of(learner, new)])
+    learner.begin(replace(PLAN, policy_version=1, accumulated=True))
+    learner.step(frame_of(old, meeting), lr=1e-2, batch=0)
+    try:
+        learner.step(frame_of(new, meeting), lr=1e-2, batch=1)
+    except LearnerError as error:
         return str(error)
     return f"checked {learner.end()['reference_checked']:g}"
 
 
-def test_recorded_log_probabilities_are_checked_before_the_first_step(one, two, folder):
-    assert one.run(_check_references, folder, 0.0)[0].startswith("checked ")
-    assert one.run(_check_references, folder, 0.0) != ["checked 0"]
-    for ranks in (one, two):
-        for message in ranks.run(_check_references, folder, 0.01):
-            assert "recorded log-probability is -" in message
-            assert "the forward pass gives -" in message
-            assert "1.00e-02 nats per token, tolerance 0.001" in message
+def test_answers_that_come_after_a_step_are_checked_against_the_weights_before_it(one, folder):
+    assert one.run(_check_after_a_step, folder, 0.0) == ["checked 6"]
+    assert "1.00e-02 nats per token" in one.run(_check_after_a_step, folder, 0.01)[0]
 
 
 def _first_losses(meeting: Rendezvous, folder: Path) -> dict:

@@ -42,10 +42,17 @@ PROFILED = 1
 """Turns of ours after those that count."""
 _LONG = {"model": SMALL, "batch": 8, "steps": 1, "tried_sizes": (2, 4, 8)}
 SCENES = Work(name="scenes' shape, vision tower trained")
+"""A pair to a prompt, with answers as long as those of the scenes world."""
+SCENES_ROUNDS = replace(SCENES, name="scenes' rounds: 8 answers, up to 6 pairs a prompt", answers=8, pairs_per_prompt=6)
+"""What preset `scenes` hands its learner."""
 _IN_FLOAT32: tuple[tuple[Work, Target | None], ...] = (
     (SCENES, Target(at_least=3.0)),
     (replace(SCENES, name="scenes' shape, vision tower frozen", frozen_vision=True), Target(at_least=4.0)),
-    (replace(SCENES, name="scenes' rounds: 8 answers, up to 6 pairs a prompt", answers=8, pairs_per_prompt=6), None),
+    (SCENES_ROUNDS, Target(at_least=3.0)),
+    (
+        replace(SCENES_ROUNDS, name=SCENES_ROUNDS.name + ", vision tower frozen", frozen_vision=True),
+        Target(at_least=4.0),
+    ),
     (
         Work(name="long prompt: 1000 + 100 tokens", picture=24, prompt_words=415, answer_tokens=(100, 100), **_LONG),
         Target(at_least=2.4),

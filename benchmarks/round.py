@@ -134,10 +134,11 @@ def limits(done: dict[str, list[Turn]], *, num_cores: float) -> str:
     busy = {name: statistics.median(turn.cores[name] for turn in done["ours"]) for name in done["ours"][0].cores}
     ours, theirs = (statistics.median(turn.seconds for turn in done[side]) for side in ("ours", "TRL"))
     shares = ", ".join(f"{name} {number / num_cores:.0%}" for name, number in busy.items())
+    alone = {name: theirs * num_cores / (number * ours) for name, number in busy.items()}
     return (
         f"Of our {num_cores:g} cores' time (CPU time of the processes): {shares}. Were everything but the engines free "
         f"(answers, loading of weights, probes), and these spread over all cores, the ratio would be "
-        f"{theirs * num_cores / (busy['answering'] * ours):.2g}."
+        f"{alone['answering']:.2g}; were everything but the learner's ranks, {alone['training']:.2g}."
     )
 
 

@@ -121,7 +121,8 @@ def test_what_limits_a_round_is_told_by_the_time_of_the_cores():
     theirs = replace(turn(), seconds=6.0)
     assert limits({"ours": [ours], "TRL": [theirs]}, num_cores=2) == (
         "Of our 2 cores' time (CPU time of the processes): answering 25%, training 50%, driver 12%. Were everything but the "
-        "engines free (answers, loading of weights, probes), and these spread over all cores, the ratio would be 12."
+        "engines free (answers, loading of weights, probes), and these spread over all cores, the ratio would be 12; "
+        "were everything but the learner's ranks, 6."
     )
 
 

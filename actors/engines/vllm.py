@@ -28,6 +28,10 @@ from rlsys.imports import import_at_once
 from rlsys.records import Generation, Probe
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+CPU_BLOCK = 32
+"""Tokens per block of the key-value cache on a CPU, where vLLM's own choice is 128, and its kernel takes multiples of 32: a
+prompt's candidates share whole blocks alone, and a block is gone through whole.
+"""
 _COMPILE_DISABLE = "TORCH_COMPILE_DISABLE"
 _COMPILE_DISABLE_GIVEN = os.environ.get(_COMPILE_DISABLE)
 """As the user has set it."""
@@ -282,6 +286,7 @@ def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
             distributed_executor_backend="mp" if options.tensor_parallel > 1 else "uni",
             gpu_memory_utilization=options.gpu_memory_utilization,
             kv_cache_memory_bytes=int(cache_gib * (1 << 30)) or None,
+            **({} if _on_gpu() else {"block_size": CPU_BLOCK}),
             enable_prefix_caching=options.prefix_caching,
             # A prefill split over two steps dies on CPU where a request has its own seed.
             enable_chunked_prefill=False,

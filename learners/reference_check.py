@@ -43,6 +43,7 @@ class _Awaited:
 
     version: int
     answers: set[Answer]
+    num_compared: int = 0
     gap: Gap = field(default_factory=lambda: Gap(per_token=0.0))
 
 
@@ -111,6 +112,7 @@ class ReferenceCheck:
         compared = [
             _gap(answer, own) for answer, own in zip(answers, pieces, strict=True) if answer in self._awaited.answers
         ]
+        self._awaited.num_compared += len(compared)
         self._awaited.gap = max([self._awaited.gap, *compared], key=lambda gap: gap.per_token)
 
     def settle(self) -> None:
@@ -122,7 +124,7 @@ class ReferenceCheck:
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
             self._refuse(awaited.gap, awaited.version)
-            self.num_checked += len(awaited.answers)
+            self.num_checked += awaited.num_compared
 
     def _refuse(self, gap: Gap, version: int) -> None:
         worst = self._engine.reduce([gap.per_token], "max")[0]

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 KINDS = {
-    "matrix products": ("aten::mm", "aten::addmm", "aten::bmm"),
-    "attention": ("aten::_scaled_dot_product",),
+    "matrix products": ("aten::mm", "aten::addmm"),
+    "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::_softmax"),
     "conversions and copies": ("aten::copy_", "aten::cat", "aten::index_select", "aten::index_copy"),
     "the optimizer": ("aten::_fused_adamw", "Optimizer."),
 }
-"""Of operations, by how their names begin."""
+"""Of operations, by how their names begin. Only attention has batched products (`learners/dot_products.py`)."""
 OTHERS = "other operations"
 
 

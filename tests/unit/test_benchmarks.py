@@ -345,6 +345,9 @@ def test_a_profile_tells_kinds_of_operations_apart():
     found = shares(lambda: [values @ values for _ in range(20)])
     assert next(iter(found)) == "matrix products" and found["matrix products"] > 0.9
     assert found["attention"] == 0.0 and sum(found.values()) == pytest.approx(1.0)
+    scores = torch.randn(16, 200, 200)
+    found = shares(lambda: [torch.bmm(scores.softmax(-1), scores) for _ in range(20)])
+    assert next(iter(found)) == "attention" and found["attention"] > 0.9
 
 
 @pytest.mark.parametrize(

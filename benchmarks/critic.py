@@ -5,7 +5,7 @@ The other side writes the same critiques with the same engine, and then reads ev
 critic over prompt, picture and critique in transformers: sequences sorted by length, pictures processed once each,
 logits of the last position only, and the best of several batch sizes. Same critic, same answers, all cores each, in turn; the
 engine in both of its modes, eager as in the preset, and compiled, which starts later and writes faster. The target is held to
-the faster one. Ours takes 32 groups a call, as in the preset; the other side whichever is faster, as many or all of a turn.
+the faster one. Each side takes whichever is faster for it, 32 groups a call, as in the preset, or all of a turn.
 """
 
 from __future__ import annotations
@@ -31,20 +31,18 @@ from rlsys import wire
 from rlsys.app import config as configuration
 from rlsys.app.cluster import cluster
 from rlsys.progress import quiet_libraries
-from rlsys.records import Completion, Prompt, RolloutGroup, Verdict
+from rlsys.records import Completion, Prompt, RolloutGroup, ScoredGroup, Verdict
 from rlsys.scenes.source import make_prompt
 from rlsys.schedules.phases import Phase
 
 PROMPTS = 96
 CANDIDATES = 8
-GROUPS = 32
-"""Per call of our engine, as in the preset."""
-TRIED_GROUPS = (GROUPS, PROMPTS)
-"""Per call of the other side's."""
+TRIED_GROUPS = (32, PROMPTS)
+"""Per call of the engine: as in the preset, or all of a turn."""
 TRIED_BATCHES = (16, 32, 64, 128, 256)
 """Sequences per forward pass of the other side."""
 TRIALS = 2
-"""Of each of these; the fastest counts, and decides before the turns that are measured."""
+"""Of each of these, on each side; the fastest counts, and decides before the turns that are measured."""
 TARGET = Target(at_least=1.5)
 LEAST_SAME = 0.9
 """Of the critiques that must be the same on both sides, word by word."""
@@ -94,15 +92,27 @@ class Ours:
 
         self._work = work
         self._stage = FeedbackStage(
-            feedback=work.feedback, engine=work.engine, model=work.critic, placements=[whole_machine()], batch=GROUPS
+            feedback=work.feedback, engine=work.engine, model=work.critic, placements=[whole_machine()]
         )
+        self._groups = 0
 
     def __call__(self, turn: int) -> Judged:
         groups = self._work.groups(turn)
+        if not self._groups:
+            self._groups = _fastest(TRIED_GROUPS, lambda size: self._judged(groups, size))
         started = time.perf_counter()
-        scored = list(self._stage.stream(groups))
+        scored = self._judged(groups, self._groups)
         taken = time.perf_counter() - started
-        return Judged(seconds=taken, verdicts=_read([verdict for one in scored for verdict in one.verdicts]))
+        verdicts = _read([verdict for one in scored for verdict in one.verdicts])
+        return Judged(seconds=taken, verdicts=verdicts, groups=self._groups)
+
+    def _judged(self, groups: Sequence[RolloutGroup], size: int) -> list[ScoredGroup]:
+        """
+        Args:
+            size: groups per call of the engine.
+        """
+        self._stage._batch = size
+        return list(self._stage.stream(groups))
 
     def close(self) -> None:
         self._stage.close()
@@ -139,13 +149,9 @@ class TwoPasses:
 
     def _choose(self, groups: Sequence[RolloutGroup]) -> None:
         """The fastest numbers of groups and of sequences."""
-
-        def fastest(tried: Sequence[int], work: Callable[[int], Any]) -> int:
-            return min(tried, key=lambda one: min(seconds(lambda: work(one)) for _ in range(TRIALS)))
-
         critiques = self._critiques(groups, len(groups))  # pictures are processed here, and not in one of the trials
-        self._groups = fastest(TRIED_GROUPS, lambda size: self._critiques(groups, size))
-        self._batch = fastest(TRIED_BATCHES, lambda size: self._scores(critiques, size))
+        self._groups = _fastest(TRIED_GROUPS, lambda size: self._critiques(groups, size))
+        self._batch = _fastest(TRIED_BATCHES, lambda size: self._scores(critiques, size))
 
     def _critiques(self, groups: Sequence[RolloutGroup], size: int) -> list[tuple[Prompt, np.ndarray, Completion]]:
         """The first pass: critiques that came to their end.
@@ -203,6 +209,10 @@ class TwoPasses:
         return output.logits[:, -1, self._score].numpy()
 
 
+def _fastest(tried: Sequence[int], work: Callable[[int], Any]) -> int:
+    return min(tried, key=lambda one: min(seconds(lambda: work(one)) for _ in range(TRIALS)))
+
+
 def _read(verdicts: Sequence[Verdict]) -> tuple[tuple[str, float], ...]:
     return tuple((critique.text, critique.score) for verdict in verdicts for critique in verdict.critiques)
 
@@ -256,6 +266,7 @@ def measure(case: str, work: Work, repeats: int) -> Row:
         ),
         extra={
             "share of the second pass": second,
+            "groups a call": ours[-1].groups,
             "groups a call, two passes": last.groups,
             "batch of the second pass": last.batch,
             "critiques per turn": len(last.verdicts),

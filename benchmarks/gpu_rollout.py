@@ -50,7 +50,7 @@ class Case(rollout.Case):
 
 
 class Ours(rollout.Ours):
-    """A rollout stage whose actor is on the GPU; all prompts of a turn in one call, as the other side has them."""
+    """A rollout stage whose actor is on the GPU."""
 
     def __init__(self, case: Case) -> None:
         from actors.stages import RolloutStage

@@ -2,10 +2,10 @@
 
 Ours is the whole way: prompts with pictures encoded in the driver, sent to a Ray actor, rendered, answered, log-
 probabilities and texts read, groups encoded, sent back and decoded. The bare side is timed for the call of `generate`
-alone: it gets all prompts of a turn in one call, as token ids and pictures made before. Same engine options, same
-sampling parameters and seeds, caches emptied before a turn on both sides. The two live in processes of their own, with
-all cores each, and take turns, many and short: a machine's own speed changes more within a minute than they differ.
-Whoever waits sleeps.
+alone, on token ids and pictures made before. Both get all prompts of a turn in one call of the engine: at the end of a call
+fewer and fewer sequences are left to be sampled at once. Same engine options, same sampling parameters and seeds, caches
+emptied before a turn on both sides. The two live in processes of their own, with all cores each, and take turns, many and
+short: a machine's own speed changes more within a minute than they differ. Whoever waits sleeps.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Turn:
 class Ours:
     """A rollout stage with one actor."""
 
-    def __init__(self, case: Case, batch: int | None = None) -> None:
+    def __init__(self, case: Case) -> None:
         from actors.stages import RolloutStage
 
         self._case = case
@@ -110,7 +110,7 @@ class Ours:
             current=lambda: (case.folder, 0),
             placements=[whole_machine()],
             seed=SEED,
-            **({} if batch is None else {"batch": batch}),
+            batch=case.num_prompts,
         )
 
     def __call__(self, turn: int) -> Turn:

@@ -49,20 +49,9 @@ class Case(rollout.Case):
         return phase.plan(0, turn)
 
 
-class Ours(rollout.Ours):
+def ours(case: Case) -> rollout.Ours:
     """A rollout stage whose actor is on the GPU."""
-
-    def __init__(self, case: Case) -> None:
-        from actors.stages import RolloutStage
-
-        self._case = case
-        self._stage = RolloutStage(
-            engine=case.engine(),
-            current=lambda: (case.folder, 0),
-            placements=[place(0.4)],
-            seed=rollout.SEED,
-            batch=case.num_prompts,
-        )
+    return rollout.Ours(case, place(0.4))
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -79,7 +68,7 @@ def main(words: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="rlsys-gpu-") as scratch, cluster(None):
             folder = make_model(Path(scratch), shape)
             case = Case(name=name, folder=str(folder), num_prompts=num_prompts, eager=given.tiny, max_tokens=tokens)
-            rows.append(rollout.measure(case, given.repeats, Ours, TARGET if on_gpu() else None, LEAST_SAME))
+            rows.append(rollout.measure(case, given.repeats, ours, TARGET if on_gpu() else None, LEAST_SAME))
     write("gpu_rollout", "Rollout on one GPU: tokens per second, end to end", rows, repeats=given.written)
     return 0
 

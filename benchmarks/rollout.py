@@ -31,6 +31,7 @@ from benchmarks.models import scenes_models, small_policy
 from benchmarks.processes import whole_machine
 from benchmarks.sides import Side, Worker, compare
 from rlsys.app.cluster import cluster
+from rlsys.placement import Placement
 from rlsys.progress import quiet_libraries
 from rlsys.records import Prompt, Rollout, RoundPlan
 from rlsys.scenes.source import make_prompt
@@ -101,14 +102,18 @@ class Turn:
 class Ours:
     """A rollout stage with one actor."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, placement: Placement | None = None) -> None:
+        """
+        Args:
+            placement: of the actor; the whole machine if not given.
+        """
         from actors.stages import RolloutStage
 
         self._case = case
         self._stage = RolloutStage(
             engine=case.engine(),
             current=lambda: (case.folder, 0),
-            placements=[whole_machine()],
+            placements=[placement or whole_machine()],
             seed=SEED,
             batch=case.num_prompts,
         )

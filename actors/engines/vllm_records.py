@@ -99,8 +99,7 @@ class Translator:
         reason = one.finish_reason
         if wanted.stop_token is not None and one.stop_reason == self.chat.token_id(wanted.stop_token):
             reason = "stop_token"
-        values = None if one.logprobs is None else np.asarray(one.logprobs.logprobs, dtype=np.float32)
-        of_sampled = None if values is None else values[np.asarray(one.logprobs.start_indices)]
+        of_sampled = None if one.logprobs is None else np.asarray(one.logprobs.logprobs, dtype=np.float32)
         scores = None
         if wanted.score_token is not None:
             scores = np.where(token_ids == self.chat.token_id(wanted.score_token), of_sampled, np.float32(np.nan))

@@ -50,8 +50,11 @@ def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Ite
 
 
 def _enter(engine: Any, name: str, made: Any, params: Any) -> str:
+    from actors.vllm_logprobs import bare_logprobs
+
     try:
-        return engine.add_request(name, made, params)
+        with bare_logprobs():
+            return engine.add_request(name, made, params)
     except Exception:
         engine.abort_request([name])  # what went wrong may have done so half way
         raise

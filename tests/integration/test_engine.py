@@ -127,6 +127,20 @@ def test_sampled_tokens_come_with_the_models_own_logprobs(engine, truth):
             np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
 
 
+def test_logprobs_are_what_vllm_hands_out_to_others(engine):
+    request = (make_prompts(1)[0], Sampling(num_samples=3, max_tokens=12, seed=5))
+    [ours] = engine.generate([request])
+    words = engine._translator
+    [others] = engine._llm.generate([words.prompt(request[0])], [words.sampling(request[1])], use_tqdm=False)
+    for one, other in zip(ours.completions, others.outputs, strict=True):
+        entries = list(other.logprobs)
+        assert [list(entry) for entry in entries] == [[token] for token in one.token_ids]
+        assert [
+            entry[token].logprob for entry, token in zip(entries, one.token_ids, strict=True)
+        ] == one.logprobs.tolist()
+        assert other.cumulative_logprob == pytest.approx(one.logprobs.sum(), abs=1e-4)
+
+
 def test_prompt_tokens_are_those_of_the_processor(engine, truth):
     [prompt] = make_prompts(1)
     [generation] = engine.generate([(prompt, Sampling(max_tokens=1))])

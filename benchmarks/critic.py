@@ -37,6 +37,8 @@ from rlsys.schedules.phases import Phase
 
 PROMPTS = 96
 CANDIDATES = 8
+REPEATS = 10
+"""Turns of three seconds, in which a machine's own speed changes by more than the sides differ."""
 TRIED_GROUPS = (32, PROMPTS)
 """Per call of the engine: as in the preset, or all of a turn."""
 TRIED_BATCHES = (16, 32, 64, 128, 256)
@@ -276,7 +278,7 @@ def measure(case: str, work: Work, repeats: int) -> Row:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure."""
-    options = parse(__doc__.splitlines()[0], words, cases=CASES)
+    options = parse(__doc__.splitlines()[0], words, cases=CASES, repeats=REPEATS)
     quiet_libraries()
     policy, critic = scenes_models()
     config, _ = configuration.load(["preset=scenes"])

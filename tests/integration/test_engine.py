@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engines import discover
+from actors.engines import discover, vllm_steps
 from actors.engines import engine as engines
 from actors.rollout import RolloutWorker
 from rlsys import wire
@@ -222,6 +222,14 @@ def test_answers_come_in_order_as_they_are_ready_and_requests_enter_as_others_le
     for number in (0, 17, 39):  # the first, one in the middle and the last: each has the answers of its own prompt
         one = generations[number].completions[7]
         np.testing.assert_allclose(one.logprobs, truth.logprobs(crowd()[number][0], one.token_ids), atol=TOLERANCE)
+
+
+def test_how_often_answers_are_handed_over_does_not_change_them(engine, monkeypatch):
+    parts = list(engine.stream(crowd()))
+    monkeypatch.setattr(vllm_steps, "STEPS", 1)
+    singly = list(engine.stream(crowd()))
+    assert len(singly) > len(parts)
+    assert_same([one for ready in parts for one in ready], [one for ready in singly for one in ready])
 
 
 def test_a_stream_that_is_left_leaves_an_idle_engine_and_the_next_call_as_it_was(engine):

@@ -76,7 +76,7 @@ class Engine(Protocol):
         """
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
-        """As `generate`, but each as soon as it and those before it are there; those that are ready at once are one list.
+        """As `generate`, but each soon after it and those before it are there; those that are handed over at once are one list.
 
         Raises:
             EngineError: the engine failed; what was delivered before is whole.

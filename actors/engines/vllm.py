@@ -124,8 +124,8 @@ class VllmEngine:
         return [one for ready in self.stream(requests) for one in ready]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
-        """As `generate`, each as soon as it and those before it are there. A prompt that the model does not take has no
-        completions.
+        """As `generate`, each within a few steps after it and those before it are there. A prompt that the model does not
+        take has no completions.
 
         Raises:
             EngineError: this engine has not answered anything yet, and takes none of the prompts.

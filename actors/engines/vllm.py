@@ -22,6 +22,7 @@ from actors.engines import checkpoints, engine
 from actors.engines.vllm_prompts import PromptJoiner, Refused, VllmRequest
 from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampling
 from actors.engines.vllm_steps import in_order
+from actors.vllm_groups import one_gloo_device
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
 from rlsys.imports import import_at_once
@@ -116,7 +117,8 @@ class VllmEngine:
         self._has_answered = False
         self.notes: list[str] = []
         """Which prompts were not answered, and why; who tells it, empties it."""
-        self._llm = _start(options, folder, raw_logits)
+        with one_gloo_device():
+            self._llm = _start(options, folder, raw_logits)
         self._joiner = PromptJoiner(self._llm, most_images=options.images_per_prompt)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:

@@ -1,0 +1,37 @@
+"""Groups of one process share a network thread, and do what groups do."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch import distributed
+from torch.distributed import distributed_c10d
+
+from actors.vllm_groups import one_gloo_device
+
+
+def num_network_threads():
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    return names.count("gloo_tcp_loop")
+
+
+def test_groups_made_within_have_one_thread_and_those_after_their_own():
+    before, usual = num_network_threads(), distributed_c10d.ProcessGroupGloo
+    store = distributed.HashStore()
+    with one_gloo_device():
+        distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+        groups = [distributed.new_group([0], backend="gloo", timeout=timedelta(seconds=7)) for _ in range(5)]
+    try:
+        assert num_network_threads() == before + 1
+        assert distributed_c10d.ProcessGroupGloo is usual
+        assert all(isinstance(group._get_backend(torch.device("cpu")), usual) for group in groups)
+        value = torch.tensor([1.5, -2.0])
+        for group in [None, *groups]:
+            distributed.all_reduce(value, group=group)
+            distributed.broadcast(value, 0, group=group)
+            distributed.barrier(group=group)
+        assert value.tolist() == [1.5, -2.0]
+        distributed.new_group([0], backend="gloo")
+        assert num_network_threads() == before + 2
+    finally:
+        distributed.destroy_process_group()

@@ -116,6 +116,10 @@ class Ours:
         self._stage._batch = size
         return list(self._stage.stream(groups))
 
+    def pids(self) -> list[int]:
+        """Of the actor."""
+        return self._stage.pids()
+
     def close(self) -> None:
         self._stage.close()
 

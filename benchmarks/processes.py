@@ -7,7 +7,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -64,8 +64,22 @@ def whole_machine() -> Placement:
     return Placement(num_cpus=machine.num_cpus, cores=machine.cores, num_threads=max(1, int(machine.num_cpus)))
 
 
+@contextmanager
+def stopped(pids: Iterable[int]) -> Iterator[None]:
+    """These processes stand still within: one that only waits still wakes up to look whether something came, an engine's and a
+    learner's threads some hundred times a second, and the other side's threads then wait for one another.
+    """
+    _each(pids, psutil.Process.suspend)
+    try:
+        yield
+    finally:
+        _each(pids, psutil.Process.resume)
+
+
 class Child:
-    """A process of its own with the whole machine's cores, which answers what it is told, one message at a time."""
+    """A process of its own with the whole machine's cores, which answers what it is told, one message at a time. Between
+    answers it stands still, with all processes that it has started.
+    """
 
     def __init__(self, serve: Callable[..., None], work: Callable[..., Any], *arguments: Any) -> None:
         """Start the process; the first message waits until it is ready.
@@ -92,21 +106,35 @@ class Child:
         if not self._ready and not self._pipe.poll(START_S):
             raise TimeoutError(f"{self._work.__qualname__} did not start within {START_S:g} s")
         self._ready = self._ready or received(self._pipe) == READY
+        _each(self._pids(), psutil.Process.resume)
         self._pipe.send(message)
-        return received(self._pipe)
+        try:
+            return received(self._pipe)
+        finally:
+            _each(self._pids(), psutil.Process.suspend)
 
     def close(self) -> None:
-        """End the process, and those that it has started: one that stands still does not see that its parent is gone."""
-        tree = []
-        with suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self._process.pid)
-            tree = [process, *process.children(recursive=True)]
+        """End the process, and those that it has started, which may not see that their parent is gone."""
+        pids = self._pids()
+        _each(pids, psutil.Process.resume)
         self._pipe.close()  # it waits for a message, finds that none will come, and cleans up
         self._process.join(END_S)
-        for process in tree:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        _each(pids, psutil.Process.kill)
         self._process.join()
+
+    def _pids(self) -> list[int]:
+        """Of the process, and of those that it has started."""
+        try:
+            process = psutil.Process(self._process.pid)
+            return [process.pid, *(child.pid for child in process.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            return []
+
+
+def _each(pids: Iterable[int], do: Callable[[psutil.Process], None]) -> None:
+    for pid in pids:
+        with suppress(psutil.NoSuchProcess):
+            do(psutil.Process(pid))
 
 
 class JobSide(Child):

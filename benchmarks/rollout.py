@@ -5,7 +5,7 @@ probabilities and texts read, groups encoded, sent back and decoded. The bare si
 alone, on token ids and pictures made before. Both get all prompts of a turn in one call of the engine: at the end of a call
 fewer and fewer sequences are left to be sampled at once. Same engine options, same sampling parameters and seeds, caches
 emptied before a turn on both sides. The two live in processes of their own, with all cores each, and take turns, many and
-short: a machine's own speed changes more within a minute than they differ. Whoever waits sleeps.
+short: a machine's own speed changes more within a minute than they differ. Whoever waits stands still.
 """
 
 from __future__ import annotations
@@ -126,6 +126,10 @@ class Ours:
         seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds(pids) - busy
         outside = seconds - self._stage.count(plan.round)["seconds"]
         return replace(_turn(seconds, cpu_seconds, [group.rollouts for group in groups]), outside=outside)
+
+    def pids(self) -> list[int]:
+        """Of the actor."""
+        return self._stage.pids()
 
     def close(self) -> None:
         self._stage.close()

@@ -7,7 +7,7 @@ optimizer steps, checkpoint, weight update with its proof. TRL's is its own trai
 shows pictures to the policy (transformers' `generate`), without gradient checkpointing, with the number of prompts per
 step and the precision that are fastest, compiled (`torch_compile`) if that is faster still (by the median of steps that
 come before, the fastest two settings in two trials). Same policy, prompts, reward and loss (sigmoid DPO, beta 0.1), the
-same cores; whoever waits sleeps; a turn is three rounds of ours and one of TRL's. On cores that multiply in bfloat16
+same cores; whoever waits stands still; a turn is three rounds of ours and one of TRL's. On cores that multiply in bfloat16
 each side takes the precision that is faster for it: TRL is tried in both, ours is bfloat16 beside float32 weights. On
 others both take float32.
 """
@@ -29,7 +29,7 @@ from benchmarks.arguments import parse
 from benchmarks.gpu_setup import on_gpu
 from benchmarks.harness import Row, Target, in_turn, memory_gib, table, write
 from benchmarks.models import scenes_models
-from benchmarks.processes import JobSide
+from benchmarks.processes import JobSide, stopped
 from benchmarks.round_sides import Job, Turn, our_rounds
 from benchmarks.round_trl import serve_trl
 from benchmarks.trl_turns import ALLOCATOR, Tuned
@@ -78,13 +78,14 @@ def measure(case: str, job: Job, target: Target | None, repeats: int, note: str 
     """
     done: dict[str, list[Turn]] = {"ours": [], "TRL": []}
 
-    def side(name: str, work: Callable[[], Turn]) -> float:
-        done[name].append(work())
+    def side(name: str, work: Callable[[], Turn], waiting: Sequence[int] = ()) -> float:
+        with stopped(waiting):
+            done[name].append(work())
         return done[name][-1].speed
 
     if together:
         with their_rounds(job) as (theirs, tuned), our_rounds(job) as ours:
-            speeds = in_turn(lambda: side("ours", ours), lambda: side("TRL", theirs), repeats=repeats)
+            speeds = in_turn(lambda: side("ours", ours), lambda: side("TRL", theirs, ours.pids()), repeats=repeats)
     else:
         with our_rounds(job) as ours:
             mine = iter([side("ours", ours) for _ in range(1 + repeats)])

@@ -167,6 +167,10 @@ class Ours:
         self._first = self._version = 0
         self._clock: CoreClock | None = None
 
+    def pids(self) -> list[int]:
+        """Of engines and ranks."""
+        return [*self.parts.rollouts.pids(), *self.parts.learner.pids()]
+
     def __call__(self) -> Turn:
         """A few rounds of a schedule that ends with them: the answers of no other are made while the other side works."""
         from rlsys.rounds import run_rounds

@@ -1,4 +1,4 @@
-"""A side of a comparison in a process of its own, which sleeps while the other side is measured."""
+"""A side of a comparison in a process of its own, which stands still while the other side is measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 from benchmarks.harness import Spread, in_turn
-from benchmarks.processes import ANSWER, READY, Child
+from benchmarks.processes import ANSWER, READY, Child, stopped
 
 Turn = Callable[[int], Any]
 """Does the work of one turn, given its number, and says what there is to say of it."""
@@ -18,6 +18,9 @@ class Worker(Protocol):
 
     def __call__(self, turn: int) -> Any: ...
 
+    def pids(self) -> list[int]:
+        """What has to be stopped while the other side is measured."""
+
     def close(self) -> None: ...
 
 
@@ -25,21 +28,22 @@ def compare(ours: Worker, other: Worker, *, repeats: int) -> tuple[tuple[Spread,
     """Let both sides do turns 0, 1, ... and close them.
 
     Args:
-        ours, other: what they return of a turn has a `speed`.
+        ours, other: what they return of a turn has a `speed`. Whoever waits stands still.
 
     Returns:
         What `harness.in_turn` says of the speeds, and what ours and the other side returned, turn by turn.
     """
     done: tuple[list[Any], list[Any]] = ([], [])
 
-    def side(number: int, work: Worker) -> float:
-        done[number].append(work(len(done[number])))
+    def side(number: int, work: Worker, waiting: Worker) -> float:
+        with stopped(waiting.pids()):
+            done[number].append(work(len(done[number])))
         return done[number][-1].speed
 
     with ExitStack() as stack:
         for work in (ours, other):
             stack.callback(work.close)
-        speeds = in_turn(lambda: side(0, ours), lambda: side(1, other), repeats=repeats)
+        speeds = in_turn(lambda: side(0, ours, other), lambda: side(1, other, ours), repeats=repeats)
     return speeds, *done
 
 
@@ -65,6 +69,10 @@ class Side(Child):
             TimeoutError, MemoryError, RuntimeError: as `Child.say`.
         """
         return self.say(turn)
+
+    def pids(self) -> list[int]:
+        """None: it stands still by itself when it has answered, and while it starts nothing is counted."""
+        return []
 
 
 def _turns(pipe: Any, opened: Callable[..., Turn], *arguments: Any) -> None:

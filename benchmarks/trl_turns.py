@@ -1,15 +1,12 @@
-"""TRL's trainers: what all of them are told, how the fastest setting is found, and how they are held between turns."""
+"""TRL's trainers: what all of them are told, how the fastest setting is found, and where they wait between turns."""
 
 from __future__ import annotations
 
 import gc
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-import psutil
 
 from benchmarks.processes import END
 
@@ -143,8 +140,7 @@ def between_turns(
             begin(self.question)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            with children_stopped():
-                self.question = ask(None)
+            self.question = ask(None)
             self.begin()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -153,25 +149,8 @@ def between_turns(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if num_compiled() == self.num_compiled:
-                result = end()
-                with children_stopped():
-                    self.question = ask(result)
+                self.question = ask(end())
                 control.should_training_stop = self.question == END
             self.begin()
 
     return BetweenTurns()
-
-
-@contextmanager
-def children_stopped() -> Iterator[None]:
-    """Loader processes do not fill their queues with the other side's cores, and not before their own turn."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
-        with suppress(psutil.NoSuchProcess):
-            child.suspend()
-    try:
-        yield
-    finally:
-        for child in children:
-            with suppress(psutil.NoSuchProcess):
-                child.resume()

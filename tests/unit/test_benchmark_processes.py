@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from benchmarks.processes import ANSWER, JobSide, failures_sent, received
+from benchmarks.processes import ANSWER, JobSide, failures_sent, received, stopped
 from benchmarks.sides import Side, compare
 
 
@@ -42,9 +42,8 @@ def test_a_gpu_that_is_too_small_is_told_apart(pipe):
 
 
 def serve(pipe, job):
-    """Starts a process that stands still, as a loader does while the other side is measured."""
+    """Starts a process, as TRL its loaders."""
     child = subprocess.Popen([sys.executable, "-c", job])
-    psutil.Process(child.pid).suspend()
     pipe.send((ANSWER, child.pid))
     pipe.recv()
 
@@ -53,10 +52,39 @@ def test_a_closed_side_leaves_no_process_that_stands_still():
     side = JobSide(serve)
     pid = side.begin("while True: pass")
     side.close()
-    end = time.monotonic() + 5
-    while _is_there(pid) and time.monotonic() < end:
-        time.sleep(0.01)
-    assert not _is_there(pid)
+    assert _becomes(lambda: not _is_there(pid))
+
+
+def test_a_side_and_what_it_has_started_stand_still_while_the_other_is_measured():
+    side = JobSide(starting_and_looking)
+    try:
+        processes = [psutil.Process(side.begin("while True: pass")), psutil.Process(side._process.pid)]
+        for _ in range(2):
+            assert _becomes(lambda: {one.status() for one in processes} == {psutil.STATUS_STOPPED})
+            assert side.ask("look") != psutil.STATUS_STOPPED
+    finally:
+        side.close()
+
+
+def starting_and_looking(pipe, job):
+    """Says how it finds the process that it has started."""
+    child = psutil.Popen([sys.executable, "-c", job])
+    pipe.send((ANSWER, child.pid))
+    while pipe.recv() == "look":
+        pipe.send((ANSWER, child.status()))
+
+
+def test_processes_stand_still_for_a_while():
+    child = psutil.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        with stopped([child.pid]):
+            assert _becomes(lambda: child.status() == psutil.STATUS_STOPPED)
+        assert _becomes(lambda: child.status() != psutil.STATUS_STOPPED)
+    finally:
+        child.kill()
+        child.wait()
+    with stopped([child.pid]):  # one that is gone is nothing
+        pass
 
 
 def test_a_job_side_takes_up_one_job_after_another():
@@ -106,6 +134,9 @@ class Worker:
     def __call__(self, turn):
         return type("Turn", (), {"speed": 1.0 + turn})
 
+    def pids(self):
+        return []
+
     def close(self):
         self.closed = True
         if self.error:
@@ -119,6 +150,14 @@ def test_both_sides_are_closed_even_if_one_cannot_be(broken):
     with pytest.raises(OSError, match="cannot be closed"):
         compare(*both, repeats=1)
     assert both[0].closed and both[1].closed
+
+
+def _becomes(found):
+    """Whether something comes true within some seconds: signals take their time."""
+    end = time.monotonic() + 5
+    while not found() and time.monotonic() < end:
+        time.sleep(0.01)
+    return found()
 
 
 def _is_there(pid):

@@ -1,12 +1,9 @@
 """The two sides of a round are counted alike, and a comparison of unlike rounds is refused."""
 
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 from torch._dynamo import config as dynamo_config
@@ -20,7 +17,7 @@ from benchmarks.overlap import Rounds
 from benchmarks.round import CASES, _check, fitted, limits
 from benchmarks.round_sides import Job, Turn, reward
 from benchmarks.round_trl import Meter, _length
-from benchmarks.trl_turns import Tuned, Tuning, children_stopped, forget_compiled
+from benchmarks.trl_turns import Tuned, Tuning, forget_compiled
 
 JOB = Job(folder="nowhere", num_prompts=4, max_tokens=3)
 PROMPT = "scenes/online/0/describe"
@@ -198,23 +195,3 @@ def test_what_loader_processes_made_ahead_is_used_up_before_turns_count():
     assert _warmup(work, Setting(size=8)) == WARMUP
     assert _warmup(work, Setting(size=8, workers=1)) == WARMUP + 2
     assert _warmup(work, Setting(size=2, workers=1)) == WARMUP + 1
-
-
-def becomes(process, *, stopped):
-    """Whether a process stops, or goes on, within some seconds: signals take their time."""
-    end = time.monotonic() + 5
-    while (process.status() == psutil.STATUS_STOPPED) is not stopped and time.monotonic() < end:
-        time.sleep(0.01)
-    return (process.status() == psutil.STATUS_STOPPED) is stopped
-
-
-def test_loader_processes_stand_still_while_the_other_side_is_measured():
-    child = subprocess.Popen([sys.executable, "-c", "while True: pass"])
-    try:
-        process = psutil.Process(child.pid)
-        with children_stopped():
-            assert becomes(process, stopped=True)
-        assert becomes(process, stopped=False)
-    finally:
-        child.kill()
-        child.wait()

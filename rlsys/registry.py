@@ -70,6 +70,8 @@ objective = Registry("objective")
 transport = Registry("transport")
 evaluation = Registry("evaluation")
 
+PLUGINS = "RLSYS_PLUGINS"
+"""Environment variable with the modules of plug-ins outside this repository, comma-separated."""
 BUILT_IN = ("rlsys.prompts", "rlsys.feedback", "rlsys.pairs", "rlsys.objectives", "rlsys.transports", "rlsys.evals")
 
 
@@ -83,8 +85,15 @@ def discover() -> None:
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package_name}.{module.name}")
-    for name in filter(None, os.environ.get("RLSYS_PLUGINS", "").split(",")):
+    for name in filter(None, os.environ.get(PLUGINS, "").split(",")):
         try:
             importlib.import_module(name.strip())
         except ImportError as error:
-            raise ConfigError(f"RLSYS_PLUGINS: {name.strip()!r} cannot be imported: {error}") from error
+            raise ConfigError(f"{PLUGINS}: {name.strip()!r} cannot be imported: {error}") from error
+
+
+def passed_on() -> dict[str, str]:
+    """What another process needs in its environment to discover the same: the nodes of a cluster that was joined have one of
+    their own.
+    """
+    return {PLUGINS: os.environ[PLUGINS]} if PLUGINS in os.environ else {}

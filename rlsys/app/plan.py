@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlsys import registry
 from rlsys.errors import ConfigError, PromptsExhausted
 from rlsys.machine import GIB, Machine
 from rlsys.placement import Placement, Role, place, shortages
@@ -133,5 +134,5 @@ def check(config: Any, machine: Machine, schedule: Schedule | None = None) -> No
 
 
 def placements(planned: list[Role], machine: Machine) -> dict[str, list[Placement]]:
-    """A placement for every actor of every role (`rlsys.placement.place`)."""
-    return place(planned, machine)
+    """A placement for every actor of every role (`rlsys.placement.place`), which will find the plug-ins found here."""
+    return place([replace(role, env=role.env | registry.passed_on()) for role in planned], machine)

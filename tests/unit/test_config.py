@@ -12,7 +12,7 @@ from rlsys.app import align
 from rlsys.app import config as configuration
 from rlsys.app.align import main
 from rlsys.app.evaluate import main as evaluate
-from rlsys.app.plan import ModelSize, check, learner_role
+from rlsys.app.plan import ModelSize, check, learner_role, placements
 from rlsys.app.starting import probe_prompts
 from rlsys.errors import ConfigError
 from rlsys.machine import Machine
@@ -202,6 +202,15 @@ def test_a_plug_in_that_is_not_there_gets_one_line(monkeypatch):
     monkeypatch.setenv("RLSYS_PLUGINS", "not_there_at_all")
     with pytest.raises(ConfigError, match="RLSYS_PLUGINS: 'not_there_at_all' cannot be imported"):
         configuration.load([])
+
+
+def test_actors_get_the_plug_ins_of_the_driver(monkeypatch):
+    role = learner_role(LearnerConfig(num_ranks=2, cores=1), ModelSize(num_parameters=1))
+    machine = Machine(num_cpus=2, num_gpus=0, memory_gib=64)
+    monkeypatch.setenv("RLSYS_PLUGINS", "mine,yours")
+    assert [one.environment["RLSYS_PLUGINS"] for one in placements([role], machine)["learner"]] == ["mine,yours"] * 2
+    monkeypatch.delenv("RLSYS_PLUGINS")
+    assert "RLSYS_PLUGINS" not in placements([role], machine)["learner"][0].environment
 
 
 def test_other_commands_have_no_plan(capsys):

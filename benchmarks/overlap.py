@@ -184,6 +184,9 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
     uncovered, between = ours.median - other.median, stages["sync_s"] + stages["checkpoint_s"]
     generation, training = middle(rounds.generation_s[1:]), middle(rounds.training_s[1:])
     beside = middle(rounds.beside_s[1:])
+    settings = f"Beside the preset: {', '.join(CASES[case])}." if CASES[case] else ""
+    missed = ratio.median > MOST
+    why = _why(uncovered, beside - generation, ours.median - beside, between) if missed else ""
     return Row(
         case=case,
         ours=ours,
@@ -193,7 +196,7 @@ def measure(case: str, models: tuple[Path, Path], repeats: int) -> Row:
         unit="s",
         target=Target(at_most=MOST),
         checked=checked,
-        note="" if ratio.median <= MOST else _why(uncovered, beside - generation, ours.median - beside, between),
+        note=f"{settings} {why}".strip(),
         extra={
             "generation_alone_s": generation,
             "generation_beside_learner_s": beside,

@@ -66,8 +66,8 @@ def whole_machine() -> Placement:
 
 @contextmanager
 def stopped(pids: Iterable[int]) -> Iterator[None]:
-    """These processes stand still within: one that only waits still wakes up to look whether something came, an engine's and a
-    learner's threads some hundred times a second, and the other side's threads then wait for one another.
+    """These processes stand still within: an engine or a rank that only waits still wakes up a hundred times a second to look
+    whether something came.
     """
     _each(pids, psutil.Process.suspend)
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -26,6 +28,8 @@ END = "end"
 """The question that ends a job."""
 ANSWER, NO_MEMORY, FAILURE = "answer", "no memory", "failure"
 """What a process sends: one of these, and a value."""
+PR_SET_PDEATHSIG = 1
+"""Linux: which signal a process gets when the one that started it is gone."""
 
 
 def received(pipe: Any) -> Any:
@@ -167,6 +171,8 @@ def _jobs(pipe: Any, serve: Callable[[Any, Any], None]) -> None:
 
 
 def _run(pipe: Any, serve: Callable[..., None], *arguments: Any) -> None:
+    # If the program is killed nobody lets this process go on, so that it would never see that its pipe is closed.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
     quiet_libraries()
     warnings.filterwarnings("ignore")
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
@@ -178,4 +184,7 @@ def _run(pipe: Any, serve: Callable[..., None], *arguments: Any) -> None:
 
     torch.set_num_threads(placement.num_threads)
     with failures_sent(pipe):
-        serve(pipe, *arguments)
+        try:
+            serve(pipe, *arguments)
+        finally:  # what it has started stands still yet if the program was killed
+            _each((child.pid for child in psutil.Process().children(recursive=True)), psutil.Process.resume)

@@ -1,6 +1,8 @@
 """What goes wrong in a side's process is raised where it was asked, and nothing of it is left when it is closed."""
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +13,8 @@ import torch
 
 from benchmarks.processes import ANSWER, JobSide, failures_sent, received, stopped
 from benchmarks.sides import Side, compare
+
+WHILE_PARENT_IS_THERE = "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent: time.sleep(0.01)"
 
 
 @pytest.fixture
@@ -53,6 +57,26 @@ def test_a_closed_side_leaves_no_process_that_stands_still():
     pid = side.begin("while True: pass")
     side.close()
     assert _becomes(lambda: not _is_there(pid))
+
+
+def test_a_killed_program_leaves_no_process_that_stands_still(pipe):
+    here, there = pipe
+    program = multiprocessing.get_context("spawn").Process(target=killed, args=(there,))
+    program.start()
+    pids = here.recv()
+    program.join()
+    assert program.exitcode == -signal.SIGKILL
+    assert _becomes(lambda: not any(map(_is_there, pids)))
+
+
+def killed(pipe):
+    """A program that is killed while its side, and what that has started, stand still."""
+    side = JobSide(serve)
+    started = side.begin(WHILE_PARENT_IS_THERE)
+    pids = [side._process.pid, started]
+    assert _becomes(lambda: all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in pids))
+    pipe.send(pids)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_side_and_what_it_has_started_stand_still_while_the_other_is_measured():

@@ -63,6 +63,7 @@ def test_a_killed_program_leaves_no_process_that_stands_still(pipe):
     here, there = pipe
     program = multiprocessing.get_context("spawn").Process(target=killed, args=(there,))
     program.start()
+    there.close()  # so that a program that fails ends the wait
     pids = here.recv()
     program.join()
     assert program.exitcode == -signal.SIGKILL

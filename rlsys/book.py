@@ -78,10 +78,10 @@ class RoundBook:
         """The preference pairs, in prompt order."""
         parts, plan = self._parts, self._plan
         for scored in parts.tracker.track("train", scored_groups, plan.num_prompts):
-            for pair in build(scored, plan):
-                parts.journal.append(plan.round, pair)
-                self.num_pairs += 1
-                yield pair
+            pairs = build(scored, plan)
+            parts.journal.append(plan.round, *pairs)
+            self.num_pairs += len(pairs)
+            yield from pairs
 
     def report(
         self, fit: FitReport, sync: SyncReport, *, trained_version: int, evaluate: Callable[[int], dict[str, Interval]]

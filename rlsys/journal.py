@@ -75,14 +75,14 @@ class Journal:
             self._sync_folder()
         return attempt
 
-    def append(self, round: int, record: Journaled) -> None:
-        """Add a record to the open attempt; once this returns, the record outlives the death of this process.
+    def append(self, round: int, *records: Journaled) -> None:
+        """Add records to the open attempt, in one write; once this returns, they outlive the death of this process.
 
         Raises:
-            JournalError: the round is not open, or the file does not take the record.
-            WrongType: a field of the record is not of its type, or the journal keeps no such records.
+            JournalError: the round is not open, or the file does not take the records.
+            WrongType: a field of a record is not of its type, or the journal keeps no such records; none was written.
         """
-        self._opened(round).append(record)
+        self._opened(round).append(*records)
 
     def seal(self, round: int, what: str) -> None:
         """Mark that all of `what` (any name: `groups`, `pairs`, ...) is there, and wait until the disk has it.
@@ -176,9 +176,9 @@ class _OpenRound:
         self._log, self._parts = log, PartWriter(log)
         self._lock = threading.Lock()
 
-    def append(self, record: Journaled | Seal, *, sync: bool = False) -> None:
+    def append(self, *records: Journaled | Seal, sync: bool = False) -> None:
         with self._lock:
-            self._parts.append(record)
+            self._parts.append(*records)
             if sync:
                 self._log.sync()
 

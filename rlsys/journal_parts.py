@@ -7,12 +7,15 @@ follows from the record's own fields: nothing here changes when a record gets a 
 
 from __future__ import annotations
 
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, make_dataclass
+from dataclasses import dataclass, make_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from rlsys.appendlog import Entry, LogWriter, entry_bytes, read_at
 from rlsys.checksum import content_key
@@ -50,8 +53,6 @@ PARTS: dict[type, int] = {Image: 1, Prompt: 2, PromptTokens: 3, Rollout: 4, Roll
 LISTED: dict[type, int] = {RolloutGroup: 16, ScoredGroup: 17, PreferencePair: 18, RoundReport: 19, Seal: 20}
 """Entry kinds of what was appended and is read back."""
 
-_NUM_RECENT = 64
-"""Parts that a writer knows again by identity: a few groups' worth, so that pairs cost no encoding of their answers."""
 _NUM_KNOWN = 1 << 14
 """Parts whose place a writer remembers, so that its memory does not grow with the round; one that comes again later
 than that is written again."""
@@ -64,6 +65,8 @@ class _Form(NamedTuple):
 
     kind: type
     stored: type
+    names: tuple[str, ...]
+    """Of all fields."""
     single: dict[str, type]
     """Fields that hold one part."""
     many: dict[str, type]
@@ -85,18 +88,18 @@ def _form(kind: type) -> _Form:
         else:
             declared.append((name, hint))
     stored = make_dataclass(f"Stored{kind.__name__}", declared, kw_only=True) if single or many else kind
-    return _Form(kind, stored, single, many)
+    return _Form(kind, stored, tuple(name for name, _ in declared), single, many)
 
 
-def _take_apart(record: Any, put: Callable[[Any], int]) -> Any:
+def _take_apart(record: Any, put: Callable[[type, Any], int]) -> Any:
     form = _form(type(record))
     if form.stored is form.kind:
         return record
-    values = {each.name: getattr(record, each.name) for each in fields(record)}
+    values = {name: getattr(record, name) for name in form.names}
     for name, kind in form.single.items():
-        values[name] = put(PromptTokens(token_ids=values[name]) if kind is PromptTokens else values[name])
-    for name in form.many:
-        values[name] = tuple(put(part) for part in values[name])
+        values[name] = put(kind, values[name])
+    for name, kind in form.many.items():
+        values[name] = tuple(put(kind, part) for part in values[name])
     return form.stored(**values)
 
 
@@ -120,47 +123,54 @@ class PartWriter:
     def __init__(self, log: LogWriter) -> None:
         self.log = log
         self._offsets: OrderedDict[bytes, int] = OrderedDict()
-        self._recent: OrderedDict[int, tuple[object, int]] = OrderedDict()
+        self._seen = _Seen()
         self._entries: list[tuple[int, bytes]] = []
         self._added: dict[bytes, int] = {}
         self._end = 0
 
-    def append(self, record: Any) -> None:
-        """Returns when the record is safe from the death of this process.
+    def append(self, *records: Any) -> None:
+        """In one write. Returns when the records are safe from the death of this process.
 
         Raises:
-            JournalError: the log does not take it.
+            JournalError: the log does not take them.
             WireError: a field is not of its type, or the journal keeps no such records; nothing was written.
         """
-        if type(record) not in LISTED:
-            raise WrongType(f"a journal keeps {_names(LISTED)}, got {type(record).__name__}")
         self._entries, self._added, self._end = [], {}, self.log.end
         try:
-            frame = encode(_take_apart(record, self._put))
-            self._add(LISTED[type(record)], frame, content_key(frame) if type(record) in PARTS else None)
+            for record in records:
+                self._append(record)
             self.log.append(self._entries)
         except BaseException:
-            self._recent.clear()  # may name offsets that were never written
+            self._seen.clear()  # may name offsets that were never written
             raise
         self._offsets.update(self._added)
         while len(self._offsets) > _NUM_KNOWN:
             self._offsets.popitem(last=False)
 
-    def _put(self, part: Any) -> int:
-        known = self._recent.get(id(part))
-        if known is not None:
-            return known[1]
-        if type(part) is Image:
-            frame, key = None, bytes.fromhex(part.digest)
+    def _append(self, record: Any) -> None:
+        kind = type(record)
+        if kind not in LISTED:
+            raise WrongType(f"a journal keeps {_names(LISTED)}, got {kind.__name__}")
+        frame = encode(_take_apart(record, self._put))
+        if kind in PARTS:
+            self._seen.add(record, self._add(LISTED[kind], frame, content_key(frame)))
         else:
-            frame = encode(_take_apart(part, self._put))
-            key = content_key(frame)
-        offset = self._offsets.get(key, self._added.get(key))
+            self._add(LISTED[kind], frame, None)
+
+    def _put(self, kind: type, value: Any) -> int:
+        """Offset of the part that a field of `kind` holds."""
+        wanted = np.ndarray if kind is PromptTokens else kind
+        if not isinstance(value, wanted):
+            raise WrongType(f"expected {wanted.__name__}, got {type(value).__name__}")
+        offset = self._seen.offset(value)
         if offset is None:
-            offset = self._add(PARTS[type(part)], frame if frame is not None else encode(part), key)
-        self._recent[id(part)] = part, offset
-        if len(self._recent) > _NUM_RECENT:
-            self._recent.popitem(last=False)
+            part = PromptTokens(token_ids=value) if kind is PromptTokens else value
+            frame = None if kind is Image else encode(_take_apart(part, self._put))
+            key = bytes.fromhex(part.digest) if frame is None else content_key(frame)
+            offset = self._offsets.get(key, self._added.get(key))
+            if offset is None:
+                offset = self._add(PARTS[kind], encode(part) if frame is None else frame, key)
+            self._seen.add(value, offset)
         return offset
 
     def _add(self, number: int, frame: bytes, key: bytes | None) -> int:
@@ -171,6 +181,27 @@ class PartWriter:
             self._added[key] = offset
         self._end += entry_bytes(frame)
         return offset
+
+
+class _Seen:
+    """Offsets of parts by identity, for as long as somebody else holds them: what a group's scores and pairs repeat of it
+    costs no encoding, and a writer keeps no picture alive.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+    def offset(self, part: Any) -> int | None:
+        known = self._found.get(id(part))
+        return None if known is None else known[1]
+
+    def add(self, part: Any, offset: int) -> None:
+        found, key = self._found, id(part)
+        # Runs before another object can get this one's id.
+        found[key] = weakref.ref(part, lambda _: found.pop(key, None)), offset
+
+    def clear(self) -> None:
+        self._found.clear()
 
 
 class PartReader:

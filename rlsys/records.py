@@ -59,7 +59,7 @@ class Turn:
     text: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True)
 class Prompt:
     """What the policy is asked."""
 
@@ -76,7 +76,7 @@ class Prompt:
         return self.turns[-1].text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class Rollout:
     """One distinct answer to a prompt."""
 
@@ -112,7 +112,7 @@ class Rollout:
         return float(self.logprobs.sum(dtype=np.float64))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class RolloutGroup:
     """All candidates of one prompt, sampled from one version of the weights."""
 

@@ -102,7 +102,7 @@ def decode_many(frame: bytes | bytearray | memoryview, expected: type[T], *, lim
 
 
 def _encode(records: Sequence[object], kind: type, form: int, limits: Limits) -> bytes:
-    layout, codec, writer = _layout(kind), _codec(kind), Writer(limits)
+    (layout, codec), writer = _form(kind), Writer(limits)
     position = 0
     try:
         for record in records:
@@ -127,7 +127,7 @@ def _encode(records: Sequence[object], kind: type, form: int, limits: Limits) ->
 
 def _decode(frame: bytes | bytearray | memoryview, kind: type[T], form: int, limits: Limits) -> list[T]:
     reader = _open(memoryview(frame).toreadonly().cast("B"), form, limits)
-    codec, place = _codec(kind), kind.__name__
+    (_, codec), place = _form(kind), kind.__name__
     records: list[T] = []
     try:
         _check_layout(reader.unpack(), kind)
@@ -179,6 +179,12 @@ def _root(kind: type, form: int, position: int) -> str:
 
 
 @cache
+def _form(kind: type) -> tuple[str, Codec]:
+    """Layout and codec of a frame's records. Kept here and not where they are made: a codec is incomplete before that of the
+    outermost record is made."""
+    return _layout(kind), _codec(kind)
+
+
 def _layout(kind: type) -> str:
     """The record classes a frame of `kind` is made of, with their fields: `Turn(role,text)`; `kind` itself first."""
     found: dict[type, str] = {}
@@ -195,7 +201,7 @@ def _layout(kind: type) -> str:
 
 def _check_layout(found: Any, kind: type) -> None:
     """Raise a `Fault` that names the first difference between a frame's records and those of this program."""
-    expected = _layout(kind)
+    expected, _ = _form(kind)
     if found == expected:
         return
     if type(found) is not str:

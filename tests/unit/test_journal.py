@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import threading
+import weakref
 from dataclasses import fields, replace
 
 import numpy as np
@@ -26,6 +27,7 @@ from rlsys.records import (
     Turn,
     Verdict,
 )
+from rlsys.wire import encode
 
 
 def make_image(seed=0, side=4):
@@ -161,6 +163,61 @@ def test_pictures_answers_and_groups_are_stored_once(tmp_path):
         assert log_of(journal).stat().st_size < size + 4500
         first, second = journal.read(0, RolloutGroup)
         assert first.prompt.images[0] is second.prompt.images[0]
+
+
+def test_what_is_known_by_identity_is_not_encoded_again_and_not_kept_alive(tmp_path, monkeypatch):
+    encoded = []
+
+    def counted(record):
+        encoded.append(type(record).__name__.removeprefix("Stored"))
+        return encode(record)
+
+    monkeypatch.setattr("rlsys.journal_parts.encode", counted)
+    with Journal(tmp_path) as journal:
+        journal.begin(0)
+        group = make_group(image=make_image())
+        journal.append(0, group)
+        assert encoded == ["Image", "Prompt", "PromptTokens", "Rollout", "Rollout", "Rollout", "RolloutGroup"]
+        journal.append(0, make_scored(group))
+        journal.append(0, make_pair(group), make_pair(group, 2, 0))
+        assert encoded[7:] == ["ScoredGroup", "PreferencePair", "PreferencePair"]
+        watched = [weakref.ref(part) for part in (group, group.prompt, group.prompt.images[0], group.rollouts[0])]
+        del group
+        assert [watch() for watch in watched] == [None] * 4
+        assert journal._open[0]._parts._seen._found == {}
+        for index in range(1, 30):  # new objects in the places of dead ones are not taken for them
+            journal.append(0, make_group(index, image=make_image(index)))
+        assert list(journal.read(0, RolloutGroup))[1:] == [make_group(i, image=make_image(i)) for i in range(1, 30)]
+
+
+def test_records_appended_together_are_written_together_or_not_at_all(tmp_path, monkeypatch):
+    group, writes, writev = make_group(), [], os.writev
+
+    def counted(file, parts):
+        writes.append(len(parts))
+        return writev(file, parts)
+
+    monkeypatch.setattr(os, "writev", counted)
+    with Journal(tmp_path) as journal:
+        journal.begin(0)
+        journal.append(0, group)
+        journal.append(0, make_pair(group), make_pair(group, 2, 0), make_pair(group, 1, 2))
+        assert writes[1:] == [6]  # a header and a frame of each
+        size = log_of(journal).stat().st_size
+        with pytest.raises(WrongType, match="expected float, got str"):
+            journal.append(0, make_pair(group), replace(make_pair(group), margin="large"))
+        with pytest.raises(WrongType, match="expected Rollout, got Prompt"):
+            journal.append(0, replace(make_pair(group), chosen=group.prompt))
+        with pytest.raises(WrongType, match="expected ndarray, got Prompt"):
+            journal.append(0, replace(make_pair(group), prompt_token_ids=group.prompt))
+        assert log_of(journal).stat().st_size == size
+        journal.append(0)
+        assert log_of(journal).stat().st_size == size
+        assert list(journal.read(0, PreferencePair)) == [
+            make_pair(group),
+            make_pair(group, 2, 0),
+            make_pair(group, 1, 2),
+        ]
 
 
 def test_two_groups_that_differ_in_one_number_stay_two(tmp_path):
@@ -405,13 +462,12 @@ def test_threads_append_to_one_round(tmp_path):
 
 def test_a_writer_that_has_forgotten_a_part_writes_it_again_and_everything_reads_as_before(tmp_path, monkeypatch):
     monkeypatch.setattr("rlsys.journal_parts._NUM_KNOWN", 3)
-    monkeypatch.setattr("rlsys.journal_parts._NUM_RECENT", 1)
     groups = [make_group(index, image=make_image(seed=index % 2)) for index in range(6)]
     with Journal(tmp_path) as journal:
         journal.begin(0)
         for group in groups:
             journal.append(0, group)
-            journal.append(0, make_scored(group))
+            journal.append(0, make_scored(copy_of(group)))
         assert len(journal._open[0]._parts._offsets) == 3
         assert list(journal.read(0, RolloutGroup)) == groups
         assert list(journal.read(0, ScoredGroup)) == [make_scored(group) for group in groups]

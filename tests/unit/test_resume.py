@@ -138,9 +138,9 @@ class FusedJournal(Journal):
         self.fuse = fuse
         return self
 
-    def append(self, round, record):
+    def append(self, round, *records):
         self.fuse()
-        super().append(round, record)
+        super().append(round, *records)
 
     def seal(self, round, what):
         self.fuse()

@@ -122,6 +122,7 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
     return Parts(
         schedule=Schedule([Phase(num_prompts=count, **rules) for count in (WARM_UP, num_prompts)]),
         prompts=ScenesPrompts(),
+        asked_of="scripted",
         rollouts=RolloutStage(current=lambda: ("scripted", 0), seed=0, **scripted),
         feedback=FeedbackStage(feedback=feedback, model="scripted", **scripted),
         learner=CountingLearner(),

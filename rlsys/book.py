@@ -36,7 +36,8 @@ class RoundBook:
         self._committed = committed
         # Asked before this attempt begins: answers of an attempt that a kill cut short are as good as new if all are there
         # and were asked for as this plan does.
-        self._answered = f"groups {_asked(plan)}"
+        self._start = parts.schedule.first_prompt(plan.round)
+        self._answered = f"groups {_asked(plan)}, from prompt {self._start} on, of {parts.asked_of}"
         self._whole = [
             attempt
             for attempt in parts.journal.attempts(plan.round)
@@ -53,7 +54,7 @@ class RoundBook:
         if self._whole:
             source: Iterable[RolloutGroup] = parts.journal.read(plan.round, RolloutGroup, attempt=self._whole[-1])
         else:
-            prompts = parts.prompts.take(parts.schedule.first_prompt(plan.round), plan.num_prompts)
+            prompts = parts.prompts.take(self._start, plan.num_prompts)
             source = parts.rollouts.stream(prompts, plan)
         for group in parts.tracker.track("rollout", source, plan.num_prompts):
             parts.journal.append(plan.round, group)

@@ -18,6 +18,9 @@ class Parts:
 
     schedule: Schedule
     prompts: PromptSource
+    asked_of: str
+    """What besides a plan decides a round's answers, as text: answers of a run that was cut short are taken again only if
+    it has not changed."""
     rollouts: RolloutStage
     feedback: FeedbackStage
     learner: Learner

@@ -85,6 +85,7 @@ def assembled(
             Parts(
                 schedule=schedule,
                 prompts=config.prompts,
+                asked_of=f"policy {config.policy.model}, seed {config.seed}, {config.prompts}",
                 rollouts=rollouts,
                 feedback=feedback,
                 learner=learner,

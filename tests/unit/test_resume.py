@@ -191,7 +191,13 @@ class Scenario:
         savepoints = Savepoints(root / "checkpoints", initial_policy=root / "initial", good=good, keep=self.keep)
         stages = dict.fromkeys(("prompts", "rollouts", "feedback", "learner", "weights", "tracker"), world)
         parts = Parts(
-            schedule=schedule, **stages, evaluate=world.evaluate, gate=gate, journal=journal, savepoints=savepoints
+            schedule=schedule,
+            **stages,
+            asked_of="the world",
+            evaluate=world.evaluate,
+            gate=gate,
+            journal=journal,
+            savepoints=savepoints,
         )
         for _ in run_rounds(parts, first=len(reports), version=world.version):
             fuse()

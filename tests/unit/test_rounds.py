@@ -33,7 +33,10 @@ from tests.fakes import make_prompt, make_rollout
 registry.discover()
 
 
-SEALED = "groups 3 x 2 at 1, top_p 1, 16 tokens, at most 0 rounds ahead"
+def seal(round):
+    """Of the answers to three prompts a round."""
+    asked = "3 x 2 at 1, top_p 1, 16 tokens, at most 0 rounds ahead"
+    return f"groups {asked}, from prompt {3 * round} on, of the world"
 
 
 class World:
@@ -136,6 +139,7 @@ def parts(world, root, phases, gate=None):
     return Parts(
         schedule=Schedule(phases),
         prompts=world,
+        asked_of="the world",
         rollouts=world,
         feedback=world,
         learner=world,
@@ -195,7 +199,7 @@ class Slow(Savepoints):
             )
             time.sleep(0.05)  # time enough for a seal that does not wait
             log = Journal(self.root / "journal")
-            self.sealed.append(log.is_sealed(following, SEALED))
+            self.sealed.append(log.is_sealed(following, seal(following)))
         if self.error is not None:
             raise self.error
         return super().commit(report, **options)
@@ -218,7 +222,7 @@ def test_the_next_round_is_answered_while_its_weights_are_put_on_disk_and_sealed
     reports = list(run_rounds(replace(made, savepoints=slow)))
     assert [report.staleness for report in reports] == [0, 0, 0]
     assert slow.sealed == [False, False]
-    assert [made.journal.is_sealed(round, SEALED) for round in range(3)] == [True] * 3
+    assert [made.journal.is_sealed(round, seal(round)) for round in range(3)] == [True] * 3
 
 
 def test_answers_of_weights_that_never_came_to_disk_are_not_taken_again(tmp_path):
@@ -240,7 +244,7 @@ def test_answers_are_not_sealed_before_the_report_of_the_round_that_made_their_w
             if isinstance(records[0], RoundReport) and round == 0:
                 assert world.answered.setdefault(1, threading.Event()).wait(5.0)
                 time.sleep(0.05)
-                sealed.append(self.is_sealed(1, SEALED))
+                sealed.append(self.is_sealed(1, seal(1)))
             super().append(round, *records)
 
     world, sealed = Watched(), []
@@ -430,6 +434,24 @@ def test_answers_are_taken_again_only_if_they_were_asked_for_alike(tmp_path):
         world = World()
         list(run_rounds(parts(world, tmp_path, [phase(1, **changes)])))
         assert bool([event for event in world.events if event[0] == "rollout"]) == again, changes
+
+
+@pytest.mark.parametrize(
+    ("changed", "again"),
+    [
+        ({}, False),
+        ({"asked_of": "another world"}, True),
+        ({"schedule": Schedule([phase(1)]).going_on(0, 1)}, True),
+    ],
+    ids=["nothing", "prompts, seed or policy", "place in the prompts"],
+)
+def test_answers_are_taken_again_only_if_they_are_to_the_same_prompts_and_of_the_same_run(tmp_path, changed, again):
+    rounds = run_rounds(parts(World(), tmp_path, [phase(1)]))
+    next(rounds)
+    rounds.close()
+    world = World()
+    list(run_rounds(replace(parts(world, tmp_path, [phase(1)]), **changed)))
+    assert bool([event for event in world.events if event[0] == "rollout"]) == again
 
 
 def test_a_checkpoint_says_where_the_prompts_go_on(tmp_path):

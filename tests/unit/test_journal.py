@@ -305,7 +305,7 @@ def test_an_append_that_fails_halfway_leaves_no_trace(tmp_path, monkeypatch):
     with Journal(tmp_path) as journal:
         journal.begin(0)
         journal.append(0, make_group(0))
-        size = log_of(journal).stat().st_size
+        size, second = log_of(journal).stat().st_size, make_group(1)
         writev = os.writev
 
         def full_disk(file, parts):
@@ -315,11 +315,13 @@ def test_an_append_that_fails_halfway_leaves_no_trace(tmp_path, monkeypatch):
 
         monkeypatch.setattr(os, "writev", full_disk)
         with pytest.raises(JournalError, match=f"cannot append at byte {size}: .*No space left"):
-            journal.append(0, make_group(1))
+            journal.append(0, second)
         monkeypatch.undo()
         assert log_of(journal).stat().st_size == size
-        journal.append(0, make_group(1))
+        journal.append(0, make_scored(second))  # nothing of what was not written is taken for known
+        journal.append(0, second)
         assert list(journal.read(0, RolloutGroup)) == [make_group(0), make_group(1)]
+        assert list(journal.read(0, ScoredGroup)) == [make_scored(second)]
 
 
 def test_short_writes_are_completed(tmp_path, monkeypatch):

@@ -34,9 +34,9 @@ class RoundBook:
         self._plan = plan
         self._parts = parts
         self._committed = committed
+        self._start = parts.schedule.first_prompt(plan.round)
         # Asked before this attempt begins: answers of an attempt that a kill cut short are as good as new if all are there
         # and were asked for as this plan does.
-        self._start = parts.schedule.first_prompt(plan.round)
         self._answered = f"groups {_asked(plan)}, from prompt {self._start} on, of {parts.asked_of}"
         self._whole = [
             attempt

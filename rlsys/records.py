@@ -6,6 +6,7 @@
 
 Array letters: T tokens of one answer, S tokens of one prompt (image placeholders expanded), H and W image rows and columns.
 No record holds a truth: whoever may read the truth makes it again from `Prompt.id`.
+Who has a slot for weak references can be known again without being kept alive, as the journal does.
 """
 
 from __future__ import annotations

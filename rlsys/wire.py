@@ -127,10 +127,10 @@ def _encode(records: Sequence[object], kind: type, form: int, limits: Limits) ->
 
 def _decode(frame: bytes | bytearray | memoryview, kind: type[T], form: int, limits: Limits) -> list[T]:
     reader = _open(memoryview(frame).toreadonly().cast("B"), form, limits)
-    (_, codec), place = _form(kind), kind.__name__
+    (layout, codec), place = _form(kind), kind.__name__
     records: list[T] = []
     try:
-        _check_layout(reader.unpack(), kind)
+        _check_layout(reader.unpack(), layout)
         read_images(reader)
         count = reader.unpack()
         if type(count) is not int or count < 1 or (form == _ONE and count != 1):
@@ -199,9 +199,8 @@ def _layout(kind: type) -> str:
     return " ".join(found.values())
 
 
-def _check_layout(found: Any, kind: type) -> None:
+def _check_layout(found: Any, expected: str) -> None:
     """Raise a `Fault` that names the first difference between a frame's records and those of this program."""
-    expected, _ = _form(kind)
     if found == expected:
         return
     if type(found) is not str:

@@ -85,7 +85,7 @@ def assembled(
             Parts(
                 schedule=schedule,
                 prompts=config.prompts,
-                asked_of=f"policy {config.policy.model}, seed {config.seed}, {config.prompts}",
+                asked_of=asked_of(config),
                 rollouts=rollouts,
                 feedback=feedback,
                 learner=learner,
@@ -98,3 +98,9 @@ def assembled(
             ),
             measure,
         )
+
+
+def asked_of(config: Any) -> str:
+    """Whose answers a round's are, and to what: `Parts.asked_of`. The policy by its name: on another machine the same one may
+    lie elsewhere."""
+    return f"policy {config.policy.model}, seed {config.seed}, {config.prompts}"

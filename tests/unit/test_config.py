@@ -11,6 +11,7 @@ from learners.config import LearnerConfig
 from rlsys.app import align
 from rlsys.app import config as configuration
 from rlsys.app.align import main
+from rlsys.app.assembly import asked_of
 from rlsys.app.evaluate import main as evaluate
 from rlsys.app.plan import ModelSize, check, learner_role, placements
 from rlsys.app.starting import probe_prompts
@@ -144,6 +145,13 @@ def test_adapters_and_wandb_are_set_from_the_command_line():
     assert config.output.wandb == {"project": "mine"}
     assert configuration.load(["learner.lora.r=4", "schedule.reference=initial"])[0].learner.has_adapter
     assert not configuration.load([])[0].learner.has_adapter
+
+
+def test_what_a_runs_answers_are_of_is_told_from_any_other():
+    changes = ["seed=7", "policy.model=other", "prompts.offset=5", "+prompts.tasks.polar=1"]
+    told = [asked_of(configuration.load(["preset=scenes", *words])[0]) for words in ([], *([word] for word in changes))]
+    assert len(set(told)) == 5
+    assert asked_of(configuration.load(["preset=scenes", "rollout.num_actors=2"])[0]) == told[0]
 
 
 def test_one_root_seed_reaches_the_judge():

@@ -1,4 +1,4 @@
-"""Ordered results from workers that finish in any order. Free of Ray: a crew gives out streams and waits on them."""
+"""Ordered results from workers that finish in any order. Free of Ray: a pool gives out streams and waits on them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from actors.parts import Part
+from actors.partial import PartialResult
+from rlsys.common.streams import Stream
 from rlsys.errors import WorkerDied
-from rlsys.streams import Stream
 
 POLL_S = 0.05
 """How long a wait lasts at most before new tasks are looked for."""
@@ -31,7 +31,7 @@ class Task:
     attempts: int = 0
     received: int = 0
     """Results that came."""
-    parts: deque[Part | None] = field(default_factory=deque)
+    parts: deque[PartialResult | None] = field(default_factory=deque)
     """Those not delivered yet; `None` if there will be no more."""
 
     @property
@@ -52,7 +52,7 @@ class Worker(Protocol):
         """Begin a call; the stream of its parts."""
 
 
-class Crew(Protocol):
+class Pool(Protocol):
     """What an ordered run needs of a pool of workers."""
 
     deadline_s: float
@@ -61,7 +61,7 @@ class Crew(Protocol):
     def wait(self, streams: Sequence[Any], timeout_s: float) -> list[Any]:
         """Those that have something to say, as soon as there is one."""
 
-    def part(self, stream: Any) -> Part | None:
+    def part(self, stream: Any) -> PartialResult | None:
         """The next of a stream that has something to say; `None` at its end. Raises `WorkerDied`, or what the method
         raised."""
 
@@ -72,12 +72,12 @@ class Crew(Protocol):
 class OrderedRun:
     """One method over many tasks: dynamic assignment, bounded look-ahead, results in the order of the tasks."""
 
-    def __init__(self, crew: Crew, method: str, tasks: Stream[Task], *, window: int) -> None:
+    def __init__(self, pool: Pool, method: str, tasks: Stream[Task], *, window: int) -> None:
         """
         Args:
             window: tasks that may be in work or waiting behind the oldest that is not delivered.
         """
-        self._crew = crew
+        self._crew = pool
         self._method = method
         self._tasks = tasks
         self._window = window
@@ -85,7 +85,7 @@ class OrderedRun:
         self._again: deque[Task] = deque()
         self._working: dict[Any, tuple[Worker, Task, float]] = {}
 
-    def results(self) -> Iterator[tuple[Any, Part | None]]:
+    def results(self) -> Iterator[tuple[Any, PartialResult | None]]:
         """Key and next part of the oldest task, as soon as it is there; the part is `None` if the task's worker died in
         every attempt: what has not come by then will not come.
         """

@@ -11,11 +11,11 @@ import psutil
 
 from actors import remote
 from actors.ordered import POLL_S, OrderedRun, Task
-from actors.parts import Part
-from actors.remote import Slot, Spec
+from actors.partial import PartialResult
+from actors.remote import Spec, WorkerHandle
+from rlsys.common.streams import Stream
 from rlsys.errors import WorkerDied
 from rlsys.placement import Placement
-from rlsys.streams import Stream
 
 GRACE_S = 5.0
 """How long the others are waited for after one call of many has failed, to find out whether a worker died."""
@@ -53,7 +53,7 @@ class WorkerPool:
         self._running = False
         self._abandoned: list[Any] = []
         """References whose results nobody waits for any more."""
-        self.slots = [Slot(spec, placement, number, deadline_s) for number, placement in enumerate(placements)]
+        self.slots = [WorkerHandle(spec, placement, number, deadline_s) for number, placement in enumerate(placements)]
         try:
             for slot in self.slots:
                 slot.start()
@@ -70,7 +70,7 @@ class WorkerPool:
         """Processes of the workers that run on this machine."""
         return [slot.pid for slot in self.slots if slot.pid is not None]
 
-    def run(self, method: str, tasks: Iterable[Task]) -> Iterator[tuple[Any, Part | None]]:
+    def run(self, method: str, tasks: Iterable[Task]) -> Iterator[tuple[Any, PartialResult | None]]:
         """Key and results of every task, in their order, part by part as they come; a part is `None` if the task's worker
         died in both attempts, and the results that have not come are missing.
 
@@ -106,7 +106,7 @@ class WorkerPool:
         pairs = zip(self.slots, arguments, strict=True)
         calls = {slot.call(method, *given): slot for slot, given in pairs}
         errors: list[BaseException] = []
-        dead: list[Slot] = []
+        dead: list[WorkerHandle] = []
         end = time.monotonic() + self.deadline_s
         pending = list(calls)
         while pending and time.monotonic() < end:
@@ -133,7 +133,7 @@ class WorkerPool:
             raise errors[0]
         return [remote.outcome(reference) for reference in calls]
 
-    def replace(self, slots: Sequence[Slot]) -> None:
+    def replace(self, slots: Sequence[WorkerHandle]) -> None:
         """End these workers and wait for others in their places."""
         for slot in slots:
             self.restart(slot)
@@ -143,7 +143,7 @@ class WorkerPool:
         """Those that are done, as soon as there is one."""
         return remote.wait(references, timeout_s)
 
-    def part(self, stream: Any) -> Part | None:
+    def part(self, stream: Any) -> PartialResult | None:
         """The next of a call in parts, which is there; `None` at its end.
 
         Raises:
@@ -153,7 +153,7 @@ class WorkerPool:
         reference = next(stream, None)
         return None if reference is None else remote.outcome(reference)
 
-    def restart(self, slot: Slot) -> None:
+    def restart(self, slot: WorkerHandle) -> None:
         """As `replace`, but without waiting."""
         self._on_death(slot.name)
         slot.kill()
@@ -184,7 +184,7 @@ class WorkerPool:
                 with suppress(Exception):
                     remote.outcome(reference)
 
-    def _await_start(self, slots: Sequence[Slot]) -> None:
+    def _await_start(self, slots: Sequence[WorkerHandle]) -> None:
         end = time.monotonic() + self.deadline_s
         for slot in slots:
             slot.finish_start(max(0.0, end - time.monotonic()))

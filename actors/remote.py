@@ -10,7 +10,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from actors.parts import Part
+from actors.partial import PartialResult
 from rlsys.errors import WorkerDied
 from rlsys.placement import Placement
 
@@ -29,7 +29,7 @@ class Spec:
 
 
 @dataclass(eq=False)
-class Slot:
+class WorkerHandle:
     """The place of a worker: keeps its number and placement when the worker is replaced."""
 
     spec: Spec
@@ -151,7 +151,7 @@ def _hosted(worker: type) -> type:
         def call(self, method: str, *arguments: Any) -> Any:
             return getattr(self._worker, method)(*arguments)
 
-        def stream(self, method: str, *arguments: Any) -> Iterator[Part]:
+        def stream(self, method: str, *arguments: Any) -> Iterator[PartialResult]:
             yield from getattr(self._worker, method)(*arguments)
 
     Hosted.__name__ = Hosted.__qualname__ = worker.__name__

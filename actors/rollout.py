@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from actors.parts import Part, gathered, parts
+from actors.partial import PartialResult, partial_results, regroup
 from rlsys import wire
 from rlsys.contracts import Request
 from rlsys.errors import EngineError
@@ -55,7 +55,7 @@ class RolloutWorker:
         self._engine = engine.open(model, version=version)
         self._seed = seed
 
-    def rollout(self, frame: bytes, task: RolloutTask, skip: int = 0) -> Iterator[Part]:
+    def rollout(self, frame: bytes, task: RolloutTask, skip: int = 0) -> Iterator[PartialResult]:
         """Answer the prompts of a frame.
 
         Args:
@@ -66,7 +66,7 @@ class RolloutWorker:
             Rollout groups in the order of the prompts, each when its last answer is there. Their prompts are without
             images: the caller has them.
         """
-        yield from parts(self._groups(frame, task), skip=skip, notes=getattr(self._engine, "notes", None))
+        yield from partial_results(self._groups(frame, task), skip=skip, notes=getattr(self._engine, "notes", None))
 
     def answer(self, frame: bytes, sampling: Sampling) -> bytes:
         """One candidate per prompt, as probes of it: a frame of `Probe`, prompts with their images. A prompt that the policy
@@ -94,9 +94,9 @@ class RolloutWorker:
         """Version of the weights that the engine holds."""
         return self._engine.version
 
-    def score(self, frame: bytes) -> list[np.ndarray]:
+    def logprobs(self, frame: bytes) -> list[np.ndarray]:
         """float32 [T] log-probabilities of the response tokens of every probe in a frame."""
-        return self._engine.score(wire.decode_many(frame, Probe))
+        return self._engine.logprobs(wire.decode_many(frame, Probe))
 
     def connect(self, offer: dict[str, Any]) -> None:
         """Join the sender of weights that made `offer`."""
@@ -129,7 +129,7 @@ class RolloutWorker:
         ]
         generations = self._engine.stream([request for requests in asked for request in requests])
         left = enumerate(zip(prompts, asked, strict=True))
-        for whole in gathered(generations, map(len, asked)):
+        for whole in regroup(generations, map(len, asked)):
             groups = []
             for found, (number, (prompt, requests)) in zip(whole, left, strict=False):
                 groups.append((self._group(prompt, task, number, list(zip(requests, found, strict=True))),))

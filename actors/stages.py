@@ -18,13 +18,14 @@ import numpy as np
 
 from actors.chunks import chunks
 from actors.counts import Counts
-from actors.critic import CriticWorker
+from actors.judge import JudgeWorker
 from actors.ordered import Task
-from actors.parts import Part
+from actors.partial import PartialResult
 from actors.pool import WorkerPool
 from actors.remote import Spec
 from actors.rollout import RolloutTask, RolloutWorker
-from rlsys import files, wire
+from rlsys import wire
+from rlsys.common import files
 from rlsys.contracts import Feedback
 from rlsys.errors import ConfigError, EngineError
 from rlsys.placement import Placement
@@ -36,7 +37,7 @@ PROBE_TOKENS = 32
 
 
 class RolloutStage:
-    """`rlsys.contracts.RolloutStage`, and what `rlsys.sync.WeightSync` needs of the engines."""
+    """`rlsys.contracts.RolloutStage`, and what `rlsys.run.sync.WeightSync` needs of the engines."""
 
     def __init__(
         self,
@@ -148,9 +149,9 @@ class RolloutStage:
                 files.replace(self._probe_file, answers[0])
         return self._probes
 
-    def score(self, probes: Sequence[Probe]) -> list[list[np.ndarray]]:
+    def logprobs(self, probes: Sequence[Probe]) -> list[list[np.ndarray]]:
         """For every worker, float32 [T] log-probabilities of every probe's response tokens."""
-        return self._pool.all("score", [(wire.encode_many(list(probes)),)] * self._num_workers)
+        return self._pool.all("logprobs", [(wire.encode_many(list(probes)),)] * self._num_workers)
 
     def close(self) -> None:
         """End the workers."""
@@ -176,7 +177,7 @@ class RolloutStage:
             yield from self._groups(asked, part, plan)
 
     def _groups(
-        self, asked: Iterator[tuple[int, Prompt]], part: Part | None, plan: RoundPlan
+        self, asked: Iterator[tuple[int, Prompt]], part: PartialResult | None, plan: RoundPlan
     ) -> Iterator[RolloutGroup]:
         """
         Args:
@@ -225,7 +226,7 @@ class FeedbackStage:
         if feedback.needs_engine:
             _check(batch, placements)
             options = {"feedback": feedback, "engine": engine, "model": str(model)}
-            spec = Spec(name="critic", worker=CriticWorker, options=options)
+            spec = Spec(name="critic", worker=JudgeWorker, options=options)
             self._pool = WorkerPool(spec, placements, deadline_s=deadline_s, on_death=self._counts.death)
 
     def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
@@ -263,7 +264,7 @@ class FeedbackStage:
             yield Task(key=iter(chunk), arguments=(wire.encode_many(chunk),), num_items=len(chunk))
 
     def _verdicts(
-        self, asked: Iterator[RolloutGroup], part: Part | None
+        self, asked: Iterator[RolloutGroup], part: PartialResult | None
     ) -> Iterator[tuple[RolloutGroup, tuple[Verdict, ...]]]:
         """
         Args:

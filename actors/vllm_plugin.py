@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from actors.vllm_loading import InPlace, Layerwise, way_of_loading
-from rlsys.transports.ends import Receiver, open_receiver
+from rlsys.transports.base import Receiver, open_receiver
 
 BACKEND = "rlsys"
 """Name of the weight-transfer backend."""

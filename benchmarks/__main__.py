@@ -15,7 +15,7 @@ from benchmarks import tables
 from benchmarks.arguments import CORES
 from benchmarks.gpu_setup import on_gpu
 from benchmarks.running import run_all, start
-from rlsys.machine import this_machine
+from rlsys.placement.machine import this_machine
 
 RIVAL = "trl"
 AGAINST_RIVAL = ("learner", "round", "gpu_learner", "gpu_round")

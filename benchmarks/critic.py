@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from actors import engines
-from actors.critic import CriticWorker
+from actors.judge import JudgeWorker
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Target, of_the_fastest, seconds, write
 from benchmarks.models import scenes_models
@@ -30,10 +30,10 @@ from benchmarks.sides import Side, compare
 from rlsys import wire
 from rlsys.app import config as configuration
 from rlsys.app.cluster import cluster
-from rlsys.progress import quiet_libraries
 from rlsys.records import Completion, Prompt, RolloutGroup, ScoredGroup, Verdict
-from rlsys.scenes.source import make_prompt
+from rlsys.report.progress import quiet_libraries
 from rlsys.schedules.phases import Phase
+from rlsys.worlds.scenes.source import make_prompt
 
 PROMPTS = 96
 CANDIDATES = 8
@@ -134,7 +134,7 @@ class TwoPasses:
         from learners.tokens import Processor
 
         self._work = work
-        self._worker = CriticWorker(feedback=work.feedback, engine=work.engine, model=work.critic)
+        self._worker = JudgeWorker(feedback=work.feedback, engine=work.engine, model=work.critic)
         self._processor = Processor(Path(work.critic))
         self._model = AutoModelForImageTextToText.from_pretrained(work.critic, dtype=torch.float32).eval()
         self._score = self._processor.token_id(work.feedback.score_token)

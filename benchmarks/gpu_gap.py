@@ -22,8 +22,8 @@ from benchmarks.harness import Row, Spread, table, write
 from benchmarks.models import scenes_models
 from rlsys.app.cluster import cluster
 from rlsys.records import Probe
-from rlsys.scenes.source import make_prompt
 from rlsys.schedules.phases import Phase
+from rlsys.worlds.scenes.source import make_prompt
 
 PERCENTILES = (50, 90, 99, 99.9, 100)
 
@@ -78,7 +78,7 @@ def _once(case: Case, rollouts: object, learner: object, number: int) -> tuple[n
                 )
             )
             recorded.append(rollout.logprobs)
-    found = [ours - theirs for ours, theirs in zip(learner.score(probes), recorded, strict=True)]
+    found = [ours - theirs for ours, theirs in zip(learner.logprobs(probes), recorded, strict=True)]
     return np.abs(np.concatenate(found)), np.array([float(np.abs(one).mean()) for one in found])
 
 

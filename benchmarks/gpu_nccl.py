@@ -80,7 +80,7 @@ def take(pipe: Any, offer: dict[str, Any], num_bytes: int, updates: int) -> None
     os.environ.update(ALONE, NCCL_HOSTID="engine")
     import torch
 
-    from rlsys.transports.ends import open_receiver
+    from rlsys.transports.base import open_receiver
 
     device = torch.device("cuda", 0) if on_gpu() else torch.device("cpu")
     receiver = open_receiver({**offer, "receiver": 0}, device)

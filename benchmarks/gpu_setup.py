@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import arguments
-from rlsys.machine import this_machine
 from rlsys.placement import Placement
-from rlsys.progress import quiet_libraries
-from rlsys.scenes.policy import Shape as ScenesShape
-from rlsys.scenes.policy import make_policy, make_tokenizer
+from rlsys.placement.machine import this_machine
+from rlsys.report.progress import quiet_libraries
+from rlsys.worlds.scenes.policy import Shape as ScenesShape
+from rlsys.worlds.scenes.policy import make_policy, make_tokenizer
 
 MATRIX = 8192
 """Rows and columns of the square product that the matrix rate is measured with."""

@@ -30,7 +30,7 @@ from benchmarks.harness import Row, Spread, in_turn, table, write
 from benchmarks.tables import ON_GPU
 from benchmarks.weight_sync_ends import NUM_PROBES, Ends, TimedSync, Took
 from rlsys.app.cluster import cluster
-from rlsys.sync import TOLERANCES
+from rlsys.run.sync import TOLERANCES
 
 SHAPES = {"Qwen2.5-VL-3B": QWEN_3B, "Qwen2.5-VL-7B": QWEN_7B}
 TINY_SHAPES = {"tiny": TINY}

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks import cpu
-from rlsys.metrics import versions
+from rlsys.report.metrics import versions
 
 RESULTS = Path(__file__).parent / "results"
 MIN_REPEATS = 5

@@ -170,7 +170,7 @@ def recorded(learner: Any, pairs: Sequence[PreferencePair], *, at_once: int = 64
     ]
     logprobs = []
     for start in range(0, len(probes), at_once):
-        logprobs += learner.score(wire.encode_many(probes[start : start + at_once]))
+        logprobs += learner.logprobs(wire.encode_many(probes[start : start + at_once]))
     return with_logprobs(pairs, logprobs)
 
 

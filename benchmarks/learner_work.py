@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from rlsys.records import Image, PreferencePair, Prompt, Rollout, Turn
-from rlsys.scenes.language import vocabulary
-from rlsys.scenes.policy import CHAT_TEMPLATE, END_TOKEN, Shape, make_policy
-from rlsys.scenes.source import make_prompt
-from rlsys.scenes.world import CELL_PIXELS
+from rlsys.worlds.scenes.language import vocabulary
+from rlsys.worlds.scenes.policy import CHAT_TEMPLATE, END_TOKEN, Shape, make_policy
+from rlsys.worlds.scenes.source import make_prompt
+from rlsys.worlds.scenes.world import CELL_PIXELS
 
 SCENES_MODEL = Shape()
 _PATCHES_PER_TOKEN = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from rlsys.scenes.policy import Shape, make_policy
+from rlsys.worlds.scenes.policy import Shape, make_policy
 
 GIVEN = "RLSYS_BENCH_MODELS"
 """Environment variable: a folder with Hugging Face folders `policy` and `critic`, taken instead of making them."""
@@ -22,15 +22,15 @@ def scenes_models() -> tuple[Path, Path]:
         return Path(given) / "policy", Path(given) / "critic"
     from rlsys.app import config as configuration
     from rlsys.app.cluster import cluster
-    from rlsys.app.models import critic_folder, policy_folder
-    from rlsys.app.starting import Host
-    from rlsys.progress import Progress
+    from rlsys.app.models import judge_folder, policy_folder
+    from rlsys.app.starting import Context
+    from rlsys.report.progress import Progress
 
     config, _ = configuration.load(["preset=scenes"])
     with cluster(None) as machine, Progress() as progress:
-        host = Host(machine=machine, progress=progress)
+        host = Context(machine=machine, progress=progress)
         policy = policy_folder(config, host)
-        return policy, critic_folder(config, host, policy)
+        return policy, judge_folder(config, host, policy)
 
 
 def small_policy(directory: Path) -> Path:

@@ -24,12 +24,12 @@ from benchmarks.harness import Row, Target, in_turn, write
 from benchmarks.models import scenes_models
 from benchmarks.silence import Silent
 from rlsys import registry
+from rlsys.common.streams import Stream
 from rlsys.contracts import FeedbackStage
-from rlsys.parts import Parts
-from rlsys.pipeline import AHEAD
 from rlsys.records import RolloutGroup, RoundReport, ScoredGroup
 from rlsys.rounds import run_rounds
-from rlsys.streams import Stream
+from rlsys.run.components import RunComponents
+from rlsys.run.pipeline import AHEAD
 
 TITLE = "A round at staleness 0 over its slowest stage alone: engines on one half of the cores, learner on the other"
 MOST = 1.15
@@ -73,7 +73,7 @@ class Watched:
 class Rounds:
     """Both ways through rounds of the same kind, each through its own: the critic's engine keeps pictures that it has seen."""
 
-    parts: Parts
+    parts: RunComponents
     version: int = 0
     overlapped_round: int = 0
     alone_round: int = MOST_ROUNDS // 2
@@ -144,8 +144,8 @@ def rounds_of(words: list[str], policy: Path, critic: Path) -> Iterator[Rounds]:
     from rlsys.app import config as configuration
     from rlsys.app.assembly import assembled
     from rlsys.app.cluster import cluster
-    from rlsys.app.starting import Host
-    from rlsys.progress import Progress
+    from rlsys.app.starting import Context
+    from rlsys.report.progress import Progress
     from rlsys.schedules.gate import GateConfig, MetricGate
 
     own = [f"schedule.rounds={MOST_ROUNDS}", "schedule.lr=1e-7", "eval.every=0", "output.keep_checkpoints=2"]
@@ -156,7 +156,7 @@ def rounds_of(words: list[str], policy: Path, critic: Path) -> Iterator[Rounds]:
         Progress() as progress,
         assembled(
             config,
-            Host(machine=machine, progress=progress),
+            Context(machine=machine, progress=progress),
             Path(scratch),
             schedule=config.schedule.build(),
             policy=policy,

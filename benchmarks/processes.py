@@ -15,9 +15,9 @@ from typing import Any
 
 import psutil
 
-from rlsys.machine import this_machine
 from rlsys.placement import Placement
-from rlsys.progress import quiet_libraries
+from rlsys.placement.machine import this_machine
+from rlsys.report.progress import quiet_libraries
 
 START_S = 600.0
 """How long a process may take to be ready; compiling a model takes minutes."""

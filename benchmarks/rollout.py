@@ -32,10 +32,10 @@ from benchmarks.processes import whole_machine
 from benchmarks.sides import Side, Worker, compare
 from rlsys.app.cluster import cluster
 from rlsys.placement import Placement
-from rlsys.progress import quiet_libraries
 from rlsys.records import Prompt, Rollout, RoundPlan
-from rlsys.scenes.source import make_prompt
+from rlsys.report.progress import quiet_libraries
 from rlsys.schedules.phases import Phase
+from rlsys.worlds.scenes.source import make_prompt
 
 CANDIDATES = 8
 MAX_TOKENS = 64

@@ -33,9 +33,9 @@ from benchmarks.processes import JobSide, stopped
 from benchmarks.round_sides import Job, Turn, our_rounds
 from benchmarks.round_trl import serve_trl
 from benchmarks.trl_turns import ALLOCATOR, Tuned
-from rlsys.machine import GIB, container_limits, this_machine
-from rlsys.progress import quiet_libraries
-from rlsys.scenes.policy import Shape, make_policy
+from rlsys.placement.machine import GIB, container_limits, this_machine
+from rlsys.report.progress import quiet_libraries
+from rlsys.worlds.scenes.policy import Shape, make_policy
 
 TITLE = "Whole online rounds: pairs per second, two answers to a prompt"
 LARGE = Shape(hidden=512, layers=16, mlp=1536)
@@ -47,7 +47,7 @@ TWO_CORES = (
     "rollout.engine.enforce_eager=false",
     f"learner.num_ranks={NUM_RANKS}",
     "learner.cores=0.5",
-    "learner.kl_answers=16",
+    "learner.kl_responses=16",
 )
 """Our side at its best: four processes of one thread share two cores, so that neither core waits for the other's stage. Of
 rounds this small the default would pass half of the answers through the policy once more for an estimate that TRL does not

@@ -18,9 +18,9 @@ from actors.engines.vllm_records import FORBIDDEN_BIAS
 from benchmarks.silence import Silent
 from rlsys.app.cores import CoreClock
 from rlsys.records import Critique, Generation, PreferencePair, Prompt, RolloutGroup, Verdict
-from rlsys.scenes.source import make_prompt, read_id
-from rlsys.scenes.truth import check, parse
-from rlsys.scenes.world import sample
+from rlsys.worlds.scenes.source import make_prompt, read_id
+from rlsys.worlds.scenes.truth import check, parse
+from rlsys.worlds.scenes.world import sample
 
 MOST_ROUNDS = 1000
 ROUNDS_A_TURN = 3
@@ -213,8 +213,8 @@ def our_rounds(job: Job) -> Iterator[Ours]:
     from rlsys.app import config as configuration
     from rlsys.app.assembly import assembled
     from rlsys.app.cluster import cluster
-    from rlsys.app.starting import Host
-    from rlsys.progress import Progress
+    from rlsys.app.starting import Context
+    from rlsys.report.progress import Progress
     from rlsys.schedules.gate import GateConfig, MetricGate
 
     schedule = {
@@ -244,7 +244,7 @@ def our_rounds(job: Job) -> Iterator[Ours]:
         Progress() as progress,
         assembled(
             config,
-            Host(machine=machine, progress=progress),
+            Context(machine=machine, progress=progress),
             Path(scratch),
             schedule=config.schedule.build(),
             policy=Path(job.folder),

@@ -105,12 +105,12 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
     from actors.engines import discover, engine
     from actors.stages import FeedbackStage, RolloutStage
     from rlsys import registry
+    from rlsys.checkpoints.run import Checkpoints
     from rlsys.feedback.critique import CritiqueFeedback
     from rlsys.journal import Journal
-    from rlsys.parts import Parts
     from rlsys.placement import Placement
     from rlsys.prompts.scenes import ScenesPrompts
-    from rlsys.savepoints import Savepoints
+    from rlsys.run.components import RunComponents
     from rlsys.schedules.gate import GateConfig, MetricGate
     from rlsys.schedules.phases import Phase, Schedule
 
@@ -119,10 +119,10 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
     rules = {"rounds": 1, "num_candidates": CANDIDATES, "max_tokens": MAX_TOKENS, "max_pairs_per_prompt": 6}
     scripted = {"engine": engine.make("scripted"), "placements": [Placement(num_cpus=0.5, cores=cores)]}
     feedback = CritiqueFeedback(max_tokens=MAX_TOKENS)
-    return Parts(
+    return RunComponents(
         schedule=Schedule([Phase(num_prompts=count, **rules) for count in (WARM_UP, num_prompts)]),
         prompts=ScenesPrompts(),
-        asked_of="scripted",
+        fingerprint="scripted",
         rollouts=RolloutStage(current=lambda: ("scripted", 0), seed=0, **scripted),
         feedback=FeedbackStage(feedback=feedback, model="scripted", **scripted),
         learner=CountingLearner(),
@@ -130,7 +130,7 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
         evaluate=lambda round: {},
         gate=MetricGate(config=GateConfig()),
         journal=Journal(root / JOURNAL),
-        savepoints=Savepoints(root / "checkpoints", initial_policy=root),
+        checkpoints=Checkpoints(root / "checkpoints", initial_policy=root),
         tracker=Silent(),
     )
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import torch
 
 from rlsys import registry
+from rlsys.transports.base import Tally
 from rlsys.transports.buckets import Bucket, Named, describe, flat_bytes, unpack
-from rlsys.transports.ends import Tally
 from rlsys.transports.gloo import Gloo, GlooReceiver, GlooSender
 
 

@@ -18,7 +18,7 @@ from benchmarks.harness import Row, Spread, Target, in_turn, write
 from benchmarks.socket_copy import SocketCopy
 from benchmarks.weight_sync_ends import NUM_PROBES, Bare, Took, UnprovenSync, both_ends
 from rlsys.app.cluster import cluster
-from rlsys.scenes.policy import Shape
+from rlsys.worlds.scenes.policy import Shape
 
 TITLE = "Weight updates: learner to engine over gloo, between two processes on one core each"
 SHAPES = {

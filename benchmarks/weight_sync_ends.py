@@ -17,8 +17,8 @@ import torch
 from benchmarks.harness import seconds
 from rlsys.placement import Placement
 from rlsys.records import Probe, SyncReport
-from rlsys.scenes.policy import Shape, make_policy
-from rlsys.sync import WeightSync
+from rlsys.run.sync import WeightSync
+from rlsys.worlds.scenes.policy import Shape, make_policy
 
 NUM_PROBES = 4
 """As many as a run has by default."""
@@ -123,7 +123,7 @@ class Ends:
         self.rollouts._pool.replace(self.rollouts._pool.slots)
         self.publish(sync)
         probes = self.rollouts.probes()
-        found = self.rollouts.score(probes), self.learner.score(probes)
+        found = self.rollouts.logprobs(probes), self.learner.logprobs(probes)
         return WeightSync._largest_gap(sync, self._version, probes, *found)
 
     def proof(self) -> dict[str, float]:
@@ -133,8 +133,8 @@ class Ends:
         probes, weights = self.rollouts.probes(), torch.ones(64 << 20, dtype=torch.uint8)
         digest = seconds(lambda: TensorDigest().update("w", weights)) / weights.numel()
         return {
-            "engine_probes_s": seconds(lambda: self.rollouts.score(probes)),
-            "learner_probes_s": seconds(lambda: self.learner.score(probes)),
+            "engine_probes_s": seconds(lambda: self.rollouts.logprobs(probes)),
+            "learner_probes_s": seconds(lambda: self.learner.logprobs(probes)),
             "digest_s_per_gb": 1e9 * digest,
         }
 
@@ -193,7 +193,7 @@ class Bare:
 
 
 def _take(offer: dict[str, Any], manifest: dict[str, Any], core: int, updates: int, taken: Any) -> None:
-    from rlsys.transports.ends import open_receiver
+    from rlsys.transports.base import open_receiver
 
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)

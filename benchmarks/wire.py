@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, in_turn, seconds, write
 from rlsys import wire
-from rlsys.checksum import checksum
+from rlsys.common.checksum import checksum
 from rlsys.records import Image, PreferencePair, Prompt, Rollout, RolloutGroup, Turn
 
 TITLE = "Frames between processes: a round's records with pictures, one core"

@@ -10,11 +10,11 @@ from omegaconf import MISSING
 from learners.config import LearnerConfig
 from rlsys import training
 from rlsys.errors import ConfigError
-from rlsys.evals.none import NoEvaluation
+from rlsys.evaluations.none import NoEvaluation
 from rlsys.records import PreferencePair
+from rlsys.run.sync import TOLERANCES
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
-from rlsys.sync import TOLERANCES
 
 
 def _at_least(section: str, options: Any, **lowest: float) -> None:
@@ -92,7 +92,7 @@ class EngineRoleConfig:
 
 
 @dataclass(kw_only=True)
-class CriticConfig(EngineRoleConfig):
+class JudgeConfig(EngineRoleConfig):
     """The judge."""
 
     role: ClassVar[str] = "critic"
@@ -173,12 +173,12 @@ class RunConfig:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     sft: training.SftConfig = field(default_factory=training.SftConfig)
     """How `policy.model=scenes` is made."""
-    critic_training: training.CriticTrainingConfig = field(default_factory=training.CriticTrainingConfig)
+    judge_training: training.JudgeTrainingConfig = field(default_factory=training.JudgeTrainingConfig)
     """How `critic.model=scenes` is made."""
     prompts: Any = MISSING
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
     feedback: Any = MISSING
-    critic: CriticConfig = field(default_factory=CriticConfig)
+    critic: JudgeConfig = field(default_factory=JudgeConfig)
     objective: Any = MISSING
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     transport: Any = MISSING

@@ -9,7 +9,7 @@ import numpy as np
 
 from learners.micro_batch import MicroBatch
 from learners.tokens import Processor, RefusedRecord
-from learners.trees import Answer, Tree, Unit, pack
+from learners.trees import Branch, Tree, Unit, pack
 from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Probe, Prompt, Rollout, Turn
 
 _BLANK_PIXELS = 56
@@ -69,13 +69,13 @@ class Collator:
 
     def _stub(self) -> Tree:
         token = np.array([self._processor.tokenizer.eos_token_id], dtype=np.int32)
-        return Tree(prompt_ids=token, answers=[Answer(token_ids=token)])
+        return Tree(prompt_ids=token, answers=[Branch(token_ids=token)])
 
     def _demonstrations(self, records: Sequence[Demonstration]) -> list[Unit]:
         self._process_together([record.prompt for record in records])
         units = []
         for record in records:
-            answer = Answer(token_ids=self._processor.response_ids(record.response))
+            answer = Branch(token_ids=self._processor.response_ids(record.response))
             tree = Tree(
                 prompt_ids=self._processor.prompt_ids(record.prompt), images=record.prompt.images, answers=[answer]
             )
@@ -93,7 +93,7 @@ class Collator:
                 Tree(
                     prompt_ids=self._processor.prompt_ids(prompt),
                     images=prompt.images,
-                    answers=[Answer(token_ids=self._processor.response_ids(critique, self._score_id))],
+                    answers=[Branch(token_ids=self._processor.response_ids(critique, self._score_id))],
                 )
                 for prompt, critique in sides
             ]
@@ -126,16 +126,16 @@ class Collator:
             unit.examples.append((record, places))
         return units
 
-    def _has_room(self, unit: Unit, answers: Sequence[Answer]) -> bool:
+    def _has_room(self, unit: Unit, answers: Sequence[Branch]) -> bool:
         """Whether a unit's only tree stays within the budget with these answers, those that it has counted once."""
         num_new = sum(len(answer.token_ids) for answer in answers if unit.trees[0].find(answer) is None)
         return num_new == 0 or unit.num_tokens + num_new <= self._budget
 
-    def _sampled(self, rollout: Rollout) -> Answer:
+    def _sampled(self, rollout: Rollout) -> Branch:
         if not len(rollout.token_ids):
             raise RefusedRecord(f"a rollout without tokens: {rollout.text!r}")
         self._processor.check_answer(rollout.token_ids, rollout.text)
-        return Answer(token_ids=rollout.token_ids, rollout=rollout)
+        return Branch(token_ids=rollout.token_ids, rollout=rollout)
 
     def _probes(self, records: Sequence[Probe]) -> list[Unit]:
         return [
@@ -144,7 +144,7 @@ class Collator:
                     Tree(
                         prompt_ids=np.array(record.prompt_token_ids, dtype=np.int32),
                         images=record.prompt.images,
-                        answers=[Answer(token_ids=np.array(record.response_token_ids, dtype=np.int32))],
+                        answers=[Branch(token_ids=np.array(record.response_token_ids, dtype=np.int32))],
                     )
                 ],
                 examples=[(record, ((0, 0),))],

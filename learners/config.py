@@ -70,7 +70,7 @@ class LearnerConfig:
     """Answers per round and rank whose recorded log-probabilities are checked against a forward pass; 0 checks none."""
     reference_tolerance: float | None = None
     """Nats per token, mean over an answer; `null` is 0.001 in fp32 and 0.05 in bf16."""
-    kl_answers: int = 64
+    kl_responses: int = 64
     """Answers of a round on which `kl` is estimated, shared by the ranks; 0 estimates none."""
     head_chunk_mib: int = 0
     """Memory for one piece of full-vocabulary logits, of which there are two or three at once; 0 is 64, on a GPU 512."""
@@ -87,7 +87,15 @@ class LearnerConfig:
         for name in ("num_ranks", "batch_size", "micro_batch_tokens", "image_cache_mib"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"learner.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("grad_clip", "weight_decay", "head_chunk_mib", "reference_checks", "kl_answers", "cores", "gpus"):
+        for name in (
+            "grad_clip",
+            "weight_decay",
+            "head_chunk_mib",
+            "reference_checks",
+            "kl_responses",
+            "cores",
+            "gpus",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"learner.{name} must be at least 0, got {getattr(self, name)}")
         if self.zero_stage not in (0, 1, 2, 3):

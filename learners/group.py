@@ -18,9 +18,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from learners.config import LearnerConfig
+from learners.metrics import FitMetrics
 from learners.plan import FitPlan
-from learners.shares import OF_A_SHARE, batches_of, shares
-from learners.tally import Tally
+from learners.shards import SHARD_LIMITS, batches_of, shards
 from rlsys import wire
 from rlsys.errors import LearnerError, RlsysError, SyncError
 from rlsys.placement import Placement
@@ -93,7 +93,7 @@ class LearnerGroup:
             self._wait(
                 [
                     actor.start.remote(
-                        config, objective, str(model_path), _meeting(number, config.num_ranks, host, port)
+                        config, objective, str(model_path), _rendezvous_of(number, config.num_ranks, host, port)
                     )
                     for number, actor in enumerate(self._ranks)
                 ]
@@ -116,30 +116,30 @@ class LearnerGroup:
     def train(self, examples: Iterable[Any], plan: FitPlan) -> FitReport:
         """Train on examples of the objective's record class as they come; see `fit`."""
         self._all("begin", plan)
-        tally = Tally()
+        metrics = FitMetrics()
         steps = self._steps(batches_of(examples, self._config.batch_size), plan)
         waiting: deque[list[Any]] = deque()
         for number, (batch, frames) in enumerate(steps):
             if len(waiting) == MAX_STEPS_AHEAD:
-                tally.add(self._wait(waiting.popleft()))
+                metrics.add(self._wait(waiting.popleft()))
             options = {"lr": plan.lr_at(number), "batch": batch}
             waiting.append(
                 [actor.call.remote("step", frame, **options) for actor, frame in zip(self._ranks, frames, strict=True)]
             )
         while waiting:
-            tally.add(self._wait(waiting.popleft()))
-        return tally.report(self._all("end"))
+            metrics.add(self._wait(waiting.popleft()))
+        return metrics.report(self._all("end"))
 
     def pids(self) -> list[int]:
         """Processes of the ranks that run on this machine."""
         here = ray.get_runtime_context().get_node_id()
         return [pid for pid, node in self._wait([actor.process.remote() for actor in self._ranks]) if node == here]
 
-    def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+    def logprobs(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens under the current weights."""
         if not probes:
             return []
-        return self._all("score", wire.encode_many(list(probes)))[0]
+        return self._all("logprobs", wire.encode_many(list(probes)))[0]
 
     def save(self, directory: str) -> None:
         """Write the policy as a Hugging Face folder `policy/` and the optimizer beside it."""
@@ -159,11 +159,11 @@ class LearnerGroup:
 
     def manifest(self, bucket_bytes: int) -> dict[str, Any]:
         """Buckets of a weight update, as `rlsys.transports` describes them."""
-        return self._wait([self._ranks[0].call.remote("sending.manifest", bucket_bytes)])[0]
+        return self._wait([self._ranks[0].call.remote("weight_sender.manifest", bucket_bytes)])[0]
 
     def open_transport(self, transport: Any, num_receivers: int) -> dict[str, Any]:
         """Offer the weights to receivers; the first `send` waits for them."""
-        return self._wait([self._ranks[0].call.remote("sending.open", transport, num_receivers)])[0]
+        return self._wait([self._ranks[0].call.remote("weight_sender.open", transport, num_receivers)])[0]
 
     def send(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """Send the current weights to the receivers.
@@ -175,7 +175,7 @@ class LearnerGroup:
             SyncError: a receiver is lost or late.
             SyncTimeout: not all receivers joined before the transport's deadline.
         """
-        return self._all("sending.send", manifest)[0]
+        return self._all("weight_sender.send", manifest)[0]
 
     def close(self) -> None:
         """End the ranks' processes."""
@@ -189,7 +189,7 @@ class LearnerGroup:
         """
         kept: list[list[Any]] = []
         for number, batch in enumerate(batches):
-            frames = [self._frame(share) for share in shares(batch, self._config.num_ranks)]
+            frames = [self._frame(share) for share in shards(batch, self._config.num_ranks)]
             if plan.epochs > 1:
                 kept.append(frames)
             yield number, frames
@@ -198,7 +198,7 @@ class LearnerGroup:
             yield from ((int(again), kept[again]) for again in order)
 
     def _frame(self, share: list[Any]) -> Any:
-        return ray.put(wire.encode_many(share, limits=OF_A_SHARE)) if share else None
+        return ray.put(wire.encode_many(share, limits=SHARD_LIMITS)) if share else None
 
     def _all(self, method: str, *arguments: Any) -> list[Any]:
         return self._wait([actor.call.remote(method, *arguments) for actor in self._ranks])
@@ -247,7 +247,7 @@ class LearnerGroup:
             raise LearnerError(f"learner rank {rank} failed: {cause!r}") from error
 
 
-def _meeting(rank: int, world_size: int, address: str, port: int) -> Any:
+def _rendezvous_of(rank: int, world_size: int, address: str, port: int) -> Any:
     from learners.rendezvous import Rendezvous
 
     return Rendezvous(rank=rank, world_size=world_size, address=address, port=port)

@@ -18,18 +18,18 @@ from learners.collate import Collator
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine, join
 from learners.experience import needs_reference, objective_inputs, score
-from learners.filler import multiple_for
 from learners.folder import copy_surroundings, write_weights
 from learners.micro_batch import MicroBatch
+from learners.padding import multiple_for
 from learners.plan import FitPlan
 from learners.reference import Reference
 from learners.reference_check import ReferenceCheck
 from learners.rendezvous import Rendezvous
-from learners.sample import AnswerSample, k3_sum, num_candidates
-from learners.sending import Sending
-from learners.shares import OF_A_SHARE
+from learners.sample import ResponseSample, k3_sum, num_candidates
+from learners.shards import SHARD_LIMITS
 from learners.tokens import Processor
 from learners.trees import Tree
+from learners.weight_sender import WeightSender
 from learners.weights_source import WeightsSource
 from rlsys import wire
 from rlsys.errors import LearnerError
@@ -72,11 +72,11 @@ class LearnerRank:
         )
         module = model.load(self._folder, config)
         self._engine = Engine(module, config, rendezvous)
-        self._touch = self._make_touch()
+        self._dummy_image = self._make_dummy_image()
         self._reference = Reference(self._engine, config, self._logprobs)
         self._check = ReferenceCheck(self._reference, self._engine, config, self._logprobs)
         self._weights = WeightsSource(self._engine)
-        self.sending = Sending(self._weights, rank=rendezvous.rank)
+        self.weight_sender = WeightSender(self._weights, rank=rendezvous.rank)
         """This rank's part in weight updates."""
         self._sample = self._fresh_sample()
         self._references_of: dict[int, list[torch.Tensor]] = {}
@@ -116,7 +116,7 @@ class LearnerRank:
         """
         started = time.monotonic()
         kind = self._objective.consumes
-        batches = self._collator(wire.decode_many(frame, kind, limits=OF_A_SHARE) if frame is not None else [])
+        batches = self._collator(wire.decode_many(frame, kind, limits=SHARD_LIMITS) if frame is not None else [])
         counts = [sum(len(b.examples) for b in batches), sum(b.num_target_tokens for b in batches)]
         (num_passes,) = self._engine.reduce([len(batches)], "max")
         examples, tokens = self._engine.reduce(counts, "sum")
@@ -141,7 +141,7 @@ class LearnerRank:
         """Close a stretch of training.
 
         Returns:
-            This rank's `kl_sum` and `kl_answers` (copies counted) on a sample of the round's answers it was trained on,
+            This rank's `kl_sum` and `kl_responses` (copies counted) on a sample of the round's answers it was trained on,
             `kl_initial_sum` (from their sampler to version 0) if version 0 is at hand, `reference_checked` answers, and
             `seconds`.
         """
@@ -153,12 +153,12 @@ class LearnerRank:
                 found["kl_initial_sum"] = self._kl_sum(batches)
         return {
             **found,
-            "kl_answers": float(sum(map(num_candidates, batches))),
+            "kl_responses": float(sum(map(num_candidates, batches))),
             "reference_checked": float(self._check.num_checked),
             "seconds": time.monotonic() - started,
         }
 
-    def score(self, frame: bytes) -> list[np.ndarray]:
+    def logprobs(self, frame: bytes) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens, in order."""
         probes = wire.decode_many(frame, Probe)
         batches = self._collator(probes)
@@ -213,7 +213,7 @@ class LearnerRank:
 
     def close(self) -> None:
         """Leave the other ranks."""
-        self.sending.close()
+        self.weight_sender.close()
         self._engine.close()
 
     def _references(self, batches: list[MicroBatch], batch: int) -> Sequence[torch.Tensor | None]:
@@ -233,7 +233,7 @@ class LearnerRank:
         return self._round is None or tree.round == self._round
 
     def _loss(self, batch: MicroBatch, reference: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
-        logps_L, logits_L = output_2L = self._engine(batch, self._touch)
+        logps_L, logits_L = output_2L = self._engine(batch, self._dummy_image)
         if not batch.examples:
             return 0.0 * output_2L.sum(), {}
         self._check.passed(batch, logps_L)
@@ -247,10 +247,10 @@ class LearnerRank:
     @torch.no_grad()
     def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
         self._engine.module.eval()
-        return self._engine.module(batch, self._touch)[0].float().cpu()
+        return self._engine.module(batch, self._dummy_image)[0].float().cpu()
 
-    def _fresh_sample(self) -> AnswerSample:
-        return AnswerSample(-(-self._config.kl_answers // self._rendezvous.world_size))
+    def _fresh_sample(self) -> ResponseSample:
+        return ResponseSample(-(-self._config.kl_responses // self._rendezvous.world_size))
 
     def _kl_sum(self, batches: list[MicroBatch]) -> float:
         logps = self._logprobs_in_step(batches)
@@ -262,7 +262,7 @@ class LearnerRank:
         padded = batches + [self._collator.empty() for _ in range(int(passes) - len(batches))]
         return [self._logprobs(batch) for batch in padded][: len(batches)]
 
-    def _make_touch(self) -> MicroBatch | None:
+    def _make_dummy_image(self) -> MicroBatch | None:
         """A picture for batches without any, where ranks would otherwise run different modules or reduce different
         gradients.
         """

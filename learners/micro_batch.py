@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from learners.attention import TreeLayout
-from learners.filler import Filler
+from learners.padding import Padding
 from learners.tokens import ImageTensors, Processor
 from learners.trees import Tree, Unit
 
@@ -51,15 +51,15 @@ class MicroBatch:
         order = {digest: number for number, digest in enumerate(distinct)}
         prompts = [len(tree.prompt_ids) for tree in trees]
         answers = [[len(answer.token_ids) for answer in tree.answers] for tree in trees]
-        filler = Filler.of(prompts, answers, multiple)
-        answers[-1] += filler.answers
+        padding = Padding.of(prompts, answers, multiple)
+        answers[-1] += padding.answers
         return cls(
             trees=trees,
             examples=_number_answers(units),
             images=processor.images(list(distinct.values())),
             image_order=[order[image.digest] for image in images],
-            layout=TreeLayout.build([*prompts, *filler.prompts], [*answers, *([] for _ in filler.prompts)]),
-            **_row(trees, filler, token=processor.tokenizer.eos_token_id),
+            layout=TreeLayout.build([*prompts, *padding.prompts], [*answers, *([] for _ in padding.prompts)]),
+            **_row(trees, padding, token=processor.tokenizer.eos_token_id),
         )
 
     @property
@@ -85,7 +85,7 @@ def _number_answers(units: Sequence[Unit]) -> list[tuple[Any, tuple[int, ...]]]:
     return examples
 
 
-def _row(trees: Sequence[Tree], filler: Filler, *, token: int) -> dict[str, torch.Tensor]:
+def _row(trees: Sequence[Tree], padding: Padding, *, token: int) -> dict[str, torch.Tensor]:
     """
     Args:
         token: stands in what fills the row.
@@ -105,8 +105,8 @@ def _row(trees: Sequence[Tree], filler: Filler, *, token: int) -> dict[str, torc
             start += size
             length += size
             ends.append(length - 1)
-    more_answers = sum(filler.answers)
-    tokens.append(np.full(more_answers + sum(filler.prompts), token))
+    more_answers = sum(padding.answers)
+    tokens.append(np.full(more_answers + sum(padding.prompts), token))
     predict.append(np.zeros(more_answers))
     return {
         "token_ids": _int64(tokens),

@@ -56,18 +56,18 @@ class PolicyModule(nn.Module):
         """`shared` or `plain`."""
         return self._path.name
 
-    def forward(self, batch: MicroBatch, touch: MicroBatch | None = None) -> torch.Tensor:
+    def forward(self, batch: MicroBatch, dummy_image: MicroBatch | None = None) -> torch.Tensor:
         """
         Args:
             batch: on any device; its tensors are moved to the model's.
-            touch: a picture that goes through the vision tower, without effect, if the batch has none. Ranks that work
+            dummy_image: a picture that goes through the vision tower, without effect, if the batch has none. Ranks that work
                 in step must run the same modules.
 
         Returns:
             float32 [2, L]: log-probabilities and raw logits of `batch.targets`.
         """
         base = base_model(self.model)
-        hidden_LD = self._path(base, batch, touch)
+        hidden_LD = self._path(base, batch, dummy_image)
         targets = pad(batch.targets, (0, len(hidden_LD) - batch.num_target_tokens))  # any will do for fillers
         return base.get_output_embeddings()(hidden_LD, targets.to(hidden_LD.device))[:, : batch.num_target_tokens]
 
@@ -129,12 +129,12 @@ class _SharedPath:
             layers.put_in_vision(base.model.visual)
             self._vision = VisionFeatures(base, image_cache_mib)
 
-    def __call__(self, base: Any, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
+    def __call__(self, base: Any, batch: MicroBatch, dummy_image: MicroBatch | None) -> torch.Tensor:
         embed = base.get_input_embeddings()
         device = next(self._text.parameters()).device
         embeddings_ND = embed(batch.token_ids.to(device))
         if self._vision is not None:
-            embeddings_ND = self._vision.place(embeddings_ND, batch, touch)
+            embeddings_ND = self._vision.place(embeddings_ND, batch, dummy_image)
         predict = batch.predict.to(device)
         output = self._text(
             inputs_embeds=embeddings_ND[None],
@@ -157,14 +157,14 @@ class _PlainPath:
         self._image_token = getattr(base.config, "image_token_id", None)
         self._pad = base.config.get_text_config().pad_token_id or 0
 
-    def __call__(self, base: Any, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
+    def __call__(self, base: Any, batch: MicroBatch, dummy_image: MicroBatch | None) -> torch.Tensor:
         device = base.get_output_embeddings().weight.device
         rows = _sequences(batch)
         num_answers = len(rows)
         shown = batch.images
-        if touch is not None and not batch.images:
-            rows += _sequences(touch)
-            shown = touch.images
+        if dummy_image is not None and not batch.images:
+            rows += _sequences(dummy_image)
+            shown = dummy_image.images
         ids = nn.utils.rnn.pad_sequence([row for _, _, row in rows], batch_first=True, padding_value=self._pad)
         lengths = torch.tensor([len(row) for _, _, row in rows])
         inputs = {

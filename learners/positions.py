@@ -9,7 +9,7 @@ from torch.nn.functional import pad
 
 from learners.micro_batch import MicroBatch
 from learners.trees import Tree
-from rlsys.lru import ByteCache
+from rlsys.common.lru import ByteCache
 
 _KEPT_BYTES = 16 << 20
 """Of prompts' positions; prompts of one form share them."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import torch
 
-from learners import snapshots
+from learners import weight_copies
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
 from learners.experience import answer_sums
@@ -30,7 +30,7 @@ _AVERAGE = "average"
 """Name of the moving average in a checkpoint; the weights at starts have their versions' numbers."""
 
 Forward = Callable[[MicroBatch], torch.Tensor]
-"""Answer token log-probabilities [L] of a micro-batch on the CPU, without gradient, under whatever weights are in
+"""Branch token log-probabilities [L] of a micro-batch on the CPU, without gradient, under whatever weights are in
 place.
 """
 
@@ -41,9 +41,9 @@ class Reference:
     def __init__(self, engine: Engine, config: LearnerConfig, forward: Forward) -> None:
         self._engine, self._config, self._forward = engine, config, forward
         self._has_adapter = config.has_adapter
-        self.initial = snapshots.take(engine) if config.initial_copy and not self._has_adapter else None
-        self.average = snapshots.take(engine, dtype=torch.float32) if config.ema_decay else None
-        self._starts: dict[int, snapshots.Weights] = {}
+        self.initial = weight_copies.take(engine) if config.initial_copy and not self._has_adapter else None
+        self.average = weight_copies.take(engine, dtype=torch.float32) if config.ema_decay else None
+        self._starts: dict[int, weight_copies.Weights] = {}
         """Weights at the start of this stretch and of as many before it as the lag."""
         self._plan: FitPlan | None = None
         self._has_stepped = False
@@ -62,14 +62,14 @@ class Reference:
         self._has_stepped = False
         self._starts = {v: w for v, w in self._starts.items() if v >= plan.policy_version - plan.lag}
         if plan.lag or (plan.accumulated and plan.reference == "previous"):
-            self._starts[plan.policy_version] = snapshots.take(self._engine)
+            self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
-    def kept(self) -> dict[str, snapshots.Weights]:
+    def kept(self) -> dict[str, weight_copies.Weights]:
         """What a checkpoint must hold for `restore`; the initial copy comes from the model's folder."""
         starts = {str(version): weights for version, weights in self._starts.items()}
         return starts if self.average is None else {_AVERAGE: self.average, **starts}
 
-    def restore(self, kept: dict[str, snapshots.Weights]) -> None:
+    def restore(self, kept: dict[str, weight_copies.Weights]) -> None:
         """Take what belongs to the weights now in place, instead of what belonged to those before; the initial copy
         stays.
 
@@ -78,13 +78,13 @@ class Reference:
         """
         self._starts = {int(name): weights for name, weights in kept.items() if name != _AVERAGE}
         if self.average is not None:
-            self.average = kept.get(_AVERAGE) or snapshots.take(self._engine, dtype=torch.float32)
+            self.average = kept.get(_AVERAGE) or weight_copies.take(self._engine, dtype=torch.float32)
 
     def after_step(self) -> None:
         """Let the moving average follow: the weights in place have changed."""
         self._has_stepped = True
         if self.average is not None:
-            snapshots.move_average(self.average, self._engine, self._config.ema_decay)
+            weight_copies.move_average(self.average, self._engine, self._config.ema_decay)
 
     def needs_forward(self, batches: Sequence[MicroBatch]) -> bool:
         """Whether some answer's reference is not the policy that sampled it."""
@@ -106,7 +106,7 @@ class Reference:
                 result.append(torch.where(keep, known, answer_sums(batch, self._forward(batch))))
         return result
 
-    def weights_of_versions(self) -> dict[int, snapshots.Weights | None]:
+    def weights_of_versions(self) -> dict[int, weight_copies.Weights | None]:
         """Versions whose weights are at hand; `None` stands for those in place."""
         first = {0: self.initial} if self.initial is not None else {}
         in_place = {} if self._has_stepped else {self._plan.policy_version: None}
@@ -133,7 +133,7 @@ class Reference:
             with self._engine.module.model.disable_adapter():
                 yield
         else:
-            with snapshots.using(self._engine, self.initial):
+            with weight_copies.using(self._engine, self.initial):
                 yield
 
     @contextmanager
@@ -149,7 +149,7 @@ class Reference:
                 f"reference={plan.reference}: answers older than version {plan.policy_version - plan.lag}, and no "
                 "weights kept for them; schedule.data=accumulated keeps those of the round's start"
             )
-        with snapshots.using(self._engine, kept[plan.reference]):
+        with weight_copies.using(self._engine, kept[plan.reference]):
             yield
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from learners import snapshots
+from learners import weight_copies
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
 from learners.micro_batch import MicroBatch
 from learners.reference import Forward, Reference
-from learners.trees import Answer, Tree
+from learners.trees import Branch, Tree
 from rlsys.errors import LearnerError
 
 _CHANCE = ("drop", "jitter", "noise")
@@ -42,7 +42,7 @@ class _Awaited:
     """Answers that are compared as this step's passes go by."""
 
     version: int
-    answers: set[Answer]
+    answers: set[Branch]
     num_compared: int = 0
     gap: Gap = field(default_factory=lambda: Gap(per_token=0.0))
 
@@ -95,7 +95,7 @@ class ReferenceCheck:
         self._awaited = _Awaited(version=version, answers={answer for tree in chosen for answer in tree.answers})
         if weights is not None or self._by_chance:
             joined = join(chosen)
-            with nullcontext() if weights is None else snapshots.using(self._engine, weights):
+            with nullcontext() if weights is None else weight_copies.using(self._engine, weights):
                 self.passed(joined, self._forward(joined))
             self.settle()
 
@@ -167,7 +167,7 @@ def _take_answers(trees: Sequence[Tree], number: int) -> list[Tree]:
     return chosen
 
 
-def _gap(answer: Answer, computed: torch.Tensor) -> Gap:
+def _gap(answer: Branch, computed: torch.Tensor) -> Gap:
     recorded = torch.from_numpy(answer.rollout.logprobs.copy())
     difference = float((recorded - computed).abs().mean())
     return Gap(per_token=difference, recorded=float(recorded.sum()), computed=float(computed.sum()))

@@ -10,7 +10,7 @@ from learners.micro_batch import MicroBatch
 from learners.trees import Tree
 
 
-class AnswerSample:
+class ResponseSample:
     """Keeps trees with at most so many answers in all, evenly spread over everything that was added."""
 
     def __init__(self, limit: int) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from learners import snapshots
+from learners import weight_copies
 from learners.deepspeed_backend import Engine
 from rlsys.errors import CheckpointError
 
@@ -32,7 +32,7 @@ def write(
     layout: dict[str, str],
     rank: int,
     weights_rank: int,
-    kept: dict[str, snapshots.Weights],
+    kept: dict[str, weight_copies.Weights],
 ) -> None:
     """Write this rank's part into `directory/optimizer/`.
 
@@ -56,7 +56,7 @@ def write(
 
 def read(
     directory: Path, engine: Engine, *, layout: dict[str, str], rank: int, weights_rank: int
-) -> dict[str, snapshots.Weights]:
+) -> dict[str, weight_copies.Weights]:
     """Put back what `write` wrote.
 
     Returns:
@@ -75,7 +75,7 @@ def read(
         number, _, key = name.partition("/")
         moments[int(number)][key] = tensor
     engine.set_moments(moments)
-    kept: dict[str, snapshots.Weights] = {}
+    kept: dict[str, weight_copies.Weights] = {}
     for name, value in sections.get(_KEPT, {}).items():
         label, _, parameter = name.partition("/")
         kept.setdefault(label, {})[parameter] = value.to(engine.device)
@@ -99,7 +99,7 @@ def _sections(path: Path, layout: dict[str, str], only: Sequence[str] = ()) -> d
 
 
 @torch.no_grad()
-def put(engine: Engine, weights: snapshots.Weights, masters: dict[int, torch.Tensor]) -> None:
+def put(engine: Engine, weights: weight_copies.Weights, masters: dict[int, torch.Tensor]) -> None:
     """Write this rank's weights in place, and those masters, by their number, that are not the weights themselves.
 
     Raises:

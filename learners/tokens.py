@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from rlsys.chat import Chat
+from rlsys.common.lru import ByteCache
 from rlsys.errors import RlsysError
-from rlsys.lru import ByteCache
 from rlsys.records import Image, Prompt
 
 _MIB = 1 << 20

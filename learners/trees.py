@@ -18,7 +18,7 @@ from rlsys.records import Image, Rollout
 
 
 @dataclass(kw_only=True, eq=False)
-class Answer:
+class Branch:
     """One branch of a tree."""
 
     token_ids: np.ndarray
@@ -26,12 +26,12 @@ class Answer:
     rollout: Rollout | None = None
     """Where the answer was sampled by an engine: its log-probabilities are recorded there."""
 
-    def copy(self) -> Answer:
+    def copy(self) -> Branch:
         """With memory of its own."""
         if self.rollout is None:
-            return Answer(token_ids=self.token_ids.copy())
+            return Branch(token_ids=self.token_ids.copy())
         ids = self.rollout.token_ids.copy()
-        return Answer(
+        return Branch(
             token_ids=ids, rollout=replace(self.rollout, token_ids=ids, logprobs=self.rollout.logprobs.copy())
         )
 
@@ -43,7 +43,7 @@ class Tree:
     prompt_ids: np.ndarray
     """int32 [S], image placeholders expanded."""
     images: tuple[Image, ...] = ()
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[Branch] = field(default_factory=list)
     policy_version: int | None = None
     """Version that sampled the answers, if an engine did."""
     round: int | None = None
@@ -53,12 +53,12 @@ class Tree:
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + sum(len(answer.token_ids) for answer in self.answers)
 
-    def find(self, answer: Answer) -> int | None:
+    def find(self, answer: Branch) -> int | None:
         """Place of an answer of these tokens among the tree's, if there is one."""
         same = (i for i, known in enumerate(self.answers) if np.array_equal(known.token_ids, answer.token_ids))
         return next(same, None)
 
-    def add(self, answer: Answer) -> int:
+    def add(self, answer: Branch) -> int:
         """Place of the answer among the tree's, which it takes if it is new."""
         place = self.find(answer)
         if place is not None:

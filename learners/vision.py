@@ -9,7 +9,7 @@ from transformers import vision_utils
 
 from learners.micro_batch import MicroBatch
 from learners.tokens import ImageTensors, RefusedRecord
-from rlsys.lru import ByteCache
+from rlsys.common.lru import ByteCache
 
 _MIB = 1 << 20
 _KEPT_PLACES = 64
@@ -26,11 +26,11 @@ class VisionFeatures:
         self._cache: ByteCache[str, torch.Tensor] = ByteCache(cache_mib * _MIB)
         self._kept_places: dict[tuple, dict[str, torch.Tensor]] = {}
 
-    def place(self, embeddings_ND: torch.Tensor, batch: MicroBatch, touch: MicroBatch | None) -> torch.Tensor:
+    def place(self, embeddings_ND: torch.Tensor, batch: MicroBatch, dummy_image: MicroBatch | None) -> torch.Tensor:
         """Embeddings with image features in the places of the image tokens.
 
         Args:
-            touch: picture that passes through the tower without effect if the batch shows none; with it the
+            dummy_image: picture that passes through the tower without effect if the batch shows none; with it the
                 tower runs in
                 every call, whatever is kept, so that ranks in step run the same modules.
 
@@ -42,9 +42,11 @@ class VisionFeatures:
             if len(places):
                 raise RefusedRecord(f"{len(places)} image tokens in prompts without images")
             return (
-                embeddings_ND if touch is None else embeddings_ND + 0.0 * self._run([touch.images[0].values])[0].sum()
+                embeddings_ND
+                if dummy_image is None
+                else embeddings_ND + 0.0 * self._run([dummy_image.images[0].values])[0].sum()
             )
-        features = self._features(batch.images, keep=touch is None)
+        features = self._features(batch.images, keep=dummy_image is None)
         shown = torch.cat([features[number] for number in batch.image_order])
         if len(shown) != len(places):
             raise RefusedRecord(f"{len(places)} image tokens for pictures with {len(shown)} features")

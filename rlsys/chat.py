@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlsys.common.lru import ByteCache
 from rlsys.errors import ConfigError
-from rlsys.lru import ByteCache
 from rlsys.records import Prompt
 
 _RENDERED_BYTES = 16 << 20

@@ -57,7 +57,7 @@ class Feedback(Protocol):
 
 
 @runtime_checkable
-class PairBuilder(Protocol):
+class ExampleBuilder(Protocol):
     """A plug-in of group `pairs`: which answers of a group become preference pairs."""
 
     def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:
@@ -82,7 +82,7 @@ class Engine(Protocol):
             EngineError: the engine failed; what was delivered before is whole.
         """
 
-    def score(self, probes: Sequence[Probe]) -> list[Any]:
+    def logprobs(self, probes: Sequence[Probe]) -> list[Any]:
         """float32 [T] log-probabilities of every probe's response tokens."""
 
     def connect(self, offer: dict[str, Any]) -> None:
@@ -109,7 +109,7 @@ class RolloutStage(Protocol):
         """One group per prompt, in prompt order, all from one version of the weights. A worker that dies is replaced and
         its unfinished prompts are done again, once; a prompt that fails twice is delivered as a group without rollouts."""
 
-    def score(self, probes: Sequence[Probe]) -> list[list[Any]]:
+    def logprobs(self, probes: Sequence[Probe]) -> list[list[Any]]:
         """For every worker, log-probabilities of the probes."""
 
     def count(self, round: int) -> dict[str, float]:
@@ -140,7 +140,7 @@ class Learner(Protocol):
             LearnerError: a loss is not finite, a reference does not match, or a rank died.
         """
 
-    def score(self, probes: Sequence[Probe]) -> list[Any]:
+    def logprobs(self, probes: Sequence[Probe]) -> list[Any]:
         """float32 [T] log-probabilities of every probe's response tokens under the current weights."""
 
     def save(self, directory: str) -> None:

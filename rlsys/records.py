@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from rlsys.checksum import content_key
+from rlsys.common.checksum import content_key
 
 Pixels = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
 TokenIds = np.ndarray[tuple[int], np.dtype[np.int32]]

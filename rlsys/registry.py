@@ -72,7 +72,14 @@ evaluation = Registry("evaluation")
 
 PLUGINS = "RLSYS_PLUGINS"
 """Environment variable with the modules of plug-ins outside this repository, comma-separated."""
-BUILT_IN = ("rlsys.prompts", "rlsys.feedback", "rlsys.pairs", "rlsys.objectives", "rlsys.transports", "rlsys.evals")
+BUILT_IN = (
+    "rlsys.prompts",
+    "rlsys.feedback",
+    "rlsys.examples",
+    "rlsys.objectives",
+    "rlsys.transports",
+    "rlsys.evaluations",
+)
 
 
 def discover() -> None:

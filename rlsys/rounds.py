@@ -13,39 +13,41 @@ from dataclasses import replace
 from itertools import chain
 
 from rlsys.journal import Journal
-from rlsys.parts import Parts
-from rlsys.pipeline import Pipeline
 from rlsys.records import PreferencePair, RoundPlan, RoundReport
+from rlsys.run.components import RunComponents
+from rlsys.run.pipeline import Pipeline
 
 
-def run_rounds(parts: Parts, *, first: int = 0, version: int = 0) -> Iterator[RoundReport]:
+def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -> Iterator[RoundReport]:
     """Run the schedule from round `first`, whose policy is `version`; one report per round, after its checkpoint is on disk.
 
     Invariant: a round's answers come from one version, the one the engines held when its generation began; with `lag` 0 that
     is the version the round trains, and never more than `lag` rounds lie between the two. A refused round publishes twice.
     """
-    schedule = parts.schedule
-    with Pipeline(parts, first) as pipeline:
+    schedule = components.schedule
+    with Pipeline(components, first) as pipeline:
         pipeline.launch(first)
         for round in range(first, schedule.num_rounds):
-            plan, started, launched = schedule.plan(round), time.monotonic(), pipeline.next
-            pairs = chain(launched.pairs, earlier_pairs(parts.journal, plan))
-            fit = parts.learner.fit(pairs, plan, version=version)
+            plan, started, current = schedule.plan(round), time.monotonic(), pipeline.next
+            pairs = chain(current.pairs, earlier_pairs(components.journal, plan))
+            fit = components.learner.fit(pairs, plan, version=version)
             pipeline.trained()
-            sync = parts.weights.publish(version + 1)
+            sync = components.weights.publish(version + 1)
             # From here on an engine that is replaced must come back with the weights of the others.
-            parts.savepoints.stage(parts.learner, version + 1, executor=pipeline.saving)
-            report = launched.book.report(fit, sync, trained_version=version, evaluate=parts.evaluate)
+            components.checkpoints.stage(components.learner, version + 1, executor=pipeline.saving)
+            report = current.recorder.report(fit, sync, trained_version=version, evaluate=components.evaluate)
             version += 1
-            if not parts.gate.accepts(report):
+            if not components.gate.accepts(report):
                 version += 1
-                parts.savepoints.go_back(parts.learner, version)
-                report = replace(report, accepted=False, policy_version=version, sync=parts.weights.publish(version))
-            cursor, stops = schedule.first_prompt(round + 1), parts.gate.stops(report)
+                components.checkpoints.go_back(components.learner, version)
+                report = replace(
+                    report, accepted=False, policy_version=version, sync=components.weights.publish(version)
+                )
+            cursor, stops = schedule.first_prompt(round + 1), components.gate.stops(report)
             with pipeline.launching(None if stops else round + 1):
-                report = parts.savepoints.commit(report, gate=parts.gate, cursor=cursor, started=started)
-                parts.journal.append(round, report)
-                parts.journal.finish(round)
+                report = components.checkpoints.commit(report, gate=components.gate, cursor=cursor, started=started)
+                components.journal.append(round, report)
+                components.journal.finish(round)
             yield report
             if stops:
                 return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rlsys.errors import ConfigError
-from rlsys.scenes.source import check_tasks
+from rlsys.worlds.scenes.source import check_tasks
 
 LR_SCHEDULES = ("constant", "linear", "cosine")
 
@@ -79,10 +79,10 @@ class SftConfig(TrainingConfig):
 
 
 @dataclass(kw_only=True)
-class CriticTrainingConfig(TrainingConfig):
+class JudgeTrainingConfig(TrainingConfig):
     """How `critic.model=scenes` is made: from the policy's weights, on annotated answers of the policy itself."""
 
-    section: ClassVar[str] = "critic_training"
+    section: ClassVar[str] = "judge_training"
 
     batch_size: int = 16
     num_prompts: int = 2000

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from actors.engines import engine
+from rlsys.common.lazy import torch
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError
-from rlsys.lazy import torch
 from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
 from rlsys.seeding import generator
-from rlsys.transports.ends import Receiver, open_receiver
+from rlsys.transports.base import Receiver, open_receiver
 
 END = 1
 """Token that ends an answer."""
@@ -99,7 +99,7 @@ class ScriptedEngine:
             for prompt, wanted in requests
         ]
 
-    def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+    def logprobs(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T]: see `expected_logprobs`."""
         return [expected_logprobs(probe, self._sum) for probe in probes]
 

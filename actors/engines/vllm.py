@@ -23,9 +23,9 @@ from actors.engines.vllm_prompts import PromptJoiner, Refused, VllmRequest
 from actors.engines.vllm_records import Translator, probe_logprobs, probe_sampling
 from actors.engines.vllm_steps import in_order
 from actors.vllm_groups import one_gloo_device
+from rlsys.common.imports import import_at_once
 from rlsys.contracts import Request
 from rlsys.errors import ConfigError, EngineError, RlsysError, SyncError
-from rlsys.imports import import_at_once
 from rlsys.records import Generation, Probe
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -148,7 +148,7 @@ class VllmEngine:
         if why and not self._has_answered:
             raise EngineError(f"none of {len(requests)} prompts can be answered; {why}")
 
-    def score(self, probes: Sequence[Probe]) -> list[np.ndarray]:
+    def logprobs(self, probes: Sequence[Probe]) -> list[np.ndarray]:
         """float32 [T] log-probabilities of every probe's response tokens.
 
         Raises:

@@ -13,19 +13,20 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.schema import OutputConfig
-from rlsys import checkpoint, files
 from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
 from rlsys.app.cluster import cluster, look
-from rlsys.app.models import critic_folder, policy_folder
+from rlsys.app.models import judge_folder, policy_folder
 from rlsys.app.report import write
-from rlsys.app.starting import Host
+from rlsys.app.starting import Context
+from rlsys.checkpoints import checkpoint
+from rlsys.common import files
 from rlsys.errors import ConfigError, ResourceError
 from rlsys.journal import Journal
-from rlsys.metrics import RunMetrics
-from rlsys.progress import Progress, quiet_libraries
 from rlsys.records import RoundReport
+from rlsys.report.metrics import RunMetrics
+from rlsys.report.progress import Progress, quiet_libraries
 from rlsys.rounds import run_rounds
 from rlsys.schedules.gate import MetricGate
 
@@ -147,14 +148,21 @@ def _align(run: Run) -> int:
         print(f"report: {write(run.directory, examples=config.output.examples)}")
         return 0
     with cluster(config.ray_address) as machine, Progress() as progress, ExitStack() as stack:
-        host = Host(machine=machine, progress=progress)
+        context = Context(machine=machine, progress=progress)
         planning.check(config, machine, schedule)
-        policy = policy_folder(config, host)
-        critic = critic_folder(config, host, policy)
+        policy = policy_folder(config, context)
+        critic = judge_folder(config, context, policy)
         progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
         parts, measure = stack.enter_context(
             assembled(
-                config, host, run.directory, schedule=schedule, policy=policy, critic=critic, gate=gate, good=done.good
+                config,
+                context,
+                run.directory,
+                schedule=schedule,
+                policy=policy,
+                critic=critic,
+                gate=gate,
+                good=done.good,
             )
         )
         if run.resumed:  # by now the options that were added have been found to be possible

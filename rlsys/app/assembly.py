@@ -10,20 +10,20 @@ from typing import Any
 
 from rlsys.app import plan as planning
 from rlsys.app.evaluate import evaluator
-from rlsys.app.starting import Host, start_feedback, start_in_order, start_learner, start_rollouts
+from rlsys.app.starting import Context, start_feedback, start_in_order, start_learner, start_rollouts
+from rlsys.checkpoints.run import Checkpoints
 from rlsys.journal import Journal
-from rlsys.parts import Parts
 from rlsys.records import Interval
-from rlsys.savepoints import Savepoints
+from rlsys.run.components import RunComponents
+from rlsys.run.sync import WeightSync
 from rlsys.schedules.gate import MetricGate
 from rlsys.schedules.phases import Schedule
-from rlsys.sync import WeightSync
 
 
 @contextmanager
 def assembled(
     config: Any,
-    host: Host,
+    context: Context,
     directory: Path,
     *,
     schedule: Schedule,
@@ -31,7 +31,7 @@ def assembled(
     critic: Path | None,
     gate: MetricGate,
     good: Path | None = None,
-) -> Iterator[tuple[Parts, Callable[[], dict[str, Interval]]]]:
+) -> Iterator[tuple[RunComponents, Callable[[], dict[str, Interval]]]]:
     """Start everything that a run is made of; stop it at the end, however that comes.
 
     Args:
@@ -47,8 +47,8 @@ def assembled(
         policy=planning.model_size(str(policy), config.policy.num_parameters_b),
         critic=planning.model_size(str(critic), config.critic.num_parameters_b),
     )
-    placements = planning.placements(roles, host.machine)
-    savepoints = Savepoints(
+    placements = planning.placements(roles, context.machine)
+    checkpoints = Checkpoints(
         directory / "checkpoints",
         initial_policy=policy,
         good=good,
@@ -58,9 +58,9 @@ def assembled(
     with ExitStack() as stack:
         # In the order in which a round needs them; the first answers are sampled while the others still start.
         rollouts, feedback, learner = parts = start_in_order(
-            (lambda own: start_rollouts(config, host, policy, placements=own, savepoints=savepoints), "rollout"),
+            (lambda own: start_rollouts(config, context, policy, placements=own, checkpoints=checkpoints), "rollout"),
             (lambda own: start_feedback(config, critic, placements=own), "critic"),
-            (lambda own: start_learner(config, host, policy, objective=config.objective, placements=own), "learner"),
+            (lambda own: start_learner(config, context, policy, objective=config.objective, placements=own), "learner"),
             placements=placements,
         )
         for part in parts:
@@ -74,7 +74,7 @@ def assembled(
             tolerance=config.sync.tolerance_at(config.learner.precision),
             deadline_s=config.sync.deadline_s,
         )
-        measure = evaluator(config, rollouts, host.progress)
+        measure = evaluator(config, rollouts, context.progress)
         every = config.eval.every
 
         def evaluate(round: int) -> dict[str, Interval]:
@@ -82,10 +82,10 @@ def assembled(
             return measure() if due else {}
 
         yield (
-            Parts(
+            RunComponents(
                 schedule=schedule,
                 prompts=config.prompts,
-                asked_of=asked_of(config),
+                fingerprint=fingerprint(config),
                 rollouts=rollouts,
                 feedback=feedback,
                 learner=learner,
@@ -93,14 +93,14 @@ def assembled(
                 evaluate=evaluate,
                 gate=gate,
                 journal=Journal(directory / "journal"),
-                savepoints=savepoints,
-                tracker=host.progress,
+                checkpoints=checkpoints,
+                tracker=context.progress,
             ),
             measure,
         )
 
 
-def asked_of(config: Any) -> str:
-    """Whose answers a round's are, and to what: `Parts.asked_of`. The policy by its name: on another machine the same one may
+def fingerprint(config: Any) -> str:
+    """Whose answers a round's are, and to what: `RunComponents.fingerprint`. The policy by its name: on another machine the same one may
     lie elsewhere."""
     return f"policy {config.policy.model}, seed {config.seed}, {config.prompts}"

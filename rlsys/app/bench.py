@@ -13,18 +13,18 @@ from statistics import median
 from typing import Any
 
 from configs.schema import ScheduleConfig
-from rlsys import files
 from rlsys.app import plan as planning
 from rlsys.app.align import dry_run
 from rlsys.app.assembly import assembled
 from rlsys.app.breakdown import advice, spread, stages, table
 from rlsys.app.command import run_with_host
 from rlsys.app.cores import CoreClock
-from rlsys.app.models import critic_folder, policy_folder
-from rlsys.app.starting import Host
+from rlsys.app.models import judge_folder, policy_folder
+from rlsys.app.starting import Context
+from rlsys.common import files
 from rlsys.journal import Journal
-from rlsys.metrics import plain, versions
 from rlsys.records import RoundReport, ScoredGroup
+from rlsys.report.metrics import plain, versions
 from rlsys.rounds import run_rounds
 from rlsys.schedules.gate import GateConfig, MetricGate
 from rlsys.schedules.phases import Schedule
@@ -55,7 +55,7 @@ def first_rounds(config: Any) -> Any:
     )
 
 
-def measure(config: Any, host: Host) -> dict[str, Any]:
+def measure(config: Any, context: Context) -> dict[str, Any]:
     """Run the rounds of a configuration, and report on all but the first, if there are more.
 
     Args:
@@ -65,10 +65,10 @@ def measure(config: Any, host: Host) -> dict[str, Any]:
         ConfigError: there are fewer prompts than the rounds take.
         ResourceError: the actors do not fit.
     """
-    machine = host.machine
+    machine = context.machine
     planning.check(config, machine)
     with _folder(config) as directory:
-        reports, laps = _run(config, host, directory)
+        reports, laps = _run(config, context, directory)
         measured = reports[WARMUP:] or reports
         journal = Journal(directory / "journal")
         work = [_work(journal, report.round) for report in measured]
@@ -102,14 +102,14 @@ def _folder(config: Any) -> Iterator[Path]:
         yield Path(directory)
 
 
-def _run(config: Any, host: Host, directory: Path) -> tuple[list[RoundReport], list[dict[str, float]]]:
+def _run(config: Any, context: Context, directory: Path) -> tuple[list[RoundReport], list[dict[str, float]]]:
     """All rounds: their reports, and the cores that stages kept busy in each."""
-    policy = policy_folder(config, host)
-    critic = critic_folder(config, host, policy)
+    policy = policy_folder(config, context)
+    critic = judge_folder(config, context, policy)
     schedule, gate = config.schedule.build(), MetricGate(config=config.gate)
     reports: list[RoundReport] = []
     laps: list[dict[str, float]] = []
-    built = assembled(config, host, directory, schedule=schedule, policy=policy, critic=critic, gate=gate)
+    built = assembled(config, context, directory, schedule=schedule, policy=policy, critic=critic, gate=gate)
     with built as (parts, _):
         clock = CoreClock(
             {"rollout": parts.rollouts.pids, "feedback": parts.feedback.pids, "learn": parts.learner.pids}
@@ -117,7 +117,7 @@ def _run(config: Any, host: Host, directory: Path) -> tuple[list[RoundReport], l
         for report in run_rounds(parts):
             laps.append(clock.lap())
             reports.append(report)
-            host.progress.round_done(report)
+            context.progress.round_done(report)
     return reports, laps
 
 
@@ -136,8 +136,8 @@ def main(words: list[str]) -> int:
     outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
     words = [word for word in words if not word.startswith("out=")]
 
-    def body(config: Any, host: Host) -> None:
-        found = measure(first_rounds(config), host)
+    def body(config: Any, context: Context) -> None:
+        found = measure(first_rounds(config), context)
         out = Path(outs[-1] if outs else "bench.json")
         files.replace(out, json.dumps({**plain(found), "command": words}, indent=1, allow_nan=False) + "\n")
         print(f"written to {out}")

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from rlsys.errors import ConfigError
-from rlsys.machine import GIB, Machine, may_have_gpus, this_machine
-from rlsys.packing import Node
-from rlsys.progress import QUIET_ENV
+from rlsys.placement.machine import GIB, Machine, may_have_gpus, this_machine
+from rlsys.placement.packing import Node
+from rlsys.report.progress import QUIET_ENV
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
 """Of a cluster of our own: frames of a few batches are in flight at a time."""

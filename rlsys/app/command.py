@@ -7,13 +7,13 @@ from typing import Any
 
 from rlsys.app import config as configuration
 from rlsys.app.cluster import cluster
-from rlsys.app.starting import Host
+from rlsys.app.starting import Context
 from rlsys.errors import ConfigError
-from rlsys.progress import Progress, quiet_libraries
+from rlsys.report.progress import Progress, quiet_libraries
 
 
 def run_with_host(
-    words: list[str], body: Callable[[Any, Host], Any], *, plan: Callable[[Any], str] | None = None
+    words: list[str], body: Callable[[Any, Context], Any], *, plan: Callable[[Any], str] | None = None
 ) -> int:
     """Compose the configuration, join or start a cluster, and run `body` with both.
 
@@ -29,7 +29,7 @@ def run_with_host(
             return 0
         quiet_libraries()
         with cluster(config.ray_address) as machine, Progress() as progress:
-            body(config, Host(machine=machine, progress=progress))
+            body(config, Context(machine=machine, progress=progress))
         return 0
 
     return configuration.run_command(words, inside)

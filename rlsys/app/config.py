@@ -19,7 +19,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlsys import files, registry
+from rlsys import registry
+from rlsys.common import files
 from rlsys.errors import ConfigError, RlsysError
 
 ROOT = "run"

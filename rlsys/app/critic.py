@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 
 from rlsys.app.command import run_with_host
-from rlsys.app.models import critic_folder, policy_folder
+from rlsys.app.models import judge_folder, policy_folder
 
 
 def main(words: list[str]) -> int:
     """Train the critic (and make the policy) if they are not cached; prints the critic's folder."""
-    return run_with_host(words, lambda config, host: print(critic_folder(config, host, policy_folder(config, host))))
+    return run_with_host(
+        words, lambda config, context: print(judge_folder(config, context, policy_folder(config, context)))
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rlsys.app import machine_checks, stack_checks
 from rlsys.app.problem import Problem
-from rlsys.progress import QUIET_ENV
+from rlsys.report.progress import QUIET_ENV
 
 REMAKE = "make the environment again (rm -rf .venv && make env); on a GPU machine see docs/environment.md"
 STOP_GRACE_S = 5.0

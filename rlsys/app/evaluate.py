@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from rlsys.app.starting import Host, start_rollouts
+from rlsys.app.starting import Context, start_rollouts
 from rlsys.contracts import RolloutStage
 from rlsys.records import Interval
 from rlsys.schedules.phases import Phase
@@ -41,10 +41,10 @@ def main(words: list[str]) -> int:
     from rlsys.app.command import run_with_host
     from rlsys.app.models import policy_folder
 
-    def body(config: Any, host: Host) -> None:
-        stage = start_rollouts(config, host, policy_folder(config, host))
+    def body(config: Any, context: Context) -> None:
+        stage = start_rollouts(config, context, policy_folder(config, context))
         try:
-            found = evaluator(config, stage, host.progress)()
+            found = evaluator(config, stage, context.progress)()
         finally:
             stage.close()
         print(json.dumps({name: asdict(interval) for name, interval in found.items()}, indent=1))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import rlsys
 from rlsys.app.problem import Problem
-from rlsys.machine import GIB, this_machine
+from rlsys.placement.machine import GIB, this_machine
 
 SUPPORTED_PYTHON = ((3, 11), (3, 13))
 """First version that works, and first that does not."""

@@ -6,14 +6,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rlsys.app import cache, make_critic, make_policy
-from rlsys.app.starting import Host
+from rlsys.app import cache, make_judge, make_policy
+from rlsys.app.starting import Context
 from rlsys.errors import ConfigError
-from rlsys.metrics import versions
+from rlsys.report.metrics import versions
 
 WORLD = "scenes"
 LEARNING = (
-    "rlsys.scenes",
+    "rlsys.worlds.scenes",
     "learners",
     "rlsys.objectives",
     "rlsys.training",
@@ -26,7 +26,7 @@ ANSWERING = ("actors.rollout", "actors.engines", "rlsys.feedback.asking")
 """... and what a critic is shown."""
 
 
-def policy_folder(config: Any, host: Host) -> Path:
+def policy_folder(config: Any, context: Context) -> Path:
     """The Hugging Face folder of the policy.
 
     Raises:
@@ -40,10 +40,10 @@ def policy_folder(config: Any, host: Host) -> Path:
         "code": cache.source_hash([*LEARNING, "rlsys.app.make_policy"]),
         "versions": versions(),
     }
-    return cache.cached("policy", made_of, lambda target: make_policy.make(config, host, target)) / "policy"
+    return cache.cached("policy", made_of, lambda target: make_policy.make(config, context, target)) / "policy"
 
 
-def critic_folder(config: Any, host: Host, policy: Path) -> Path | None:
+def judge_folder(config: Any, context: Context, policy: Path) -> Path | None:
     """The Hugging Face folder of the critic; `None` if the feedback needs none.
 
     Raises:
@@ -55,13 +55,13 @@ def critic_folder(config: Any, host: Host, policy: Path) -> Path | None:
         return _given(config.critic.model, "critic.model")
     made_of = {
         "policy": policy.parent.name if config.policy.model == WORLD else str(policy),
-        "recipe": asdict(config.critic_training),
+        "recipe": asdict(config.judge_training),
         "answers": {"max_tokens": config.schedule.max_tokens, "engine": asdict(config.rollout.engine)},
         "seed": config.seed,
-        "code": cache.source_hash([*LEARNING, *ANSWERING, "rlsys.app.make_critic"]),
+        "code": cache.source_hash([*LEARNING, *ANSWERING, "rlsys.app.make_judge"]),
         "versions": versions(),
     }
-    return cache.cached("critic", made_of, lambda target: make_critic.make(config, host, target, policy)) / "policy"
+    return cache.cached("critic", made_of, lambda target: make_judge.make(config, context, target, policy)) / "policy"
 
 
 def _given(model: str, key: str) -> Path:

@@ -10,12 +10,12 @@ from typing import Any
 
 from rlsys import registry
 from rlsys.errors import ConfigError, PromptsExhausted
-from rlsys.machine import GIB, Machine
 from rlsys.placement import Placement, Role, place, shortages
+from rlsys.placement.machine import GIB, Machine
 from rlsys.schedules.phases import Schedule
 
 WORKER_GIB = 1.5
-"""Host memory of a worker process before it loads a model (Python, torch and vLLM imported), measured on CPU."""
+"""Context memory of a worker process before it loads a model (Python, torch and vLLM imported), measured on CPU."""
 OPTIMIZER_BYTES = 12
 """fp32 master weight and two Adam moments, per parameter."""
 

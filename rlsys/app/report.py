@@ -8,8 +8,8 @@ from pathlib import Path
 from rlsys.app.config import guarded
 from rlsys.errors import ConfigError
 from rlsys.report.writer import write_report
-from rlsys.scenes.source import make_prompt, read_id, scene_of
-from rlsys.scenes.truth import check, parse
+from rlsys.worlds.scenes.source import make_prompt, read_id, scene_of
+from rlsys.worlds.scenes.truth import check, parse
 
 
 def write(directory: Path, *, examples: int) -> Path:

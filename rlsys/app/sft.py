@@ -10,7 +10,7 @@ from rlsys.app.models import policy_folder
 
 def main(words: list[str]) -> int:
     """Make the policy if it is not cached; prints its folder."""
-    return run_with_host(words, lambda config, host: print(policy_folder(config, host)))
+    return run_with_host(words, lambda config, context: print(policy_folder(config, context)))
 
 
 if __name__ == "__main__":

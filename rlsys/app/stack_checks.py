@@ -100,7 +100,7 @@ def deepspeed() -> str:
     import torch
 
     from learners.deepspeed_backend import Rendezvous, join
-    from rlsys.transports.meeting import serve_store
+    from rlsys.transports.rendezvous import serve_store
 
     # Holds a free port for the rendezvous until the process group takes it over.
     port = serve_store(10.0).port
@@ -131,7 +131,7 @@ def engine() -> str:
     import numpy as np
 
     from rlsys.records import Sampling
-    from rlsys.scenes.source import make_prompt
+    from rlsys.worlds.scenes.source import make_prompt
 
     with tempfile.TemporaryDirectory(prefix="rlsys-doctor-") as scratch:
         running = _open_engine(_make_model(scratch, seed=0))
@@ -153,9 +153,9 @@ def weight_sync() -> str:
         old, new = (_make_model(scratch, seed=seed) for seed in (0, 1))
         running = _open_engine(old)
         probe = Probe(prompt=prompt, prompt_token_ids=_prompt_ids(running, prompt), response_token_ids=(20, 30, 40))
-        before = running.score([probe])[0]
+        before = running.logprobs([probe])[0]
         num_bytes = _update(running, new)
-        after = running.score([probe])[0]
+        after = running.logprobs([probe])[0]
         running.close()
         expected = _logprobs(new, probe)
     gap = float(abs(after - expected).max())
@@ -169,7 +169,7 @@ def weight_sync() -> str:
 
 
 def _make_model(scratch: str, *, seed: int) -> Path:
-    from rlsys.scenes.policy import make_policy
+    from rlsys.worlds.scenes.policy import make_policy
 
     return make_policy(Path(scratch, f"seed{seed}"), seed=seed)
 

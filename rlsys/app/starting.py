@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlsys.app import plan as planning
-from rlsys.machine import Machine
+from rlsys.checkpoints.run import Checkpoints
 from rlsys.placement import Placement, share_starts
-from rlsys.progress import Progress
+from rlsys.placement.machine import Machine
 from rlsys.records import Prompt
-from rlsys.savepoints import Savepoints
+from rlsys.report.progress import Progress
 
 if TYPE_CHECKING:  # Ray is imported when something is started
     from actors.stages import FeedbackStage, RolloutStage
@@ -26,7 +26,7 @@ PROBES_AMONG = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Host:
+class Context:
     """Where a command runs, and what it shows there."""
 
     machine: Machine
@@ -35,11 +35,11 @@ class Host:
 
 def start_rollouts(
     config: Any,
-    host: Host,
+    context: Context,
     model: Path,
     *,
     placements: Sequence[Placement] | None = None,
-    savepoints: Savepoints | None = None,
+    checkpoints: Checkpoints | None = None,
     batch: int | None = None,
 ) -> RolloutStage:
     """Start the engines that answer.
@@ -48,7 +48,7 @@ def start_rollouts(
         model: Hugging Face folder of the policy.
         placements: one per worker; if `None`, the workers share all there is.
         batch: prompts per engine call, instead of the run's.
-        savepoints: where the current weights are, if they will change; a worker that is replaced loads those.
+        checkpoints: where the current weights are, if they will change; a worker that is replaced loads those.
 
     Raises:
         ResourceError: the workers do not fit.
@@ -58,17 +58,17 @@ def start_rollouts(
 
     if placements is None:
         role = planning.engine_role("rollout", config.rollout, _size(model))
-        placements = planning.placements([role], host.machine)["rollout"]
+        placements = planning.placements([role], context.machine)["rollout"]
     return RolloutStage(
         engine=config.rollout.engine,
-        current=savepoints.current if savepoints else (lambda: (model, 0)),
+        current=checkpoints.current if checkpoints else (lambda: (model, 0)),
         placements=placements,
         seed=config.seed,
         batch=batch or config.rollout.batch,
         held_out_batch=config.eval.batch,
         deadline_s=config.rollout.deadline_s,
-        probe_prompts=probe_prompts(config) if savepoints else (),
-        probe_file=savepoints.probes if savepoints else None,
+        probe_prompts=probe_prompts(config) if checkpoints else (),
+        probe_file=checkpoints.probes if checkpoints else None,
     )
 
 
@@ -97,7 +97,7 @@ def start_feedback(config: Any, model: Path | None, *, placements: Sequence[Plac
 
 def start_learner(
     config: Any,
-    host: Host,
+    context: Context,
     model: Path,
     *,
     objective: Any,
@@ -115,7 +115,7 @@ def start_learner(
     options = options or config.learner
     if placements is None:
         role = planning.learner_role(options, _size(model))
-        placements = planning.placements([role], host.machine)["learner"]
+        placements = planning.placements([role], context.machine)["learner"]
     return LearnerGroup(options, objective, str(model), placements=placements, seed=config.seed)
 
 
@@ -132,10 +132,10 @@ def start_together(*starts: Callable[[], Any]) -> list[Any]:
     return [future.result() for future in futures]
 
 
-class Later:
+class DeferredStart:
     """A part that starts while others are already at work. Who first uses it waits for it, and is told if it failed."""
 
-    def __init__(self, start: Callable[[], Any], *, after: Sequence[Later] = ()) -> None:
+    def __init__(self, start: Callable[[], Any], *, after: Sequence[DeferredStart] = ()) -> None:
         """Begin to start, or wait for that until others have started; if one of them fails, this one has failed as well."""
         self._unwanted = False
         pool = ThreadPoolExecutor(1, thread_name_prefix="start")
@@ -161,7 +161,7 @@ class Later:
 
 def start_in_order(
     *wanted: tuple[Callable[[Sequence[Placement]], Any], str], placements: Mapping[str, Sequence[Placement]]
-) -> list[Later]:
+) -> list[DeferredStart]:
     """Start parts, those first that are needed first: at once, but for those whose actors would share cores meanwhile. Two
     that start on one core are there later than either would be alone.
 
@@ -169,11 +169,11 @@ def start_in_order(
         wanted: what starts a part on the placements of its actors, and the name of their role.
         placements: by role; one that is not there has no actors.
     """
-    begun: list[tuple[Later, Sequence[Placement]]] = []
+    begun: list[tuple[DeferredStart, Sequence[Placement]]] = []
     for start, role in wanted:
         own = placements.get(role, [])
         after = [part for part, others in begun if share_starts(own, others)]
-        begun.append((Later(partial(start, own), after=after), own))
+        begun.append((DeferredStart(partial(start, own), after=after), own))
     return [part for part, _ in begun]
 
 

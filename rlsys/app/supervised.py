@@ -8,13 +8,13 @@ from typing import Any
 
 from learners.config import LearnerConfig
 from rlsys import registry
-from rlsys.app.starting import Host, start_learner
+from rlsys.app.starting import Context, start_learner
 from rlsys.training import TrainingConfig
 
 
 def train(
     config: Any,
-    host: Host,
+    context: Context,
     model: Path,
     examples: Iterable[Any],
     target: Path,
@@ -35,14 +35,14 @@ def train(
 
     learner = start_learner(
         config,
-        host,
+        context,
         model,
         objective=registry.objective.make(objective),
         options=LearnerConfig(batch_size=recipe.batch_size, betas=recipe.betas, gpus=config.learner.gpus),
     )
     try:
         plan = FitPlan.of_recipe(recipe, seed=config.seed, num_examples=num_examples)
-        learner.train(host.progress.track(objective, examples, num_examples), plan)
+        learner.train(context.progress.track(objective, examples, num_examples), plan)
         learner.save(str(target))
     finally:
         learner.close()

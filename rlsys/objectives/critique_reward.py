@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rlsys.common.lazy import functional
 from rlsys.errors import ConfigError
-from rlsys.lazy import functional
 from rlsys.objectives.inputs import CritiqueInputs, LossOutput, token_mean
 from rlsys.records import CritiquePair
 from rlsys.registry import objective

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from rlsys.common.lazy import functional, torch
 from rlsys.errors import ConfigError
-from rlsys.lazy import functional, torch
 from rlsys.objectives.inputs import LossOutput, PairInputs, token_mean
 from rlsys.records import PreferencePair
 from rlsys.registry import objective

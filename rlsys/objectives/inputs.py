@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from rlsys.lazy import torch
+from rlsys.common.lazy import torch
 
 
 @dataclass(frozen=True, kw_only=True)

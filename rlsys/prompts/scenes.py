@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from rlsys import registry
 from rlsys.errors import ConfigError
 from rlsys.records import Prompt
-from rlsys.scenes.source import check_tasks, choose_task, make_prompt
-from rlsys.scenes.world import SPLITS
+from rlsys.worlds.scenes.source import check_tasks, choose_task, make_prompt
+from rlsys.worlds.scenes.world import SPLITS
 
 
 @registry.prompts("scenes")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.evals.directions import DIRECTIONS
+from rlsys.evaluations.directions import DIRECTIONS
 from rlsys.report.measures import HEADLINE, change, measure, number, percent
 from rlsys.report.svg import Format, Point, line_chart, short, stacked_bars
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from rlsys import files
+from rlsys.common import files
 from rlsys.errors import ConfigError
 from rlsys.report.examples import Mark
 from rlsys.report.gather import Records, gather

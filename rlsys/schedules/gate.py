@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlsys.errors import ConfigError, RoundRefused
-from rlsys.evals.directions import DIRECTIONS
+from rlsys.evaluations.directions import DIRECTIONS
 from rlsys.records import Interval, RoundReport
 
 
@@ -16,7 +16,7 @@ class GateConfig:
     """Stop rules and the gate. Everything is off by default."""
 
     metric: str = "chair_i"
-    """Held-out metric that the rules below look at; one that `rlsys.evals.directions` does not know is better higher."""
+    """Held-out metric that the rules below look at; one that `rlsys.evaluations.directions` does not know is better higher."""
     refuse: bool = False
     """Refuse a round whose metric got worse than the best accepted one by more than `tolerance`, and go back."""
     tolerance: float = 0.0

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from rlsys.common.lazy import torch
 from rlsys.errors import SyncError
-from rlsys.lazy import torch
 
 ALIGN = 16
 """Bytes; every tensor begins at a multiple, so that the buffer can be viewed as any dtype there."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import xxhash
 
-from rlsys.lazy import torch
+from rlsys.common.lazy import torch
 
 WORDS = 1 << 21
 """Of 32 bits, in a piece: with its products and their weights 40 MiB, less than the cache of a large GPU."""

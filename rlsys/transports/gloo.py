@@ -9,8 +9,8 @@ from datetime import timedelta
 from typing import Any
 
 from rlsys import registry
-from rlsys.lazy import dist, torch
-from rlsys.transports import ends, meeting
+from rlsys.common.lazy import dist, torch
+from rlsys.transports import base, rendezvous
 from rlsys.transports.buckets import Named, describe, flat_bytes, pack_into
 from rlsys.transports.memory import HostMemory
 
@@ -28,7 +28,7 @@ class Gloo:
     """Address of the learner's machine for the engines; found from the routing table if `null`."""
 
     def __post_init__(self) -> None:
-        ends.check_options(self)
+        base.check_options(self)
 
     def sender(self, num_receivers: int) -> GlooSender:
         """The learner's end for so many receivers."""
@@ -40,7 +40,7 @@ class Gloo:
         return GlooReceiver(offer, device)
 
 
-class GlooSender(ends.Sender):
+class GlooSender(base.Sender):
     """Rank 0 of the group."""
 
     _group: dist.ProcessGroupGloo | None = None
@@ -48,7 +48,7 @@ class GlooSender(ends.Sender):
 
     def connect(self) -> None:
         self._memory = HostMemory()
-        meeting.gather(self.store, self.num_receivers + 1, self.deadline_s)
+        rendezvous.gather(self.store, self.num_receivers + 1, self.deadline_s)
         self._group = _group(self.store, 0, self.num_receivers + 1, self.deadline_s, self._offer["host"])
 
     def _leave(self) -> None:
@@ -69,14 +69,14 @@ class GlooSender(ends.Sender):
             self._pending = None
 
 
-class GlooReceiver(ends.Receiver):
+class GlooReceiver(base.Receiver):
     """Rank 1 and above."""
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
         self._memory = HostMemory()
-        meeting.gather(self.store, self.world_size, self.deadline_s)
-        address = meeting.own_address((offer["host"], offer["port"]))
+        rendezvous.gather(self.store, self.world_size, self.deadline_s)
+        address = rendezvous.own_address((offer["host"], offer["port"]))
         self._group: dist.ProcessGroupGloo | None = _group(
             self.store, self.rank, self.world_size, self.deadline_s, address
         )
@@ -102,18 +102,18 @@ def _group(store: dist.Store, rank: int, size: int, deadline_s: float, address: 
     try:
         return dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, options)
     except RuntimeError as error:
-        raise meeting.failure(error, f"gloo rendezvous of rank {rank} of {size}", deadline_s) from error
+        raise rendezvous.failure(error, f"gloo rendezvous of rank {rank} of {size}", deadline_s) from error
 
 
 def _broadcast(group: dist.ProcessGroupGloo, flat: torch.Tensor, deadline_s: float) -> dist.Work:
     try:
         return group.broadcast(flat, 0)
     except RuntimeError as error:
-        raise meeting.failure(error, f"broadcast of {flat.numel()} bytes", deadline_s) from error
+        raise rendezvous.failure(error, f"broadcast of {flat.numel()} bytes", deadline_s) from error
 
 
 def _wait(work: dist.Work, deadline_s: float) -> None:
     try:
         work.wait()
     except RuntimeError as error:
-        raise meeting.failure(error, "broadcast of a bucket", deadline_s) from error
+        raise rendezvous.failure(error, "broadcast of a bucket", deadline_s) from error

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import msgpack
 
 from rlsys import registry
+from rlsys.common.lazy import torch
 from rlsys.errors import SyncError
-from rlsys.lazy import torch
-from rlsys.transports import ends, meeting
+from rlsys.transports import base, rendezvous
 from rlsys.transports.buckets import Named, pack_into
 
 NUM_BUFFERS = 2
@@ -38,7 +38,7 @@ class Ipc:
     on_shared_gpu: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        ends.check_options(self)
+        base.check_options(self)
 
     def sender(self, num_receivers: int) -> IpcSender:
         """The learner's end for so many receivers."""
@@ -50,10 +50,10 @@ class Ipc:
         return IpcReceiver(offer, device)
 
 
-class IpcSender(ends.Sender):
+class IpcSender(base.Sender):
     """Owner of the buffers, on the current CUDA device."""
 
-    tally = ends.DeviceTally
+    tally = base.DeviceTally
 
     def __init__(self, bucket_bytes: int, **options: Any) -> None:
         super().__init__(name="ipc", **options)
@@ -67,7 +67,7 @@ class IpcSender(ends.Sender):
         for receiver in range(self.num_receivers):
             # One export per receiver: torch counts one release per export.
             self.store.set(f"handles/{receiver}", msgpack.packb([_export(buffer) for buffer in self._buffers]))
-        meeting.gather(self.store, self.num_receivers + 1, self.deadline_s)
+        rendezvous.gather(self.store, self.num_receivers + 1, self.deadline_s)
 
     def _leave(self) -> None:
         self._buffers = ()
@@ -95,17 +95,17 @@ class IpcSender(ends.Sender):
         if count <= 0:
             return
         key = f"used/{count - 1}"
-        meeting.wait_until(
+        rendezvous.wait_until(
             lambda: self.store.add(key, 0) >= self.num_receivers,
             self.deadline_s,
             lambda: f"{self.store.add(key, 0)} of {self.num_receivers} engines used bucket {count - 1}",
         )
 
 
-class IpcReceiver(ends.Receiver):
+class IpcReceiver(base.Receiver):
     """Reader of the buffers."""
 
-    tally = ends.DeviceTally
+    tally = base.DeviceTally
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
@@ -113,13 +113,13 @@ class IpcReceiver(ends.Receiver):
             gpu = self.store.get("gpu").decode()
             handles = msgpack.unpackb(self.store.get(f"handles/{offer['receiver']}"))
         except RuntimeError as error:
-            raise meeting.failure(error, "waiting for the learner's buffers", self.deadline_s) from error
+            raise rendezvous.failure(error, "waiting for the learner's buffers", self.deadline_s) from error
         if gpu != _gpu(device):
             raise SyncError(
                 f"transport ipc needs one GPU for learner and engine, but they are on {gpu} and {_gpu(device)}"
             )
         self._buffers = [_import(handle, device) for handle in handles]
-        meeting.gather(self.store, self.world_size, self.deadline_s)
+        rendezvous.gather(self.store, self.world_size, self.deadline_s)
 
     def _leave(self) -> None:
         self._buffers = []

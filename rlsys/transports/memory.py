@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from rlsys.lazy import torch
+from rlsys.common.lazy import torch
 
 MOST = 4
 """Pieces that are kept."""

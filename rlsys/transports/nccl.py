@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from rlsys import registry
+from rlsys.common.lazy import dist, torch
 from rlsys.errors import SyncError, SyncTimeout
-from rlsys.lazy import dist, torch
-from rlsys.transports import ends, meeting
+from rlsys.transports import base, rendezvous
 from rlsys.transports.buckets import Named, pack
 
 
@@ -33,7 +33,7 @@ class Nccl:
     on_shared_gpu: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        ends.check_options(self)
+        base.check_options(self)
 
     def sender(self, num_receivers: int) -> NcclSender:
         """The learner's end for so many receivers."""
@@ -45,10 +45,10 @@ class Nccl:
         return NcclReceiver(offer, device)
 
 
-class NcclSender(ends.Sender):
+class NcclSender(base.Sender):
     """Rank 0 of the group, on the current CUDA device."""
 
-    tally = ends.DeviceTally
+    tally = base.DeviceTally
 
     _channel: _Channel | None = None
     _pending: tuple[torch.cuda.Event, torch.Tensor] | None = None
@@ -75,10 +75,10 @@ class NcclSender(ends.Sender):
             self._pending = None
 
 
-class NcclReceiver(ends.Receiver):
+class NcclReceiver(base.Receiver):
     """Rank 1 and above."""
 
-    tally = ends.DeviceTally
+    tally = base.DeviceTally
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
@@ -106,7 +106,7 @@ class _Channel:
 
         self.device = device
         self._deadline_s = deadline_s
-        meeting.gather(store, size, deadline_s)
+        rendezvous.gather(store, size, deadline_s)
         self._communicator = PyNcclCommunicator(_rendezvous(store, rank, size), device=device)
         if self._communicator.disabled:
             raise SyncError("NCCL is not there: its library could not be loaded, or VLLM_DISABLE_PYNCCL is set")
@@ -119,7 +119,7 @@ class _Channel:
         try:
             self._communicator.broadcast(flat, src=0, stream=self._stream)
         except RuntimeError as error:
-            raise meeting.failure(error, f"NCCL broadcast of {flat.numel()} bytes", self._deadline_s) from error
+            raise rendezvous.failure(error, f"NCCL broadcast of {flat.numel()} bytes", self._deadline_s) from error
         done = torch.cuda.Event()
         done.record(self._stream)
         return done
@@ -130,7 +130,7 @@ class _Channel:
             SyncTimeout: not there before the deadline. The communicator is then gone: nothing else stops NCCL.
         """
         try:
-            meeting.wait_until(
+            rendezvous.wait_until(
                 done.query, self._deadline_s, lambda: f"NCCL broadcast of {flat.numel()} bytes did not end"
             )
         except SyncTimeout:

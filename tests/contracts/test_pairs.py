@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlsys import registry
-from rlsys.contracts import PairBuilder
+from rlsys.contracts import ExampleBuilder
 from rlsys.records import Critique, Prompt, Rollout, RolloutGroup, RoundPlan, ScoredGroup, Turn, Verdict
 
 registry.discover()
@@ -43,7 +43,7 @@ def random_group(seed: int) -> ScoredGroup:
 @pytest.mark.parametrize("name", sorted(registry.pairs))
 def test_pair_builder(name):
     build = registry.pairs.make(name)
-    assert isinstance(build, PairBuilder)
+    assert isinstance(build, ExampleBuilder)
     total = 0
     for group in map(random_group, range(60)):
         pairs = build(group, PLAN)

@@ -11,12 +11,12 @@ import numpy as np
 from learners.config import LearnerConfig
 from learners.plan import FitPlan
 from learners.rendezvous import Rendezvous
-from learners.shares import shares
+from learners.shards import shards
 from learners.tokens import Processor
 from rlsys import wire
 from rlsys.objectives.dpo import DPO
 from rlsys.records import Image, PreferencePair, Probe, Prompt, Rollout, Turn
-from rlsys.scenes.policy import Shape, make_policy
+from rlsys.worlds.scenes.policy import Shape, make_policy
 
 SHAPE = Shape(hidden=64, layers=2, mlp=96, vision_hidden=32, vision_layers=2, vision_mlp=64)
 PLAN = FitPlan(lr=1e-3, beta=0.1)
@@ -106,9 +106,9 @@ def make_learner(meeting: Rendezvous, folder: Path, objective: Any = None, **opt
 
 
 def frame_of(records: list[Any], meeting: Rendezvous) -> bytes | None:
-    share = shares(records, meeting.world_size)[meeting.rank]
+    share = shards(records, meeting.world_size)[meeting.rank]
     return wire.encode_many(share) if share else None
 
 
 def scores_of(learner: Any, pairs: list[PreferencePair]) -> list[np.ndarray]:
-    return learner.score(wire.encode_many(probes_of(pairs)))
+    return learner.logprobs(wire.encode_many(probes_of(pairs)))

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlsys.records import Image, Prompt, Turn
-from rlsys.scenes.policy import Shape, make_policy
 from rlsys.transports.buckets import make_manifest
+from rlsys.worlds.scenes.policy import Shape, make_policy
 
 SHAPE = Shape(hidden=64, layers=2, mlp=96, vision_hidden=64, vision_layers=2, vision_mlp=96)
 STD = 0.12
@@ -102,7 +102,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-class Sending:
+class WeightSender:
     """A hand-written learner's end: sends any tensors."""
 
     def __init__(self, transport, weights: dict[str, torch.Tensor]) -> None:
@@ -134,7 +134,7 @@ class Sending:
             self.sender = None
 
 
-def push(sending: Sending, engine, version: int) -> dict:
+def push(sending: WeightSender, engine, version: int) -> dict:
     """One update of one engine in this process; the sender works in another thread."""
     outcome: dict = {}
     manifest = sending.manifest(sending.transport.bucket_bytes)

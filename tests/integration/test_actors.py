@@ -14,7 +14,7 @@ import ray
 from actors.engines import discover
 from actors.engines import engine as engines
 from actors.ordered import Task
-from actors.parts import Part
+from actors.partial import PartialResult
 from actors.pool import WorkerPool
 from actors.remote import Spec
 from actors.stages import FeedbackStage, RolloutStage
@@ -198,7 +198,7 @@ class StartsOnce:
         marker.touch()
 
     def work(self, skip):
-        yield Part(num_items=1, frame=b"", seconds=0.0)
+        yield PartialResult(num_items=1, frame=b"", seconds=0.0)
         time.sleep(600)
 
 
@@ -398,7 +398,7 @@ def test_two_real_engines_give_what_one_gives_and_a_kill_changes_nothing(folder)
     try:
         expected = list(stage.stream(prompts, plan))
         assert stage.versions() == [4, 4]
-        [first, second] = stage.score(stage.probes())
+        [first, second] = stage.logprobs(stage.probes())
         assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
         stream = stage.stream(prompts, plan)
         got = [next(stream)]

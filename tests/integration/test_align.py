@@ -15,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rlsys import files, wire
+from rlsys import wire
+from rlsys.common import files
 from rlsys.journal import Journal
 from rlsys.records import PreferencePair
 

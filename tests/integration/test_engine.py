@@ -16,7 +16,7 @@ from rlsys import wire
 from rlsys.errors import ConfigError, EngineError, SyncError
 from rlsys.records import Image, Probe, Prompt, Sampling, Turn
 from rlsys.transports.gloo import Gloo
-from tests.integration.small_model import Sending, Transformers, make_prompts, make_small, push, weights_of
+from tests.integration.small_model import Transformers, WeightSender, make_prompts, make_small, push, weights_of
 
 TOLERANCE = 1e-4
 PARTS = {
@@ -56,7 +56,7 @@ def truth(folder):
 @pytest.fixture(scope="module")
 def sending(folder):
     """Connects on first use; weights can be replaced between updates."""
-    made = Sending(Gloo(bucket_bytes=64 << 10, deadline_s=30), weights_of(folder))
+    made = WeightSender(Gloo(bucket_bytes=64 << 10, deadline_s=30), weights_of(folder))
     yield made
     made.close()
 
@@ -75,7 +75,7 @@ def gap(engine, truth, prompt, answer):
         prompt_token_ids=tuple(engine.generate([(prompt, Sampling(max_tokens=1))])[0].prompt_token_ids.tolist()),
         response_token_ids=tuple(int(token) for token in answer),
     )
-    [scored] = engine.score([probe])
+    [scored] = engine.logprobs([probe])
     return float(np.abs(scored - truth.logprobs(prompt, answer)).max())
 
 
@@ -324,7 +324,7 @@ def test_an_engine_that_takes_no_prompt_at_all_says_why(engine, monkeypatch):
         engine.generate([(long, Sampling())] * 2)
     probe = Probe(prompt=long, prompt_token_ids=(1,), response_token_ids=(20,))
     with pytest.raises(EngineError, match=rf"probe of prompt '{prompt.id}': 4\d\d tokens"):
-        engine.score([probe])
+        engine.logprobs([probe])
 
 
 def test_a_probe_that_filled_the_engine_can_be_scored(engine):
@@ -341,7 +341,7 @@ def test_a_probe_that_filled_the_engine_can_be_scored(engine):
     frame = wire.encode_many([worded(256 - 4 - overhead), worded(400)])
     [probe] = wire.decode_many(worker.answer(frame, Sampling(max_tokens=32, seed=1)), Probe)
     assert len(probe.prompt_token_ids) == 252 and len(probe.response_token_ids) == 3
-    assert np.isfinite(engine.score([probe])[0]).all()
+    assert np.isfinite(engine.logprobs([probe])[0]).all()
 
 
 def test_a_request_that_fails_half_way_leaves_an_idle_engine(engine, monkeypatch):
@@ -367,7 +367,7 @@ def test_probes_are_scored_as_transformers_does_and_foreign_ones_refused(engine,
     [prompt] = make_prompts(1)
     assert gap(engine, truth, prompt, ANSWER) < TOLERANCE
     with pytest.raises(EngineError, match="p0-0"):
-        engine.score([Probe(prompt=prompt, prompt_token_ids=(1, 2, 3), response_token_ids=(20, 31))])
+        engine.logprobs([Probe(prompt=prompt, prompt_token_ids=(1, 2, 3), response_token_ids=(20, 31))])
 
 
 def test_raw_scores_need_an_engine_opened_for_them(engine):

@@ -19,7 +19,7 @@ from learners.group import LearnerGroup
 from rlsys.app.cluster import cluster
 from rlsys.objectives.dpo import DPO
 from rlsys.placement import Placement
-from rlsys.sync import WeightSync
+from rlsys.run.sync import WeightSync
 from rlsys.transports.ipc import Ipc
 from rlsys.transports.nccl import Nccl
 from tests.integration.small_model import make_prompts, make_small
@@ -68,9 +68,9 @@ def publish_twice(tmp_path, transport):
         try:
             sync = WeightSync(learner=learner, rollouts=stage, transport=transport, tolerance=TOLERANCE, deadline_s=180)
             probes = stage.probes()
-            [before] = stage.score(probes)
+            [before] = stage.logprobs(probes)
             reports = [sync.publish(1), sync.publish(2)]
-            [after] = stage.score(probes)
+            [after] = stage.logprobs(probes)
             return np.concatenate(before), np.concatenate(after), reports
         finally:
             learner.close()

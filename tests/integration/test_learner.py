@@ -242,7 +242,7 @@ def _sent_and_saved(meeting: Rendezvous, folder: Path, target: Path, options: di
     learner.save(str(target))
     if meeting.rank == 0:
         AutoModelForImageTextToText.from_pretrained(target / "policy").save_pretrained(target / "theirs")
-    manifest = learner.sending.manifest(1 << 30)["buckets"][0]
+    manifest = learner.weight_sender.manifest(1 << 30)["buckets"][0]
     return {"sent": sent, "names": manifest["names"], "shapes": manifest["shapes"]}
 
 
@@ -337,7 +337,7 @@ def _kl_of_accumulated_data(meeting: Rendezvous, folder: Path) -> dict:
 
 def test_kl_is_estimated_on_the_rounds_own_answers(one, folder):
     (end,) = one.run(_kl_of_accumulated_data, folder)
-    assert end["kl_answers"] == 9 and end["kl_sum"] == pytest.approx(0.0, abs=1e-5)
+    assert end["kl_responses"] == 9 and end["kl_sum"] == pytest.approx(0.0, abs=1e-5)
 
 
 def _initial_reference(meeting: Rendezvous, folder: Path, options: dict) -> dict:
@@ -434,7 +434,7 @@ def _first_losses(meeting: Rendezvous, folder: Path) -> dict:
         learner.begin(PLAN)
         output = learner.step(frame_of(pairs, meeting), lr=lr, batch=0)
         end = learner.end()
-        found[name] = {"loss": output.sums["loss"] / output.sums["examples"], "kl": end["kl_sum"] / end["kl_answers"]}
+        found[name] = {"loss": output.sums["loss"] / output.sums["examples"], "kl": end["kl_sum"] / end["kl_responses"]}
     return found
 
 
@@ -468,11 +468,11 @@ def test_rows_in_bfloat16_have_few_shapes_and_pictures_of_a_stretch_go_with_it(o
 
 
 def _answers_of_the_estimate(meeting: Rendezvous, folder: Path, limit: int) -> int:
-    learner = make_learner(meeting, folder, kl_answers=limit)
+    learner = make_learner(meeting, folder, kl_responses=limit)
     pairs = with_logprobs(make_pairs(folder, 8), scores_of(learner, make_pairs(folder, 8)))
     learner.begin(PLAN)
     learner.step(frame_of(pairs, meeting), lr=0.0, batch=0)
-    return learner.end()["kl_answers"]
+    return learner.end()["kl_responses"]
 
 
 @pytest.mark.parametrize(("limit", "of_one", "of_two"), [(0, [0], [0, 0]), (6, [6], [3, 3]), (100, [12], [6, 6])])

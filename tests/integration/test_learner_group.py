@@ -19,7 +19,7 @@ from rlsys.errors import LearnerError
 from rlsys.objectives.dpo import DPO
 from rlsys.placement import Placement
 from rlsys.records import RoundPlan
-from rlsys.transports.ends import open_receiver
+from rlsys.transports.base import open_receiver
 from rlsys.transports.gloo import Gloo
 from tests.integration.learner_world import make_pairs, make_small, probes_of, with_logprobs
 
@@ -64,7 +64,7 @@ def start(folder, num_ranks, **options):
 
 def recorded(group, folder, count=10, **options):
     pairs = make_pairs(folder, count, **options)
-    return with_logprobs(pairs, group.score(probes_of(pairs)))
+    return with_logprobs(pairs, group.logprobs(probes_of(pairs)))
 
 
 def gone(pids, within_s=20.0):
@@ -89,7 +89,7 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
             assert report.metrics["reference_checked"] > 0
             assert report.metrics["kl"] > 0
             assert 0.5 < report.loss < 0.6931
-            scores[num_ranks] = np.concatenate(group.score(probes_of(pairs)))
+            scores[num_ranks] = np.concatenate(group.logprobs(probes_of(pairs)))
             received = _receive(group)
             group.save(str(tmp_path / str(num_ranks)))
             from safetensors.torch import load_file
@@ -99,7 +99,7 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
             again = recorded(group, folder, seed=3, version=1)
             assert group.fit(again, ROUND, version=1).num_steps == 6
             group.load(str(tmp_path / str(num_ranks)))
-            np.testing.assert_array_equal(np.concatenate(group.score(probes_of(pairs))), scores[num_ranks])
+            np.testing.assert_array_equal(np.concatenate(group.logprobs(probes_of(pairs))), scores[num_ranks])
         finally:
             group.close()
         assert gone(pids)
@@ -140,10 +140,10 @@ def test_steps_start_before_the_last_pair_has_come_and_nothing_is_dropped(cluste
             for number, pair in enumerate(pairs):
                 if number == 13:
                     # Four steps of batches of 4 are to come; two may be ahead, so one is certainly done by now.
-                    steps_before.append(group.score(probes_of(pairs[:1]))[0])
+                    steps_before.append(group.logprobs(probes_of(pairs[:1]))[0])
                 yield pair
 
-        start_scores = group.score(probes_of(pairs[:1]))[0]
+        start_scores = group.logprobs(probes_of(pairs[:1]))[0]
         report = group.train(slowly(), FitPlan(lr=1e-3, beta=0.1))
         assert (report.num_pairs, report.num_steps) == (14, 4)
         assert np.abs(steps_before[0] - start_scores).max() > 1e-5

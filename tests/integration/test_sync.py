@@ -14,10 +14,10 @@ from actors.engines.scripted import expected_logprobs
 from actors.stages import RolloutStage
 from rlsys.errors import SyncError, SyncTimeout
 from rlsys.placement import Placement
-from rlsys.sync import WeightSync
+from rlsys.run.sync import WeightSync
 from rlsys.transports.gloo import Gloo
 from tests.fakes import make_plan
-from tests.integration.small_model import Sending, Transformers, make_prompts, make_small, tie, weights_of
+from tests.integration.small_model import Transformers, WeightSender, make_prompts, make_small, tie, weights_of
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -27,7 +27,7 @@ def cluster():
     ray.shutdown()
 
 
-class ScriptedLearner(Sending):
+class ScriptedLearner(WeightSender):
     """Sends two tensors, and says of a probe what a scripted engine that received them says."""
 
     def __init__(self):
@@ -38,7 +38,7 @@ class ScriptedLearner(Sending):
         self.sends += 1
         return super().send(manifest)
 
-    def score(self, probes):
+    def logprobs(self, probes):
         total = sum(float(tensor.double().sum()) for tensor in self.weights.values())
         return [expected_logprobs(probe, total) for probe in probes]
 
@@ -114,7 +114,7 @@ def test_a_learner_that_stops_half_way_is_a_timeout_and_nothing_hangs(scripted):
 # ---------------------------------------------------------------- real engines
 
 
-class ModelLearner(Sending):
+class ModelLearner(WeightSender):
     """Sends the tensors of a checkpoint, and scores with transformers."""
 
     def __init__(self, folder, scratch):
@@ -126,7 +126,7 @@ class ModelLearner(Sending):
         self.weights = {name: tensor + parts.get(name.split(".")[0], 0.0) for name, tensor in self.weights.items()}
         self.truth.load(self.weights, self.scratch)
 
-    def score(self, probes):
+    def logprobs(self, probes):
         found = [self.truth.logprobs(probe.prompt, np.array(probe.response_token_ids)) for probe in probes]
         return [np.asarray(one, np.float32) for one in found]
 

@@ -14,7 +14,7 @@ from rlsys.app import config as configuration
 from rlsys.app.breakdown import advice, spread, stages, table
 from rlsys.errors import EngineError
 from rlsys.journal import Journal
-from rlsys.machine import Machine
+from rlsys.placement.machine import Machine
 from rlsys.records import RoundReport, SyncReport
 
 
@@ -200,7 +200,7 @@ def parts(on, monkeypatch):
                 yield replace(found, round=round, seconds={**found.seconds, "round": 4.0 + round})
 
     monkeypatch.setattr(bench, "policy_folder", lambda config, host: Path("policy"))
-    monkeypatch.setattr(bench, "critic_folder", lambda config, host, policy: Path("critic"))
+    monkeypatch.setattr(bench, "judge_folder", lambda config, host, policy: Path("critic"))
     monkeypatch.setattr(bench, "assembled", assembled)
     monkeypatch.setattr(bench, "run_rounds", run_rounds)
     return seen

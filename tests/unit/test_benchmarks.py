@@ -13,8 +13,8 @@ from benchmarks import arguments, cpu, gpu_setup, harness, processes, tables
 from benchmarks.harness import Row, Spread, Target, of_the_fastest
 from benchmarks.learner_work import Work
 from benchmarks.profiling import shares
-from rlsys.machine import Machine
 from rlsys.placement import Placement
+from rlsys.placement.machine import Machine
 
 MEASURED = {
     "when": "2025-03-04T05:06:07+00:00",

@@ -6,7 +6,7 @@ import pytest
 from rlsys.chat import Chat
 from rlsys.errors import ConfigError
 from rlsys.records import Image, Prompt, Turn
-from rlsys.scenes.policy import make_policy
+from rlsys.worlds.scenes.policy import make_policy
 
 
 @pytest.fixture(scope="module")

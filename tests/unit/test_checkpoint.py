@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from rlsys import checkpoint
-from rlsys.checkpoint import latest, load_state, prune, save, verify
+from rlsys.checkpoints import checkpoint
+from rlsys.checkpoints.checkpoint import latest, load_state, prune, save, verify
 from rlsys.errors import CheckpointError
 
 STATE = {"cursor": 96, "seeds": [1, 2], "gate": {"best": 0.25, "good": None}, "phase": "größer", "done": False}
@@ -192,7 +192,7 @@ SAVER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from rlsys import checkpoint
+from rlsys.checkpoints import checkpoint
 if sys.argv[3] == "two renames":
     checkpoint._exchange = lambda first, second: False
 def write(number):

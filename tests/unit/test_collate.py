@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from learners.collate import Collator
-from learners.filler import Filler, multiple_for
+from learners.padding import Padding, multiple_for
 from learners.plan import FitPlan
-from learners.sample import AnswerSample
-from learners.shares import batches_of, shares
+from learners.sample import ResponseSample
+from learners.shards import batches_of, shards
 from learners.tokens import Processor, RefusedRecord
-from learners.trees import Answer, Tree, Unit, pack
+from learners.trees import Branch, Tree, Unit, pack
 from rlsys import wire
 from rlsys.errors import ConfigError
 from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Prompt, Rollout, Turn
-from rlsys.scenes.policy import Shape, make_policy
+from rlsys.worlds.scenes.policy import Shape, make_policy
 
 SMALL = Shape(hidden=32, layers=1, mlp=32, vision_hidden=32, vision_layers=1, vision_mlp=32)
 
@@ -104,8 +104,8 @@ def test_a_pair_of_answers_that_are_there_needs_no_room(processor):
     ],
 )
 def test_rows_and_their_answers_are_filled_up_by_nothing_longer_than_they_have(prompts, answers, multiple, expected):
-    filler = Filler.of(prompts, answers, multiple)
-    assert (filler.answers, filler.prompts) == expected
+    padding = Padding.of(prompts, answers, multiple)
+    assert (padding.answers, padding.prompts) == expected
 
 
 def test_rows_are_filled_up_where_a_shape_costs_a_kernel():
@@ -116,7 +116,7 @@ def test_rows_are_filled_up_where_a_shape_costs_a_kernel():
 
 def test_packing_is_by_tokens_longest_first():
     def unit(size):
-        return Unit(trees=[Tree(prompt_ids=np.zeros(size - 1, np.int32), answers=[Answer(token_ids=np.zeros(1))])])
+        return Unit(trees=[Tree(prompt_ids=np.zeros(size - 1, np.int32), answers=[Branch(token_ids=np.zeros(1))])])
 
     bins = pack([unit(size) for size in (3, 9, 4, 5, 20)], budget=10)
     assert [[one.num_tokens for one in packed] for packed in bins] == [[20], [9], [5, 4], [3]]
@@ -196,17 +196,17 @@ def test_batches_keep_the_order_and_the_last_one_though_it_is_small():
 
 def test_shares_are_even_complete_and_keep_prompts_together(processor):
     batch = [pair(processor, prompt(f"p{number // 2}"), [20 + number], [30]) for number in range(8)]
-    parts = shares(batch, 2)
+    parts = shards(batch, 2)
     assert [len(part) for part in parts] == [4, 4]
     assert sorted(id(record) for part in parts for record in part) == sorted(map(id, batch))
     assert not {record.prompt.id for record in parts[0]} & {record.prompt.id for record in parts[1]}
-    assert [len(part) for part in shares(batch[:1], 3)] == [1, 0, 0]
-    assert [len(part) for part in shares([pair(processor, prompt("p"), [20 + i], [30]) for i in range(8)], 2)] == [4, 4]
+    assert [len(part) for part in shards(batch[:1], 3)] == [1, 0, 0]
+    assert [len(part) for part in shards([pair(processor, prompt("p"), [20 + i], [30]) for i in range(8)], 2)] == [4, 4]
 
 
 def test_the_sample_is_bounded_and_spread_over_everything():
-    sample = AnswerSample(limit=4)
-    trees = [Tree(prompt_ids=np.int32([i]), answers=[Answer(token_ids=np.zeros(1))]) for i in range(16)]
+    sample = ResponseSample(limit=4)
+    trees = [Tree(prompt_ids=np.int32([i]), answers=[Branch(token_ids=np.zeros(1))]) for i in range(16)]
     sample.add(trees[:7])
     sample.add(trees[7:])
     assert [int(tree.prompt_ids[0]) for tree in sample.trees] == [0, 4, 8, 12]
@@ -216,7 +216,7 @@ def test_a_sample_does_not_keep_the_frames_that_its_trees_came_in(processor):
     asked = prompt("p", picture(0))
     frame = wire.encode_many([pair(processor, asked, [20, 21], [22])])
     (batch,) = Collator(processor, micro_batch_tokens=1000)(wire.decode_many(frame, PreferencePair))
-    sample = AnswerSample(limit=4)
+    sample = ResponseSample(limit=4)
     sample.add(batch.trees)
     (kept,), (tree,) = sample.trees, batch.trees
     arrays = [kept.prompt_ids, kept.images[0].pixels]

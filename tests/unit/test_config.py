@@ -11,12 +11,12 @@ from learners.config import LearnerConfig
 from rlsys.app import align
 from rlsys.app import config as configuration
 from rlsys.app.align import main
-from rlsys.app.assembly import asked_of
+from rlsys.app.assembly import fingerprint
 from rlsys.app.evaluate import main as evaluate
 from rlsys.app.plan import ModelSize, check, learner_role, placements
 from rlsys.app.starting import probe_prompts
 from rlsys.errors import ConfigError
-from rlsys.machine import Machine
+from rlsys.placement.machine import Machine
 
 MISTAKES = [
     ("schedule.round=3", "schedule.round", "did you mean schedule.rounds?"),
@@ -34,8 +34,8 @@ MISTAKES = [
     ("sft.lr=-1", "sft.lr must be > 0, got -1.0", ""),
     ("sft.partner_rate=-3", "sft.partner_rate must be in [0, 1], got -3.0", ""),
     ("+sft.tasks.sing=1", "sft.tasks has unknown task 'sing'", ""),
-    ("critic_training.lr=0", "critic_training.lr must be > 0, got 0.0", ""),
-    ("critic_training.disturbed_rate=7", "critic_training.disturbed_rate must be in [0, 1], got 7.0", ""),
+    ("judge_training.lr=0", "judge_training.lr must be > 0, got 0.0", ""),
+    ("judge_training.disturbed_rate=7", "judge_training.disturbed_rate must be in [0, 1], got 7.0", ""),
     ("schedule.lr=nan", "schedule.lr must be finite, got nan", ""),
     ("schedule.temperatures=[inf]", "schedule.temperatures must be finite, got [inf]", ""),
     ("learner.grad_clip=nan", "learner.grad_clip must be finite, got nan", ""),
@@ -149,9 +149,11 @@ def test_adapters_and_wandb_are_set_from_the_command_line():
 
 def test_what_a_runs_answers_are_of_is_told_from_any_other():
     changes = ["seed=7", "policy.model=other", "prompts.offset=5", "+prompts.tasks.polar=1"]
-    told = [asked_of(configuration.load(["preset=scenes", *words])[0]) for words in ([], *([word] for word in changes))]
+    told = [
+        fingerprint(configuration.load(["preset=scenes", *words])[0]) for words in ([], *([word] for word in changes))
+    ]
     assert len(set(told)) == 5
-    assert asked_of(configuration.load(["preset=scenes", "rollout.num_actors=2"])[0]) == told[0]
+    assert fingerprint(configuration.load(["preset=scenes", "rollout.num_actors=2"])[0]) == told[0]
 
 
 def test_one_root_seed_reaches_the_judge():

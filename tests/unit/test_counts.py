@@ -3,7 +3,7 @@
 import pytest
 
 from actors.counts import Counts
-from actors.parts import parts
+from actors.partial import partial_results
 from rlsys.records import Prompt
 
 RECORD = Prompt(id="p", turns=())
@@ -60,5 +60,5 @@ def test_notes_go_with_the_next_part_once():
         notes.append("second")
         yield [(RECORD,)]
 
-    assert [part.notes for part in parts(ready(), skip=0, notes=notes)] == [("first",), (), ("second",)]
+    assert [part.notes for part in partial_results(ready(), skip=0, notes=notes)] == [("first",), (), ("second",)]
     assert notes == []

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from rlsys.errors import ConfigError
-from rlsys.evals.bootstrap import Bootstrap
-from rlsys.evals.hallucination import amber_score, object_scores
-from rlsys.evals.polar import is_polar, polar_scores, read_polar
-from rlsys.evals.scenes import ScenesEvaluation, ScenesPolarEvaluation
+from rlsys.evaluations.bootstrap import Bootstrap
+from rlsys.evaluations.hallucination import amber_score, object_scores
+from rlsys.evaluations.polar import is_polar, polar_scores, read_polar
+from rlsys.evaluations.scenes import ScenesEvaluation, ScenesPolarEvaluation
 from rlsys.records import Rollout, RolloutGroup
-from rlsys.scenes.language import describe, read_question, true_answer
-from rlsys.scenes.source import make_prompt, scene_of
-from rlsys.scenes.world import partner
+from rlsys.worlds.scenes.language import describe, read_question, true_answer
+from rlsys.worlds.scenes.source import make_prompt, scene_of
+from rlsys.worlds.scenes.world import partner
 
 
 def test_chair_and_recall_of_three_responses():

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rlsys.imports import import_at_once
+from rlsys.common.imports import import_at_once
 
 MAKES_MANY = """
 import gc

@@ -10,9 +10,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from rlsys.appendlog import scan
 from rlsys.errors import JournalError, WrongType
 from rlsys.journal import Journal
+from rlsys.journal.appendlog import scan
 from rlsys.records import (
     Critique,
     Image,
@@ -172,7 +172,7 @@ def test_what_is_known_by_identity_is_not_encoded_again_and_not_kept_alive(tmp_p
         encoded.append(type(record).__name__.removeprefix("Stored"))
         return encode(record)
 
-    monkeypatch.setattr("rlsys.journal_parts.encode", counted)
+    monkeypatch.setattr("rlsys.journal.entries.encode", counted)
     with Journal(tmp_path) as journal:
         journal.begin(0)
         group = make_group(image=make_image())
@@ -463,7 +463,7 @@ def test_threads_append_to_one_round(tmp_path):
 
 
 def test_a_writer_that_has_forgotten_a_part_writes_it_again_and_everything_reads_as_before(tmp_path, monkeypatch):
-    monkeypatch.setattr("rlsys.journal_parts._NUM_KNOWN", 3)
+    monkeypatch.setattr("rlsys.journal.entries._NUM_KNOWN", 3)
     groups = [make_group(index, image=make_image(seed=index % 2)) for index in range(6)]
     with Journal(tmp_path) as journal:
         journal.begin(0)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from rlsys.lazy import Lazy
+from rlsys.common.lazy import Lazy
 
 
 def test_a_configuration_is_composed_without_torch():

@@ -1,4 +1,4 @@
-from rlsys.lru import ByteCache
+from rlsys.common.lru import ByteCache
 
 
 def test_what_was_not_used_for_longest_goes_first():

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from rlsys.errors import ConfigError
-from rlsys.metrics import RunMetrics, plain, scalars
 from rlsys.records import Interval, RoundReport, SyncReport
+from rlsys.report.metrics import RunMetrics, plain, scalars
 
 EVAL = {name: Interval(value=0.2, low=0.1, high=0.3) for name in ("chair_i", "chair_s", "recall", "mean_length")}
 

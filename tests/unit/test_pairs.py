@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsys.pairs.all_pairs import AllPairs
-from rlsys.pairs.best_worst import BestWorst
-from rlsys.pairs.scaling import beta_scale
+from rlsys.examples.all_pairs import AllPairs
+from rlsys.examples.best_worst import BestWorst
+from rlsys.examples.scaling import beta_scale
 from rlsys.records import Critique, Prompt, Rollout, RolloutGroup, RoundPlan, ScoredGroup, Turn, Verdict
 
 PLAN = RoundPlan(

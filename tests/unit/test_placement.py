@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rlsys.errors import ResourceError
-from rlsys.machine import Limits, Machine, container_limits
-from rlsys.packing import Need, Node, equal_share, without_room
 from rlsys.placement import Role, place, shortages
+from rlsys.placement.machine import Limits, Machine, container_limits
+from rlsys.placement.packing import Need, Node, equal_share, without_room
 
 TWO_CORES = Machine(num_cpus=2, num_gpus=0, memory_gib=20.0, cores=(0, 1))
 

@@ -13,10 +13,10 @@ from learners.config import LearnerConfig
 from learners.names import CheckpointNames
 from learners.policy import PolicyModule, base_model, supports_shared
 from learners.tokens import Processor, RefusedRecord
-from learners.trees import Answer, Tree
+from learners.trees import Branch, Tree
 from rlsys.errors import ConfigError
 from rlsys.records import Image, Prompt, Turn
-from rlsys.scenes.policy import Shape, make_policy, make_tokenizer
+from rlsys.worlds.scenes.policy import Shape, make_policy, make_tokenizer
 from tests.unit.varlen import one_after_another
 
 SMALL = Shape(hidden=64, layers=2, mlp=64, vision_hidden=32, vision_layers=2, vision_mlp=32)
@@ -67,7 +67,7 @@ def random_batch(processor, seed, *, pictures, multiple=1):
         words = " ".join(["describe the picture"] * int(rng.integers(1, 4)))
         prompt = Prompt(id=str(number), turns=(Turn(role="user", text=words),), images=shown)
         answers = [
-            Answer(token_ids=rng.integers(12, 60, int(rng.integers(1, 9))).astype(np.int32))
+            Branch(token_ids=rng.integers(12, 60, int(rng.integers(1, 9))).astype(np.int32))
             for _ in range(int(rng.integers(1, 4)))
         ]
         trees.append(Tree(prompt_ids=processor.prompt_ids(prompt), images=shown, answers=answers))
@@ -178,7 +178,7 @@ def test_a_touch_runs_the_tower_and_changes_nothing(checkpoints, path):
 def test_placeholders_without_pictures_are_refused(checkpoints):
     processor = Processor(checkpoints["vision"])
     place = processor.token_id("<|image_pad|>")
-    tree = Tree(prompt_ids=np.array([20, place], np.int32), answers=[Answer(token_ids=np.array([21], np.int32))])
+    tree = Tree(prompt_ids=np.array([20, place], np.int32), answers=[Branch(token_ids=np.array([21], np.int32))])
     batch = Collator(processor, micro_batch_tokens=100).join([tree])
     with pytest.raises(RefusedRecord, match="1 image tokens in prompts without images"):
         load(checkpoints["vision"])(batch)

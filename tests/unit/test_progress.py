@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from rlsys.progress import QUIET_ENV, Progress, quiet_libraries, round_line
 from rlsys.records import Interval, RoundReport, SyncReport
+from rlsys.report.progress import QUIET_ENV, Progress, quiet_libraries, round_line
 
 REPORT = RoundReport(
     round=2, policy_version=3, num_prompts=256, num_rollouts=2048, num_pairs=1100,

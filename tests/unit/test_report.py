@@ -13,9 +13,8 @@ import PIL.Image
 import pytest
 
 from rlsys.errors import ConfigError
+from rlsys.examples.all_pairs import AllPairs
 from rlsys.journal import Journal
-from rlsys.metrics import RunMetrics
-from rlsys.pairs.all_pairs import AllPairs
 from rlsys.records import (
     Critique,
     Image,
@@ -33,6 +32,7 @@ from rlsys.records import (
 )
 from rlsys.report.gather import gather, shares
 from rlsys.report.measures import change
+from rlsys.report.metrics import RunMetrics
 from rlsys.report.svg import Point, bin_edges, histogram, line_chart, short, stacked_bars, ticks
 from rlsys.report.writer import write_report
 

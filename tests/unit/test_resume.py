@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlsys import checkpoint, registry
+from rlsys import registry
+from rlsys.checkpoints import checkpoint
+from rlsys.checkpoints.run import Checkpoints
 from rlsys.journal import Journal
-from rlsys.parts import Parts
 from rlsys.records import (
     Critique,
     FitReport,
@@ -30,7 +31,7 @@ from rlsys.records import (
     Verdict,
 )
 from rlsys.rounds import run_rounds
-from rlsys.savepoints import Savepoints
+from rlsys.run.components import RunComponents
 from rlsys.schedules.gate import GateConfig, MetricGate
 from rlsys.schedules.phases import Phase, Schedule
 from tests.fakes import make_prompt, make_rollout
@@ -188,16 +189,16 @@ class Scenario:
             return
         world = World(fuse, good, self.chairs)
         (root / "initial").mkdir(exist_ok=True)
-        savepoints = Savepoints(root / "checkpoints", initial_policy=root / "initial", good=good, keep=self.keep)
+        checkpoints = Checkpoints(root / "checkpoints", initial_policy=root / "initial", good=good, keep=self.keep)
         stages = dict.fromkeys(("prompts", "rollouts", "feedback", "learner", "weights", "tracker"), world)
-        parts = Parts(
+        parts = RunComponents(
             schedule=schedule,
             **stages,
-            asked_of="the world",
+            fingerprint="the world",
             evaluate=world.evaluate,
             gate=gate,
             journal=journal,
-            savepoints=savepoints,
+            checkpoints=checkpoints,
         )
         for _ in run_rounds(parts, first=len(reports), version=world.version):
             fuse()

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rlsys import checkpoint, registry
+from rlsys import registry
+from rlsys.checkpoints import checkpoint
+from rlsys.checkpoints.run import Checkpoints
 from rlsys.errors import CheckpointError, LearnerError
 from rlsys.journal import Journal
-from rlsys.parts import Parts
 from rlsys.records import (
     Critique,
     FitReport,
@@ -25,7 +26,7 @@ from rlsys.records import (
     Verdict,
 )
 from rlsys.rounds import run_rounds
-from rlsys.savepoints import Savepoints
+from rlsys.run.components import RunComponents
 from rlsys.schedules.gate import GateConfig, MetricGate
 from rlsys.schedules.phases import Phase, Schedule
 from tests.fakes import make_prompt, make_rollout
@@ -136,10 +137,10 @@ class World:
 def parts(world, root, phases, gate=None):
     initial = root / "initial"
     initial.mkdir(exist_ok=True, parents=True)
-    return Parts(
+    return RunComponents(
         schedule=Schedule(phases),
         prompts=world,
-        asked_of="the world",
+        fingerprint="the world",
         rollouts=world,
         feedback=world,
         learner=world,
@@ -147,7 +148,7 @@ def parts(world, root, phases, gate=None):
         evaluate=world.evaluate,
         gate=MetricGate(config=gate or GateConfig()),
         journal=Journal(root / "journal"),
-        savepoints=Savepoints(root / "checkpoints", initial_policy=initial),
+        checkpoints=Checkpoints(root / "checkpoints", initial_policy=initial),
         tracker=world,
     )
 
@@ -183,7 +184,7 @@ def test_lag_one_generates_a_round_ahead_and_no_further(tmp_path):
     assert versions == {0: 0, 1: 0, 2: 1, 3: 2}
 
 
-class Slow(Savepoints):
+class Slow(Checkpoints):
     """A commit that waits until the next round's last answer was asked for, and looks at what the journal has sealed."""
 
     def __init__(self, world, root, error=None):
@@ -219,7 +220,7 @@ def test_the_next_round_is_answered_while_its_weights_are_put_on_disk_and_sealed
     world = Watched()
     made = parts(world, tmp_path, [phase(3, max_tokens=16)])
     slow = Slow(world, tmp_path)
-    reports = list(run_rounds(replace(made, savepoints=slow)))
+    reports = list(run_rounds(replace(made, checkpoints=slow)))
     assert [report.staleness for report in reports] == [0, 0, 0]
     assert slow.sealed == [False, False]
     assert [made.journal.is_sealed(round, seal(round)) for round in range(3)] == [True] * 3
@@ -229,7 +230,7 @@ def test_answers_of_weights_that_never_came_to_disk_are_not_taken_again(tmp_path
     world = Watched()
     made = parts(world, tmp_path, [phase(3, max_tokens=16)])
     with pytest.raises(OSError, match="no space left"):
-        list(run_rounds(replace(made, savepoints=Slow(world, tmp_path, OSError("no space left")))))
+        list(run_rounds(replace(made, checkpoints=Slow(world, tmp_path, OSError("no space left")))))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("sampling", "judging", "saving"))]
     again = World()
     list(run_rounds(parts(again, tmp_path, [phase(2, max_tokens=16)])))
@@ -267,21 +268,21 @@ def test_a_worker_that_is_replaced_waits_for_its_weights_and_reads_them_in_peace
             assert may_write.wait(5.0)
             world.save(directory)
 
-    savepoints = parts(world, tmp_path, [phase(1)]).savepoints
-    assert savepoints.current() == (tmp_path / "initial", 0)
+    checkpoints = parts(world, tmp_path, [phase(1)]).checkpoints
+    assert checkpoints.current() == (tmp_path / "initial", 0)
     with ThreadPoolExecutor(2) as executor:
-        savepoints.stage(Writer(), 1, executor=executor)
-        asked = executor.submit(savepoints.current)
+        checkpoints.stage(Writer(), 1, executor=executor)
+        asked = executor.submit(checkpoints.current)
         time.sleep(0.05)
         assert not asked.done()
         may_write.set()
         policy, version = asked.result(5.0)
     (report,) = run_rounds(parts(World(), tmp_path / "other", [phase(1)]))
-    savepoints.commit(report, gate=MetricGate(config=GateConfig()), cursor=3, started=0.0)
+    checkpoints.commit(report, gate=MetricGate(config=GateConfig()), cursor=3, started=0.0)
     assert version == 1
     assert (policy / "weights").read_text() == "0"
-    assert savepoints.current() == (tmp_path / "checkpoints" / "round-0000" / "policy", 1)
-    savepoints.close()
+    assert checkpoints.current() == (tmp_path / "checkpoints" / "round-0000" / "policy", 1)
+    checkpoints.close()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["round-0000"]
 
 
@@ -298,19 +299,19 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
 def test_a_worker_may_still_be_reading_refused_weights_when_the_learner_goes_back(tmp_path):
     world = World()
     world.reset = lambda: world.trained.clear()
-    savepoints = Savepoints(tmp_path / "checkpoints", initial_policy=tmp_path / "initial")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", initial_policy=tmp_path / "initial")
     with ThreadPoolExecutor(1) as executor:
         world.trained.append([])
-        savepoints.stage(world, 1, executor=executor)
-        refused, version = savepoints.current()
-        savepoints.go_back(world, 2)
+        checkpoints.stage(world, 1, executor=executor)
+        refused, version = checkpoints.current()
+        checkpoints.go_back(world, 2)
         assert version == 1 and (refused / "weights").read_text() == "1"
-        policy, version = savepoints.current()
+        policy, version = checkpoints.current()
         assert version == 2 and (policy / "weights").read_text() == "0"
-        savepoints.stage(world, 3, executor=executor)
-        assert savepoints.current()[1] == 3
+        checkpoints.stage(world, 3, executor=executor)
+        assert checkpoints.current()[1] == 3
     assert not refused.exists() and not policy.exists()
-    savepoints.close()
+    checkpoints.close()
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -318,11 +319,11 @@ def test_weights_that_were_written_where_nobody_sees_them_are_no_checkpoint(tmp_
     """As of a learner on a machine with another disk."""
     world = World()
     world.save = lambda directory: None
-    savepoints = Savepoints(tmp_path / "checkpoints", initial_policy=tmp_path / "initial")
+    checkpoints = Checkpoints(tmp_path / "checkpoints", initial_policy=tmp_path / "initial")
     with ThreadPoolExecutor(1) as executor:
-        savepoints.stage(world, 1, executor=executor)
+        checkpoints.stage(world, 1, executor=executor)
         with pytest.raises(CheckpointError, match=r"must be on storage that every node sees \(output\.runs_dir\)"):
-            savepoints.current()
+            checkpoints.current()
 
 
 def test_weights_that_could_not_be_written_end_the_run(tmp_path):
@@ -440,7 +441,7 @@ def test_answers_are_taken_again_only_if_they_were_asked_for_alike(tmp_path):
     ("changed", "again"),
     [
         ({}, False),
-        ({"asked_of": "another world"}, True),
+        ({"fingerprint": "another world"}, True),
         ({"schedule": Schedule([phase(1)]).going_on(0, 1)}, True),
     ],
     ids=["nothing", "prompts, seed or policy", "place in the prompts"],

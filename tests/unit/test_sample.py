@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from learners.sample import AnswerSample, k3_sum, num_candidates
-from learners.trees import Answer, Tree
+from learners.sample import ResponseSample, k3_sum, num_candidates
+from learners.trees import Branch, Tree
 
 
 def batch(*answers):
@@ -36,8 +36,8 @@ def test_copies_weigh_as_often_as_they_were_sampled():
 
 
 def test_a_sample_is_spread_over_all_that_was_added():
-    sample = AnswerSample(4)
-    trees = [Tree(prompt_ids=np.int32([i]), answers=[Answer(token_ids=np.int32([1]))]) for i in range(16)]
+    sample = ResponseSample(4)
+    trees = [Tree(prompt_ids=np.int32([i]), answers=[Branch(token_ids=np.int32([1]))]) for i in range(16)]
     sample.add(trees[:10])
     sample.add(trees[10:])
     assert [tree.prompt_ids.tolist() for tree in sample.trees] == [[0], [4], [8], [12]]

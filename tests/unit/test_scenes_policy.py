@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from rlsys.scenes.annotate import annotate
-from rlsys.scenes.language import JUDGE_TEMPLATE
-from rlsys.scenes.policy import SCORE_TOKEN, Shape, make_policy, make_tokenizer
-from rlsys.scenes.source import demonstrations, make_prompt
+from rlsys.worlds.scenes.annotate import annotate
+from rlsys.worlds.scenes.language import JUDGE_TEMPLATE
+from rlsys.worlds.scenes.policy import SCORE_TOKEN, Shape, make_policy, make_tokenizer
+from rlsys.worlds.scenes.source import demonstrations, make_prompt
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

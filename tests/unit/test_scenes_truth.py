@@ -4,11 +4,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlsys.records import CritiquePair
-from rlsys.scenes.annotate import annotate, critique_pairs, shorten
-from rlsys.scenes.language import JUDGE_TEMPLATE, read_question, true_answer, vocabulary
-from rlsys.scenes.source import make_prompt, scene_of
-from rlsys.scenes.truth import Claim, check, parse
-from rlsys.scenes.world import Placed, Scene, sample
+from rlsys.worlds.scenes.annotate import annotate, critique_pairs, shorten
+from rlsys.worlds.scenes.language import JUDGE_TEMPLATE, read_question, true_answer, vocabulary
+from rlsys.worlds.scenes.source import make_prompt, scene_of
+from rlsys.worlds.scenes.truth import Claim, check, parse
+from rlsys.worlds.scenes.world import Placed, Scene, sample
 
 SCENE = Scene((Placed(("red", "circle"), 0), Placed(("black", "cross"), 2), Placed(("red", "square"), 4)))
 DESCRIBE = "describe the picture ."

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from rlsys.records import Prompt, Turn
-from rlsys.scenes.language import ask, caption, describe, is_so, read_question, true_answer, vocabulary
-from rlsys.scenes.source import choose_task, demonstrations, make_prompt, read_id, scene_of
-from rlsys.scenes.world import (
+from rlsys.worlds.scenes.language import ask, caption, describe, is_so, read_question, true_answer, vocabulary
+from rlsys.worlds.scenes.source import choose_task, demonstrations, make_prompt, read_id, scene_of
+from rlsys.worlds.scenes.world import (
     COLORS,
     KINDS,
     SPLITS,

@@ -1,11 +1,11 @@
-"""Parts of a run that start while others work."""
+"""RunComponents of a run that start while others work."""
 
 import threading
 from concurrent.futures import CancelledError
 
 import pytest
 
-from rlsys.app.starting import Later, start_in_order
+from rlsys.app.starting import DeferredStart, start_in_order
 from rlsys.placement import Placement
 
 
@@ -31,7 +31,7 @@ def test_a_part_is_waited_for_when_it_is_used():
         may_start.wait(10)
         return part
 
-    later = Later(start)
+    later = DeferredStart(start)
     may_start.set()
     assert later.name == "part"
     later.close()
@@ -42,7 +42,7 @@ def test_a_part_that_failed_says_so_when_it_is_used_and_closes_in_silence():
     def start():
         raise OSError("no disk")
 
-    later = Later(start)
+    later = DeferredStart(start)
     with pytest.raises(OSError, match="no disk"):
         later.name  # noqa: B018
     later.close()

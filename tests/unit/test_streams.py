@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rlsys.streams import Stream
+from rlsys.common.streams import Stream
 
 
 def test_items_come_in_order_and_the_producer_stays_within_its_bound():

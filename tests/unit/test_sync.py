@@ -8,7 +8,7 @@ import pytest
 
 from rlsys.errors import ConfigError, SyncError, SyncTimeout, WorkerDied
 from rlsys.records import Probe, Prompt, Turn
-from rlsys.sync import WeightSync
+from rlsys.run.sync import WeightSync
 
 PROMPT = Prompt(id="probe-prompt", turns=(Turn(role="user", text="?"),))
 PROBES = [
@@ -39,7 +39,7 @@ class Learner:
         self.sends += 1
         return dict(SENT)
 
-    def score(self, probes):
+    def logprobs(self, probes):
         return SCORES
 
 
@@ -70,7 +70,7 @@ class Stage:
     def probes(self):
         return PROBES
 
-    def score(self, probes):
+    def logprobs(self, probes):
         off = [SCORES[0], SCORES[1] + np.array([0, self.gap, 0], np.float32)]
         return [SCORES, off]
 

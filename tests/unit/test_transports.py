@@ -9,8 +9,8 @@ import xxhash
 
 from rlsys import registry
 from rlsys.errors import ConfigError, SyncError, SyncTimeout
+from rlsys.transports import base, ipc
 from rlsys.transports import digest as digests
-from rlsys.transports import ends, ipc
 from rlsys.transports.buckets import (
     describe,
     described_bytes,
@@ -69,7 +69,7 @@ def in_thread(function, *arguments):
 def connected(transport, num_receivers=1):
     sender = transport.sender(num_receivers)
     offers = [{**sender.offer(), "receiver": number} for number in range(num_receivers)]
-    joins = [in_thread(ends.open_receiver, offer, CPU) for offer in offers]
+    joins = [in_thread(base.open_receiver, offer, CPU) for offer in offers]
     sender.connect()
     return sender, [join() for join in joins]
 
@@ -114,7 +114,7 @@ def test_digest_reads_values_not_memory_layout():
 
 def told(tensors):
     """What a device's tally reports of one bucket."""
-    tally = ends.DeviceTally()
+    tally = base.DeviceTally()
     tally.add(pack(tensors, "cpu"), describe(tensors))
     return tally.report()
 
@@ -238,7 +238,7 @@ def test_a_receiver_that_never_comes_is_a_timeout_that_counts_who_came():
 def test_a_sender_that_never_comes_is_a_timeout():
     offer = Gloo(deadline_s=0.5).sender(1).offer()
     with pytest.raises(SyncTimeout, match="no sender of weights"):
-        ends.open_receiver({**offer, "port": 1, "receiver": 0}, CPU)
+        base.open_receiver({**offer, "port": 1, "receiver": 0}, CPU)
 
 
 def test_a_bucket_that_never_comes_is_a_timeout():
@@ -290,7 +290,7 @@ def test_a_sender_leaves_at_once_although_nobody_takes_its_last_bucket():
 
 def test_an_offer_of_an_unknown_transport_names_those_there_are():
     with pytest.raises(ConfigError, match="no transport named 'pigeon'; there are: gloo, ipc, nccl"):
-        ends.open_receiver({"transport": "pigeon"}, CPU)
+        base.open_receiver({"transport": "pigeon"}, CPU)
 
 
 @pytest.mark.parametrize("name", ["gloo", "nccl", "ipc"])

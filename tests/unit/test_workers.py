@@ -1,4 +1,4 @@
-"""The workers as plain classes, on the scripted engine; and ordered runs over a crew that is all in one thread."""
+"""The workers as plain classes, on the scripted engine; and ordered runs over a pool that is all in one thread."""
 
 import time
 from dataclasses import replace
@@ -6,17 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.critic import CriticWorker
 from actors.engines.scripted import END, Scripted
+from actors.judge import JudgeWorker
 from actors.ordered import OrderedRun, Task
-from actors.parts import Part, gathered
+from actors.partial import PartialResult, regroup
 from actors.rollout import RolloutTask, RolloutWorker, candidates_per_temperature, merged
 from rlsys import wire
+from rlsys.common.streams import Stream
 from rlsys.errors import ConfigError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.records import Completion, Image, Prompt, RolloutGroup, Sampling, Turn, Verdict
 from rlsys.seeding import child_seed
-from rlsys.streams import Stream
 from tests.fakes import make_plan
 
 PICTURE = Image(pixels=np.zeros((2, 2, 3), np.uint8))
@@ -107,7 +107,7 @@ def test_the_scripted_engine_ends_answers_that_are_not_cut():
 def test_one_call_judges_many_groups_and_gives_each_its_verdicts():
     groups = answer(scripted(), prompts(4), make_plan(num_candidates=3))
     feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=30)
-    worker = CriticWorker(feedback=feedback, engine=Scripted(), model="")
+    worker = JudgeWorker(feedback=feedback, engine=Scripted(), model="")
     together = records(worker.judge(wire.encode_many(groups)), Verdict)
     apart = [verdict for group in groups for verdict in records(worker.judge(wire.encode_many([group])), Verdict)]
     assert len(together) == sum(len(group.rollouts) for group in groups)
@@ -149,38 +149,38 @@ def test_busy_seconds_are_those_between_the_parts():
 def test_a_group_that_asks_nothing_has_its_place_among_the_verdicts():
     groups = answer(scripted(), prompts(3), make_plan(num_candidates=2))
     groups[0] = replace(groups[0], rollouts=(), failed=2)
-    worker = CriticWorker(feedback=CritiqueFeedback(num_critiques=1), engine=Scripted(at_once=1), model="")
+    worker = JudgeWorker(feedback=CritiqueFeedback(num_critiques=1), engine=Scripted(at_once=1), model="")
     assert sum(part.num_items for part in worker.judge(wire.encode_many(groups))) == 3
     assert [part.num_items for part in worker.judge(wire.encode_many(groups[:1]))] == [1]
 
 
 def test_neighbours_are_gathered():
-    assert list(gathered([["a"], ["b", "c"], ["d"]], [2, 0, 1, 1])) == [[["a", "b"], [], ["c"]], [["d"]]]
-    assert list(gathered([], [0, 0])) == [[[], []]]
-    assert list(gathered([], [1])) == []
+    assert list(regroup([["a"], ["b", "c"], ["d"]], [2, 0, 1, 1])) == [[["a", "b"], [], ["c"]], [["d"]]]
+    assert list(regroup([], [0, 0])) == [[[], []]]
+    assert list(regroup([], [1])) == []
 
 
 # ---------------------------------------------------------------- ordered runs
 
 
-class Slot:
+class WorkerHandle:
     starting = None
 
-    def __init__(self, crew, number):
-        self.crew, self.number = crew, number
+    def __init__(self, pool, number):
+        self.pool, self.number = pool, number
 
     def arrived(self):
         return True
 
     def stream(self, method, *arguments):
         number, skip = arguments
-        stream = (self.number, len(self.crew.begun))
-        self.crew.begun.append(number)
-        self.crew.left[stream] = self.crew.script(number)[skip:]
+        stream = (self.number, len(self.pool.begun))
+        self.pool.begun.append(number)
+        self.pool.left[stream] = self.pool.script(number)[skip:]
         return stream
 
 
-class Crew:
+class Pool:
     """Its newest call speaks first; every result is a part of its own. A call dies where its script says so, once for
     every time that it is said."""
 
@@ -188,7 +188,7 @@ class Crew:
     speaks = staticmethod(max)
 
     def __init__(self, count, scripts=None):
-        self.slots = [Slot(self, number) for number in range(count)]
+        self.slots = [WorkerHandle(self, number) for number in range(count)]
         self.scripts, self.begun, self.left, self.restarted = scripts or {}, [], {}, []
 
     def script(self, number):
@@ -204,68 +204,68 @@ class Crew:
         if result == "death":
             self.scripts[self.begun[stream[1]]].remove("death")
             raise WorkerDied("dead")
-        return Part(num_items=1, frame=result, seconds=0.0)
+        return PartialResult(num_items=1, frame=result, seconds=0.0)
 
     def restart(self, slot):
         self.restarted.append(slot.number)
 
 
-def run(crew, source, window=4):
+def run(pool, source, window=4):
     tasks = Stream((Task(key=number, arguments=(number,), num_items=2) for number in source), ahead=2)
-    for number, part in OrderedRun(crew, "anything", tasks, window=window).results():
+    for number, part in OrderedRun(pool, "anything", tasks, window=window).results():
         yield number, part and part.frame
 
 
 def test_results_come_in_the_order_of_the_tasks_whatever_finishes_first():
-    crew = Crew(3)
-    assert list(run(crew, range(10))) == [(number, letter) for number in range(10) for letter in "ab"]
-    assert crew.restarted == []
+    pool = Pool(3)
+    assert list(run(pool, range(10))) == [(number, letter) for number in range(10) for letter in "ab"]
+    assert pool.restarted == []
 
 
 def test_parts_of_the_oldest_task_are_delivered_while_it_is_in_work():
-    crew = Crew(1)
-    results = run(crew, range(2))
+    pool = Pool(1)
+    results = run(pool, range(2))
     assert next(results) == (0, "a")
-    assert crew.left == {(0, 0): ["b"]}
+    assert pool.left == {(0, 0): ["b"]}
 
 
 def test_a_task_whose_worker_died_is_done_again_and_its_result_keeps_its_place():
-    crew = Crew(2, scripts={1: ["death", "a", "b"]})
-    assert list(run(crew, range(3))) == [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "a"), (2, "b")]
-    assert crew.begun.count(1) == 2 and len(crew.restarted) == 1
+    pool = Pool(2, scripts={1: ["death", "a", "b"]})
+    assert list(run(pool, range(3))) == [(0, "a"), (0, "b"), (1, "a"), (1, "b"), (2, "a"), (2, "b")]
+    assert pool.begun.count(1) == 2 and len(pool.restarted) == 1
 
 
 def test_what_came_before_its_worker_died_is_not_delivered_twice():
-    crew = Crew(1, scripts={0: ["a", "death", "b"]})
-    assert list(run(crew, range(2))) == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
-    assert crew.begun == [0, 0, 1]
+    pool = Pool(1, scripts={0: ["a", "death", "b"]})
+    assert list(run(pool, range(2))) == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
+    assert pool.begun == [0, 0, 1]
 
 
 def test_a_task_that_kills_twice_ends_with_what_came():
-    crew = Crew(2, scripts={0: ["a", "death", "death", "b"], 1: ["death", "death", "a", "b"]})
-    assert list(run(crew, range(3))) == [(0, "a"), (0, None), (1, None), (2, "a"), (2, "b")]
-    assert len(crew.restarted) == 4
+    pool = Pool(2, scripts={0: ["a", "death", "death", "b"], 1: ["death", "death", "a", "b"]})
+    assert list(run(pool, range(3))) == [(0, "a"), (0, None), (1, None), (2, "a"), (2, "b")]
+    assert len(pool.restarted) == 4
 
 
 def test_a_call_that_ends_too_early_is_an_error():
     with pytest.raises(RuntimeError, match="anything ended after 1 of 2 results"):
-        list(run(Crew(1, scripts={0: ["a"]}), range(1)))
+        list(run(Pool(1, scripts={0: ["a"]}), range(1)))
 
 
 def test_a_worker_that_spoke_in_time_is_not_taken_for_dead_because_nobody_listened():
-    crew = Crew(2)
-    crew.deadline_s, crew.speaks = 0.2, min
-    results = run(crew, range(4))
+    pool = Pool(2)
+    pool.deadline_s, pool.speaks = 0.2, min
+    results = run(pool, range(4))
     found = [next(results)]
-    assert crew.left == {(0, 0): ["b"], (1, 1): ["a", "b"]}  # both have more to say
+    assert pool.left == {(0, 0): ["b"], (1, 1): ["a", "b"]}  # both have more to say
     time.sleep(0.3)
     assert found + list(results) == [(number, letter) for number in range(4) for letter in "ab"]
-    assert crew.restarted == []
+    assert pool.restarted == []
 
 
 def test_who_has_started_is_not_waited_for_while_there_is_nothing_to_do():
-    crew = Crew(2)
-    second = crew.slots[1]
+    pool = Pool(2)
+    second = pool.slots[1]
     second.starting = "its start"
     asked = []
 
@@ -275,12 +275,12 @@ def test_who_has_started_is_not_waited_for_while_there_is_nothing_to_do():
         return True
 
     second.arrived = arrived
-    assert list(run(crew, [])) == []
+    assert list(run(pool, [])) == []
     assert asked == ["its start"]
 
 
 def test_a_replacement_that_does_not_start_ends_the_run():
-    crew = Crew(1, scripts={0: ["death", "a", "b"]})
+    pool = Pool(1, scripts={0: ["death", "a", "b"]})
 
     def late():
         raise WorkerDied("rollout-0.1 did not start in time")
@@ -288,16 +288,16 @@ def test_a_replacement_that_does_not_start_ends_the_run():
     def restart(slot):
         slot.starting, slot.arrived = "never", late
 
-    crew.restart = restart
+    pool.restart = restart
     with pytest.raises(WorkerDied, match="did not start in time"):
-        list(run(crew, range(2)))
+        list(run(pool, range(2)))
 
 
 def test_no_more_tasks_are_begun_than_the_window_allows():
-    crew = Crew(1)
-    results = run(crew, range(100), window=4)
+    pool = Pool(1)
+    results = run(pool, range(100), window=4)
     next(results)
-    assert len(crew.begun) <= 5
+    assert len(pool.begun) <= 5
 
 
 def test_an_error_of_the_source_comes_after_the_results_of_what_it_gave():
@@ -305,7 +305,7 @@ def test_an_error_of_the_source_comes_after_the_results_of_what_it_gave():
         yield from range(2)
         raise OSError("disk")
 
-    results = run(Crew(2), source())
+    results = run(Pool(2), source())
     assert [next(results) for _ in range(4)] == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
     with pytest.raises(OSError, match="disk"):
         next(results)

@@ -1,0 +1,154 @@
+"""Where a run's weights are on disk: the checkpoint of every round, and the candidate that a gate may still refuse."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from pathlib import Path
+
+from rlsys.checkpoints import checkpoint
+from rlsys.common import files
+from rlsys.contracts import Gate, Learner
+from rlsys.errors import CheckpointError
+from rlsys.records import RoundReport
+
+CANDIDATE = ".candidate"
+"""How the names of folders begin whose weights are not those of a checkpoint."""
+OF_A_CHECKPOINT = ("manifest.json", "state.json")
+"""Files that a checkpoint has beside what the learner wrote."""
+
+
+class Checkpoints:
+    """Keeps the weights that the engines hold on disk, so that a worker can be replaced at any time.
+
+    checkpoints.stage(learner, version, executor=...)    # begins to write the new weights, not yet judged
+    checkpoints.current()                                # where a worker that starts now finds its weights
+    checkpoints.go_back(learner, version)                # ... refused: the last good ones again, under a new version
+    checkpoints.commit(report, gate, ...)                # the round's checkpoint, atomic and hashed
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        initial_policy: Path,
+        good: Path | None = None,
+        keep: int = 0,
+        fixed_state: dict | None = None,
+    ) -> None:
+        """
+        Args:
+            directory: `checkpoints/` of the run.
+            initial_policy: Hugging Face folder of version 0.
+            good: checkpoint that the run goes on from; `None` if it begins.
+            keep: how many rounds' checkpoints stay on disk; 0 keeps all.
+            fixed_state: written into every checkpoint as it is (seed, schedule, ...).
+        """
+        self._directory = directory
+        self._candidate: Path | None = None
+        """Weights that are not, or not yet, those of a checkpoint."""
+        self._keep = keep
+        self._fixed_state = fixed_state or {}
+        self._good = good
+        self.probes = directory / "probes.msgpack"
+        """File of the sequences that prove every weight update of the run."""
+        self._staged_s = 0.0
+        self._current = (
+            _known(good / "policy", checkpoint.load_state(good)["version"]) if good else _known(initial_policy, 0)
+        )
+
+    def current(self) -> tuple[Path, int]:
+        """Hugging Face folder of the weights that the engines hold, and their version; waits until they are on disk.
+
+        Raises:
+            Exception: whatever the learner raised when it was to write them.
+        """
+        return self._current.result()
+
+    def stage(self, learner: Learner, version: int, *, executor: Executor) -> None:
+        """Let the learner write its weights and optimizer beside the checkpoints, while the engines work with them."""
+        self._current = executor.submit(self._stage, learner, version)
+
+    def go_back(self, learner: Learner, version: int) -> None:
+        """Give the learner the last accepted weights and optimizer again, to be published as `version`."""
+        self.current()
+        # Beside the refused ones: a worker that was replaced may still be reading those.
+        self._candidate = self._fresh(version)
+        if self._good is None:
+            learner.reset()
+            learner.save(str(self._candidate))
+        else:
+            learner.load(str(self._good))
+            _link_all(self._good, self._candidate)
+        self._current = _known(self._candidate / "policy", version)
+
+    def commit(self, report: RoundReport, *, gate: Gate, cursor: int, started: float) -> RoundReport:
+        """Make the candidate the round's checkpoint; the report gets its last two times, `checkpoint` and `round`.
+
+        The candidate's own names stay until the next one: a worker that was replaced may still be reading them.
+
+        Args:
+            cursor: position of the next round's first prompt in the source.
+            started: when the round began, by `time.monotonic`.
+        """
+        _, version = self.current()
+        before = time.monotonic()
+        state = {
+            **self._fixed_state,
+            "round": report.round,
+            "version": version,
+            "cursor": cursor,
+            "gate": gate.state(),
+        }
+        self._good = checkpoint.save(
+            self._directory, report.round, lambda target: _link_all(self._candidate, target), state
+        )
+        self._current = _known(self._good / "policy", version)
+        if self._keep:
+            # One more than asked for: until this round's report is in the journal, a resumed run begins one round earlier.
+            checkpoint.prune(self._directory, self._keep + 1)
+        now = time.monotonic()
+        seconds = {**report.seconds, "checkpoint": self._staged_s + now - before, "round": now - started}
+        return replace(report, seconds=seconds)
+
+    def close(self) -> None:
+        """Remove what is no checkpoint."""
+        self._clear()
+
+    def _clear(self) -> None:
+        for folder in self._directory.glob(f"{CANDIDATE}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _stage(self, learner: Learner, version: int) -> tuple[Path, int]:
+        started = time.monotonic()
+        self._clear()
+        self._candidate = self._fresh(version)
+        learner.save(str(self._candidate))
+        self._staged_s = time.monotonic() - started
+        policy = self._candidate / "policy"
+        if not policy.is_dir():
+            raise CheckpointError(
+                f"the learner has written weights to {policy}, and there is no such folder here: the run's folder must be on "
+                "storage that every node sees (output.runs_dir)"
+            )
+        return policy, version
+
+    def _fresh(self, version: int) -> Path:
+        """An empty folder for these weights."""
+        folder = self._directory / f"{CANDIDATE}-{version}"
+        folder.mkdir(parents=True)
+        return folder
+
+
+def _known(policy: Path, version: int) -> Future[tuple[Path, int]]:
+    found: Future[tuple[Path, int]] = Future()
+    found.set_result((policy, version))
+    return found
+
+
+def _link_all(source: Path, target: Path) -> None:
+    for entry in source.iterdir():
+        if entry.name not in OF_A_CHECKPOINT:
+            files.link(entry, target / entry.name)

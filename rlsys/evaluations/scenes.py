@@ -1,0 +1,156 @@
+"""Hallucination on held-out scenes, measured against the truth.
+
+Metrics of `scenes` (descriptions): `chair_i`, `chair_s`, `chair_s_refined`, `recall`, `mean_length` (words),
+`unparsable` (share of answers with a piece that is no sentence of the language), `false_position` (share of true
+mentions said to be at a wrong place), `partner_share` (share of false mentions that are partners of an object in the
+scene: co-occurrence, not noise).
+Metrics of `scenes_polar`: `accuracy`, `f1`, `yes_ratio`, read as POPE reads (what is not no is yes); `unparsable`, the
+answers that are neither; `accuracy_single` (questions about colour and shape of the object in a cell), where those are
+wrong.
+A metric that would be 0/0 is absent. Resampled are prompts, each with all its answers; copies of an answer count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rlsys import registry
+from rlsys.errors import ConfigError
+from rlsys.evaluations.bootstrap import Bootstrap
+from rlsys.evaluations.hallucination import Ratios, object_ratios
+from rlsys.evaluations.polar import is_polar, read_polar
+from rlsys.records import Interval, Prompt, RolloutGroup
+from rlsys.worlds.scenes.language import is_so, read_question
+from rlsys.worlds.scenes.source import make_prompt, scene_of
+from rlsys.worlds.scenes.truth import Answer, check, parse
+from rlsys.worlds.scenes.world import SPLITS, Scene, partner
+
+
+@dataclass(kw_only=True)
+class _HeldOut:
+    num_scenes: int = 500
+    split: str = "heldout"
+    start: int = 0
+    """Index of the first scene in the split."""
+    resamples: int = 1000
+    """Bootstrap resamples behind the 95 % intervals."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_scenes", "resamples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
+        if self.split not in SPLITS:
+            raise ConfigError(f"evaluation.split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.start < 0:
+            raise ConfigError(f"evaluation.start must be >= 0, got {self.start}")
+
+    def _prompts(self, task: str) -> list[Prompt]:
+        return [make_prompt(self.split, index, task) for index in range(self.start, self.start + self.num_scenes)]
+
+    def _intervals(self, rows: Sequence[Ratios]) -> dict[str, Interval]:
+        """Metrics from one row per prompt, its answers added up."""
+        if not rows:
+            return {}
+        bootstrap = Bootstrap.draw(len(rows), resamples=self.resamples, seed=self.seed)
+        metrics: dict[str, Interval] = {}
+        for name in dict.fromkeys(name for row in rows for name in row):
+            parts = np.array([row.get(name, (0.0, 0.0)) for row in rows])
+            interval = bootstrap.ratio(parts[:, 0], parts[:, 1])
+            if interval is not None:
+                metrics[name] = interval
+        return metrics
+
+
+def _add(rows: Iterable[tuple[int, Ratios]]) -> Ratios:
+    """Answers of one prompt, each with its count, added up."""
+    total: dict[str, tuple[float, float]] = {}
+    for count, row in rows:
+        for name, (top, bottom) in row.items():
+            known = total.get(name, (0.0, 0.0))
+            total[name] = (known[0] + count * top, known[1] + count * bottom)
+    return total
+
+
+@registry.evaluation("scenes")
+@dataclass(kw_only=True)
+class ScenesEvaluation(_HeldOut):
+    """Descriptions: CHAIR, recall, length."""
+
+    def prompts(self) -> list[Prompt]:
+        return self._prompts("describe")
+
+    def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Interval]:
+        """
+        Raises:
+            ValueError: a group's prompt is not of this world.
+        """
+        rows = []
+        for group in groups:
+            scene, question = scene_of(group.prompt), group.prompt.question
+            answers = [(rollout.count, description_ratios(rollout.text, question, scene)) for rollout in group.rollouts]
+            rows.append(_add(answers))
+        return self._intervals(rows)
+
+
+def description_ratios(text: str, question: str, scene: Scene) -> Ratios:
+    """What one description adds to the metrics of `scenes`."""
+    answer = parse(text, question)
+    mentions = answer.mentions
+    false = [kind for kind in mentions if kind not in scene.kinds]
+    partners = {partner(kind) for kind in scene.kinds}
+    return {
+        **object_ratios(mentions, scene.kinds),
+        "mean_length": (len(text.split()), 1),
+        "unparsable": (bool(answer.unparsed), 1),
+        "false_position": _false_positions(answer, scene),
+        "partner_share": (sum(kind in partners for kind in false), len(false)),
+    }
+
+
+def _false_positions(answer: Answer, scene: Scene) -> tuple[float, float]:
+    placed = [claim for claim in answer.claims if claim.about == "position" and claim.kind in scene.kinds]
+    return (sum(not check(claim, scene) for claim in placed), len(placed))
+
+
+@registry.evaluation("scenes_polar")
+@dataclass(kw_only=True)
+class ScenesPolarEvaluation(_HeldOut):
+    """Polar questions: half are answered yes; the absent objects asked for are likely ones (POPE adversarial)."""
+
+    def prompts(self) -> list[Prompt]:
+        return self._prompts("polar")
+
+    def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Interval]:
+        """
+        Raises:
+            ValueError: a group's prompt is no polar question of this world.
+        """
+        rows = []
+        for group in groups:
+            question = read_question(group.prompt.question)
+            if question is None or question.task != "polar":
+                raise ValueError(f"prompt {group.prompt.id!r} is no polar question: {group.prompt.question!r}")
+            truth = is_so(scene_of(group.prompt), question)
+            rows.append(
+                _add((rollout.count, polar_ratios(rollout.text, truth, question.form)) for rollout in group.rollouts)
+            )
+        return self._intervals(rows)
+
+
+def polar_ratios(text: str, truth: bool, form: str) -> Ratios:
+    """What one answer to a polar question adds to the metrics of `scenes_polar`."""
+    readable, said = is_polar(text), read_polar(text)
+    right, true_positive = said == truth, said and truth
+    row: dict[str, tuple[float, float]] = {
+        "accuracy": (right, 1),
+        "f1": (2 * true_positive, 2 * true_positive + (not right)),
+        "yes_ratio": (said, 1),
+        "unparsable": (not readable, 1),
+    }
+    if form != "exists":
+        row["accuracy_single"] = (readable and right, 1)
+    return row

@@ -1,0 +1,183 @@
+"""What a person sees while a run goes on: a bar per stage, a line per round, and nothing else.
+
+The bars are drawn on a terminal only; in a file or a pipe the lines alone appear.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import IO, Any, TypeVar
+
+from rlsys.placement.machine import may_have_gpus
+from rlsys.records import Interval, RoundReport
+
+T = TypeVar("T")
+
+QUIET_ENV = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_DISABLE_LOG_LOGO": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GLOG_minloglevel": "2",
+}
+"""Environment of every process of a run; effective only if set before the libraries are imported."""
+
+_LOGGERS = {
+    "vllm": logging.ERROR,
+    "ray": logging.ERROR,
+    "DeepSpeed": logging.ERROR,
+    "deepspeed": logging.ERROR,
+    "transformers": logging.ERROR,
+    "datasets": logging.ERROR,
+    "torch.distributed": logging.ERROR,
+    "filelock": logging.WARNING,
+    "httpx": logging.WARNING,
+}
+
+
+def quiet_libraries() -> None:
+    """Keep the libraries' own words to errors, in this process and in those it starts; what the user has set stays."""
+    for name, value in QUIET_ENV.items():
+        os.environ.setdefault(name, value)
+    if not may_have_gpus():  # else DeepSpeed looks for one, and warns that it found none
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name, level in _LOGGERS.items():
+        logging.getLogger(name).setLevel(level)
+    for category in (FutureWarning, DeprecationWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+class Progress:
+    """The console of a run. Every method may be called from any thread.
+
+    with Progress() as progress:
+        for group in progress.track("rollout", groups, total=256): ...
+        progress.round_done(report)
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        """
+        Args:
+            stream: where to write; standard output if `None`.
+        """
+        from rich.console import Console
+
+        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._lock = threading.Lock()
+        self._finished: list[Any] = []
+        self._bars = _bars(self._console) if self._console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bars is not None:
+            self._clear_finished()
+            self._bars.stop()
+
+    def track(self, stage: str, items: Iterable[T], total: int | None) -> Iterator[T]:
+        """Pass `items` through while a bar shows how many came, how fast, and how long the rest will take.
+
+        Closing the iterator closes `items`, if they can be closed.
+        """
+        try:
+            if self._bars is None:
+                yield from items
+            else:
+                yield from self._with_bar(stage, items, total)
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                close()
+
+    def started(self, evaluation: Mapping[str, Interval]) -> None:
+        """Say how the policy does before the first round."""
+        self.say(" · ".join(["start", *_evaluation(evaluation)]))
+
+    def round_done(self, report: RoundReport) -> None:
+        """One line for a finished round; the bars of finished stages go."""
+        self._clear_finished()
+        self.say(round_line(report))
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bars."""
+        self._console.print(text, markup=False)
+
+    def _with_bar(self, stage: str, items: Iterable[T], total: int | None) -> Iterator[T]:
+        task = self._bars.add_task(stage, total=total)
+        try:
+            for item in items:
+                yield item
+                self._bars.advance(task)
+        finally:
+            self._bars.stop_task(task)
+            with self._lock:
+                self._finished.append(task)
+
+    def _clear_finished(self) -> None:
+        with self._lock:
+            finished, self._finished = self._finished, []
+        for task in finished:
+            self._bars.remove_task(task)
+
+
+def round_line(report: RoundReport) -> str:
+    """A round in one line."""
+    parts = [f"round {report.round}", *_evaluation(report.eval)]
+    parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs")
+    if report.num_pairs:
+        parts.append(f"loss {report.loss:.3f}, right {report.implicit_accuracy:.0%}, KL {report.kl:.3g}")
+    parts.append(f"sync gap {report.sync.max_logprob_gap:.1e}")
+    failures = [f"{count} {what}" for what, count in report.failed.items() if count]
+    if failures:
+        parts.append("failed: " + ", ".join(failures))
+    if not report.accepted:
+        parts.append("refused, weights went back")
+    if "round" in report.seconds:
+        parts.append(f"{report.seconds['round']:.1f} s")
+    return " · ".join(parts)
+
+
+def _evaluation(evaluation: Mapping[str, Interval]) -> list[str]:
+    shown = {"chair_i": ("CHAIR_i", "{:.1%}"), "recall": ("recall", "{:.1%}"), "mean_length": ("length", "{:.1f}")}
+    return [
+        f"{title} {form.format(evaluation[name].value)}" for name, (title, form) in shown.items() if name in evaluation
+    ]
+
+
+def _bars(console: Any) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Items per second, over the last moments."""
+
+        def render(self, task: Any) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{speed:,.1f}/s", style="dim")
+
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(bar_width=32),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    return Bars(*columns, console=console, transient=True)

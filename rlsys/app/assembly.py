@@ -101,6 +101,6 @@ def assembled(
 
 
 def fingerprint(config: Any) -> str:
-    """Whose answers a round's are, and to what: `RunComponents.fingerprint`. The policy by its name: on another machine the same one may
-    lie elsewhere."""
+    """What decides a round's responses beside its plan (`RunComponents.fingerprint`). The policy is named as it was
+    configured: on another machine the same one may lie elsewhere."""
     return f"policy {config.policy.model}, seed {config.seed}, {config.prompts}"

@@ -172,14 +172,14 @@ def test_a_worker_that_dies_in_an_update_is_reconnected_and_all_are_updated_agai
 
 def test_a_worker_that_dies_while_it_is_asked_for_proof_gets_the_weights_again():
     sync, learner, stage = make()
-    scores = stage.score
+    scores = stage.logprobs
 
     def dies_once(probes):
-        stage.score = scores
+        stage.logprobs = scores
         stage.names[0] += "+"
         raise WorkerDied("rollout-0 died")
 
-    stage.score = dies_once
+    stage.logprobs = dies_once
     assert sync.publish(1).version == 1
     assert learner.sends == 2 and len(stage.offers) == 2
 

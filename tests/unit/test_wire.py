@@ -327,7 +327,7 @@ def test_any_bytes_raise_a_wire_error(body, kind):
 
 
 def encode_layout(kind) -> bytes:
-    from rlsys.wire import _layout
+    from rlsys.wire.frames import _layout
 
     return msgpack.packb(_layout(kind)) + b"\x90\x01"
 

@@ -12,7 +12,7 @@ from actors.partial import PartialResult, partial_results, regroup
 from rlsys import wire
 from rlsys.contracts import Request
 from rlsys.errors import EngineError
-from rlsys.records import Completion, Generation, Probe, Prompt, Rollout, RolloutGroup, RoundPlan, Sampling
+from rlsys.records import Completion, Generation, Probe, Prompt, Response, RolloutGroup, RoundPlan, Sampled, Sampling
 from rlsys.seeding import child_seed
 
 
@@ -63,7 +63,7 @@ class RolloutWorker:
                 of an answer depend on what is computed beside it.
 
         Yields:
-            Rollout groups in the order of the prompts, each when its last answer is there. Their prompts are without
+            Response groups in the order of the prompts, each when its last answer is there. Their prompts are without
             images: the caller has them.
         """
         yield from partial_results(self._groups(frame, task), skip=skip, notes=getattr(self._engine, "notes", None))
@@ -138,15 +138,16 @@ class RolloutWorker:
     def _group(
         self, prompt: Prompt, task: RolloutTask, index: int, answered: Sequence[tuple[Request, Generation]]
     ) -> RolloutGroup:
-        rollouts = merged([(one, sampling) for (_, sampling), found in answered for one in found.completions])
-        delivered = sum(rollout.count for rollout in rollouts)
+        sampled = [(one, sampling) for (_, sampling), found in answered for one in found.completions]
+        responses = merged(sampled, policy_version=self._engine.version)
+        delivered = sum(response.count for response in responses)
         return RolloutGroup(
             prompt=replace(prompt, images=()),
             round=task.round,
             index=task.start + index,
             policy_version=self._engine.version,
             prompt_token_ids=answered[0][1].prompt_token_ids,
-            rollouts=rollouts,
+            responses=responses,
             failed=task.num_candidates - delivered,
         )
 
@@ -167,21 +168,26 @@ def candidates_per_temperature(num_candidates: int, num_temperatures: int) -> li
     return [base + (number < over) for number in range(num_temperatures)]
 
 
-def merged(completions: Sequence[tuple[Completion, Sampling]]) -> tuple[Rollout, ...]:
-    """Distinct answers in order of first appearance, with their counts."""
-    found: dict[bytes, Rollout] = {}
+def merged(completions: Sequence[tuple[Completion, Sampling]], *, policy_version: int) -> tuple[Response, ...]:
+    """Distinct responses in order of first appearance, with their counts."""
+    found: dict[bytes, Response] = {}
     for one, sampling in completions:
         key = one.token_ids.tobytes()
         if key in found:
             found[key] = replace(found[key], count=found[key].count + 1)
         else:
-            found[key] = Rollout(
+            found[key] = Response(
+                id=str(len(found)),
                 text=one.text,
                 token_ids=one.token_ids,
-                logprobs=one.logprobs,
                 count=1,
                 finish_reason=one.finish_reason,
-                temperature=sampling.temperature,
-                seed=sampling.seed,
+                sampled=Sampled(
+                    policy_version=policy_version,
+                    logprobs=one.logprobs,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seed=sampling.seed,
+                ),
             )
     return tuple(found.values())

@@ -279,7 +279,7 @@ class FeedbackStage:
         verdicts = iter(part.records(Verdict))
         for group in islice(asked, part.num_items):
             self._counts.seconds[group.round] += part.seconds / part.num_items
-            yield group, tuple(islice(verdicts, len(group.rollouts)))
+            yield group, tuple(islice(verdicts, len(group.responses)))
 
 
 def _check(batch: int, placements: Sequence[Placement]) -> None:
@@ -296,6 +296,6 @@ def _without_rollouts(prompt: Prompt, plan: RoundPlan, index: int, *, version: i
         index=index,
         policy_version=version,
         prompt_token_ids=np.zeros(0, np.int32),
-        rollouts=(),
+        responses=(),
         failed=plan.num_candidates,
     )

@@ -224,7 +224,7 @@ def _read(verdicts: Sequence[Verdict]) -> tuple[tuple[str, float], ...]:
 
 
 def answers(policy: str, num_turns: int) -> tuple[bytes, ...]:
-    """Rollout groups of the policy, for every turn others."""
+    """Response groups of the policy, for every turn others."""
     from actors.stages import RolloutStage
 
     engines.discover()

@@ -69,7 +69,7 @@ def _once(case: Case, rollouts: object, learner: object, number: int) -> tuple[n
     prompts = [make_prompt("online", index, "describe") for index in range(start, start + case.num_prompts)]
     probes, recorded = [], []
     for group in rollouts.stream(prompts, plan):
-        for rollout in group.rollouts:
+        for rollout in group.responses:
             probes.append(
                 Probe(
                     prompt=group.prompt,

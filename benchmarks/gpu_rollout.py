@@ -69,7 +69,7 @@ def main(words: Sequence[str] | None = None) -> int:
             folder = make_model(Path(scratch), shape)
             case = Case(name=name, folder=str(folder), num_prompts=num_prompts, eager=given.tiny, max_tokens=tokens)
             rows.append(rollout.measure(case, given.repeats, ours, TARGET if on_gpu() else None, LEAST_SAME))
-    write("gpu_rollout", "Rollout on one GPU: tokens per second, end to end", rows, repeats=given.written)
+    write("gpu_rollout", "Response on one GPU: tokens per second, end to end", rows, repeats=given.written)
     return 0
 
 

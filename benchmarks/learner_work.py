@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlsys.records import Image, PreferencePair, Prompt, Rollout, Turn
+from rlsys.records import Image, PreferencePair, Prompt, Response, Turn
 from rlsys.worlds.scenes.language import vocabulary
 from rlsys.worlds.scenes.policy import CHAT_TEMPLATE, END_TOKEN, Shape, make_policy
 from rlsys.worlds.scenes.source import make_prompt
@@ -96,11 +96,11 @@ class Work:
         shown = () if self.picture is None else (Image(pixels=pixels),)
         return Prompt(id=f"{self.name}/{number}", turns=(Turn(role="user", text=text),), images=shown)
 
-    def _answer(self, rng: np.random.Generator, words: Sequence[str], processor: object) -> Rollout:
+    def _answer(self, rng: np.random.Generator, words: Sequence[str], processor: object) -> Response:
         low, high = self.answer_tokens
         text = " ".join(rng.choice(words, int(rng.integers(low, high + 1)) - 1))
         ids = processor.response_ids(text)
-        return Rollout(
+        return Response(
             text=text,
             token_ids=ids,
             logprobs=np.zeros(len(ids), np.float32),
@@ -146,7 +146,7 @@ def _prompt_tokens(pairs: Sequence[PreferencePair]) -> int:
     return sum(len(pair.prompt_token_ids) for pair in pairs)
 
 
-def _pair(prompt: Prompt, ids: np.ndarray, chosen: Rollout, rejected: Rollout) -> PreferencePair:
+def _pair(prompt: Prompt, ids: np.ndarray, chosen: Response, rejected: Response) -> PreferencePair:
     return PreferencePair(
         prompt=prompt,
         prompt_token_ids=ids,

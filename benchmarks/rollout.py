@@ -32,7 +32,7 @@ from benchmarks.processes import whole_machine
 from benchmarks.sides import Side, Worker, compare
 from rlsys.app.cluster import cluster
 from rlsys.placement import Placement
-from rlsys.records import Prompt, Rollout, RoundPlan
+from rlsys.records import Prompt, Response, RoundPlan
 from rlsys.report.progress import quiet_libraries
 from rlsys.schedules.phases import Phase
 from rlsys.worlds.scenes.source import make_prompt
@@ -125,7 +125,7 @@ class Ours:
         groups = list(self._stage.stream(prompts, plan))
         seconds, cpu_seconds = time.perf_counter() - started, _cpu_seconds(pids) - busy
         outside = seconds - self._stage.count(plan.round)["seconds"]
-        return replace(_turn(seconds, cpu_seconds, [group.rollouts for group in groups]), outside=outside)
+        return replace(_turn(seconds, cpu_seconds, [group.responses for group in groups]), outside=outside)
 
     def pids(self) -> list[int]:
         """Of the actor."""
@@ -163,13 +163,13 @@ def _cpu_seconds(pids: Sequence[int]) -> float:
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
-def _turn(seconds: float, cpu_seconds: float, answers: Iterable[Sequence[Rollout]]) -> Turn:
+def _turn(seconds: float, cpu_seconds: float, answers: Iterable[Sequence[Response]]) -> Turn:
     listed = list(answers)
     tokens = sum(rollout.count * len(rollout.token_ids) for rollouts in listed for rollout in rollouts)
     return Turn(seconds=seconds, cpu_seconds=cpu_seconds, num_tokens=tokens, answers=tuple(map(_digest, listed)))
 
 
-def _digest(rollouts: Sequence[Rollout]) -> bytes:
+def _digest(rollouts: Sequence[Response]) -> bytes:
     hasher = hashlib.sha256()
     for rollout in rollouts:
         hasher.update(np.int32([rollout.count, len(rollout.token_ids)]).tobytes() + rollout.token_ids.tobytes())

@@ -137,7 +137,7 @@ class Truth:
     def verdicts(self, group: RolloutGroup, generations: Sequence[Generation]) -> tuple[Verdict, ...]:
         """One for each answer."""
         prompt = group.prompt
-        scores = [reward(prompt.id, prompt.question, rollout.text) for rollout in group.rollouts]
+        scores = [reward(prompt.id, prompt.question, rollout.text) for rollout in group.responses]
         return tuple(Verdict(critiques=(Critique(text="", score=score),)) for score in scores)
 
 

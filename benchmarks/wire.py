@@ -21,7 +21,7 @@ from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, in_turn, seconds, write
 from rlsys import wire
 from rlsys.common.checksum import checksum
-from rlsys.records import Image, PreferencePair, Prompt, Rollout, RolloutGroup, Turn
+from rlsys.records import Image, PreferencePair, Prompt, Response, RolloutGroup, Turn
 
 TITLE = "Frames between processes: a round's records with pictures, one core"
 LOOP_S = 0.1
@@ -32,7 +32,7 @@ PICTURES = {"84 x 84": 84, "448 x 448": 448}
 
 
 def groups(side: int, count: int = 32) -> list[RolloutGroup]:
-    """Rollout groups of 8 answers as a critic gets them, pictures of random pixels."""
+    """Response groups of 8 answers as a critic gets them, pictures of random pixels."""
     rng = np.random.default_rng(0)
     return [_group(rng, number, side) for number in range(count)]
 
@@ -55,9 +55,9 @@ def _group(rng: np.random.Generator, number: int, side: int) -> RolloutGroup:
     )
 
 
-def _answer(rng: np.random.Generator, seed: int) -> Rollout:
+def _answer(rng: np.random.Generator, seed: int) -> Response:
     token_ids = rng.integers(0, 200, ANSWER_TOKENS).astype(np.int32)
-    return Rollout(
+    return Response(
         text=" ".join(f"word{token}" for token in token_ids),
         token_ids=token_ids,
         logprobs=-rng.random(ANSWER_TOKENS).astype(np.float32),
@@ -72,8 +72,8 @@ def _pair(group: RolloutGroup, chosen: int, rejected: int) -> PreferencePair:
     return PreferencePair(
         prompt=group.prompt,
         prompt_token_ids=group.prompt_token_ids,
-        chosen=group.rollouts[chosen],
-        rejected=group.rollouts[rejected],
+        chosen=group.responses[chosen],
+        rejected=group.responses[rejected],
         chosen_score=1.5,
         rejected_score=0.25,
         margin=1.25,

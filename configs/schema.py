@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from learners.config import LearnerConfig
-from rlsys import training
+from rlsys import registry, training
 from rlsys.errors import ConfigError
 from rlsys.evaluations.none import NoEvaluation
-from rlsys.records import PreferencePair
+from rlsys.records import RoundPlan
 from rlsys.run.sync import TOLERANCES
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
@@ -165,6 +165,10 @@ class RunConfig:
     name: str | None = None
     """Of the run and its folder; made from the preset and the time if `null`."""
     preset_name: str = "custom"
+    plugin_options: dict[str, Any] = field(default_factory=dict)
+    """Options that presets and methods give to plug-ins, by group (or path, as `rollout.engine`) and by plug-in: only those of
+    the plug-in that is chosen take effect, so that another choice meets no options of a plug-in that it is not.
+    """
     seed: int = 0
     dry_run: bool = False
     """Print the plan of actors, cores, GPUs and memory, and end."""
@@ -179,6 +183,7 @@ class RunConfig:
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
     feedback: Any = MISSING
     critic: JudgeConfig = field(default_factory=JudgeConfig)
+    examples: Any = MISSING
     objective: Any = MISSING
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     transport: Any = MISSING
@@ -200,13 +205,10 @@ class RunConfig:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
         if getattr(self.feedback, "seed", 0) is None:
             self.feedback.seed = self.seed
-        if self.objective.consumes is not PreferencePair:
-            raise ConfigError(
-                f"objective={type(self.objective).__name__} learns from {self.objective.consumes.__name__} records; "
-                "rounds make preference pairs"
-            )
         self._check_gpus()
         schedule = self.schedule.build()
+        for round in range(schedule.num_rounds):
+            self._check_examples(schedule.plan(round))
         references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
         keeps_initial = self.learner.initial_copy or self.learner.has_adapter
         if "initial" in references and not keeps_initial:
@@ -218,6 +220,17 @@ class RunConfig:
         if self.gate.looks_at_metric and (not self.eval.every or isinstance(self.evaluation, NoEvaluation)):
             raise ConfigError(
                 "gate.refuse and gate.patience need rounds that are evaluated: eval.every > 0, an evaluation"
+            )
+
+    def _check_examples(self, plan: RoundPlan) -> None:
+        """The plug-ins as a round has them can be made, and the objective learns from what the builder makes."""
+        objective = registry.objective.configured(self.objective, plan.options.get("objective", {}))
+        builder = registry.examples.configured(self.examples, plan.options.get("examples", {}))
+        registry.feedback.configured(self.feedback, plan.options.get("feedback", {}))
+        if objective.consumes is not builder.produces:
+            raise ConfigError(
+                f"objective={type(objective).__name__} learns from {objective.consumes.__name__} records, and "
+                f"examples={type(builder).__name__} makes {builder.produces.__name__} records"
             )
 
     def _check_gpus(self) -> None:

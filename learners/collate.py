@@ -10,7 +10,7 @@ import numpy as np
 from learners.micro_batch import MicroBatch
 from learners.tokens import Processor, RefusedRecord
 from learners.trees import Branch, Tree, Unit, pack
-from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Probe, Prompt, Rollout, Turn
+from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Probe, Prompt, Response, Turn
 
 _BLANK_PIXELS = 56
 
@@ -110,14 +110,15 @@ class Collator:
         units = []
         for record in records:
             images = tuple(image.digest for image in record.prompt.images)
-            key = (record.prompt_token_ids.tobytes(), images, record.policy_version, record.round)
+            version = record.chosen.sampled.policy_version
+            key = (record.prompt_token_ids.tobytes(), images, version, record.round)
             answers = [self._sampled(record.chosen), self._sampled(record.rejected)]
             unit = open_units.get(key)
             if unit is None or not self._has_room(unit, answers):
                 tree = Tree(
                     prompt_ids=record.prompt_token_ids,
                     images=record.prompt.images,
-                    policy_version=record.policy_version,
+                    policy_version=version,
                     round=record.round,
                 )
                 unit = open_units[key] = Unit(trees=[tree])
@@ -131,7 +132,7 @@ class Collator:
         num_new = sum(len(answer.token_ids) for answer in answers if unit.trees[0].find(answer) is None)
         return num_new == 0 or unit.num_tokens + num_new <= self._budget
 
-    def _sampled(self, rollout: Rollout) -> Branch:
+    def _sampled(self, rollout: Response) -> Branch:
         if not len(rollout.token_ids):
             raise RefusedRecord(f"a rollout without tokens: {rollout.text!r}")
         self._processor.check_answer(rollout.token_ids, rollout.text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from learners.tokens import Processor
 from learners.trees import Tree
 from learners.weight_sender import WeightSender
 from learners.weights_source import WeightsSource
-from rlsys import wire
+from rlsys import registry, wire
 from rlsys.errors import LearnerError
 from rlsys.records import Probe
 from rlsys.seeding import child_seed
@@ -61,7 +61,8 @@ class LearnerRank:
         """
         keep_freed_memory()
         self._device = join(rendezvous, deadline_s=config.deadline_s)
-        self._config, self._objective, self._rendezvous = config, objective, rendezvous
+        self._config, self._rendezvous = config, rendezvous
+        self._own_objective = self._objective = objective
         self._folder = Path(model_path)
         self._processor = Processor(self._folder, cache_mib=config.image_cache_mib)
         self._collator = Collator(
@@ -97,8 +98,7 @@ class LearnerRank:
         if not plan.accumulated:
             # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
             self._processor.forget_images()
-        if plan.beta is not None and hasattr(self._objective, "beta"):
-            self._objective = replace(self._objective, beta=plan.beta)
+        self._objective = registry.objective.configured(self._own_objective, plan.options)
         if needs_reference(self._objective.consumes):
             self._reference.begin(plan)
             self._check.begin()

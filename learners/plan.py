@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from learners.config import one_of
 from rlsys.errors import ConfigError
@@ -25,8 +26,8 @@ class FitPlan:
     num_steps: int | None = None
     """Optimizer steps to come; needed by every schedule but `constant` without warmup."""
     epochs: int = 1
-    beta: float | None = None
-    """Takes the place of the objective's own, where it has one."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the objective that this stretch sets; the key `name` stands for another objective."""
     reference: str = "previous"
     """`initial`, `previous` or `ema`; used by objectives on pairs."""
     round: int | None = None
@@ -58,7 +59,7 @@ class FitPlan:
         return cls(
             lr=plan.lr,
             epochs=plan.epochs,
-            beta=plan.beta,
+            options=plan.options.get("objective", {}),
             reference=plan.reference,
             round=plan.round,
             policy_version=policy_version,

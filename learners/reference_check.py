@@ -168,6 +168,6 @@ def _take_answers(trees: Sequence[Tree], number: int) -> list[Tree]:
 
 
 def _gap(answer: Branch, computed: torch.Tensor) -> Gap:
-    recorded = torch.from_numpy(answer.rollout.logprobs.copy())
+    recorded = torch.from_numpy(answer.rollout.sampled.logprobs.copy())
     difference = float((recorded - computed).abs().mean())
     return Gap(per_token=difference, recorded=float(recorded.sum()), computed=float(computed.sum()))

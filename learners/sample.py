@@ -46,8 +46,8 @@ def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
         logps_L: the policy's log-probabilities of the answers' tokens.
     """
     rollouts = [answer.rollout for tree in batch.trees for answer in tree.answers]
-    recorded_L = torch.cat([torch.from_numpy(rollout.logprobs.copy()) for rollout in rollouts])
+    recorded_L = torch.cat([torch.from_numpy(rollout.sampled.logprobs.copy()) for rollout in rollouts])
     counts_A = torch.tensor([rollout.count for rollout in rollouts])
-    counts_L = counts_A.repeat_interleave(torch.tensor([len(rollout.logprobs) for rollout in rollouts]))
+    counts_L = counts_A.repeat_interleave(torch.tensor([len(rollout.sampled.logprobs) for rollout in rollouts]))
     ratio_L = (logps_L - recorded_L).double()
     return float((counts_L * (ratio_L.expm1() - ratio_L)).sum())

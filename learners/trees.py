@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.records import Image, Rollout
+from rlsys.records import Image, Response, Sampled
 
 
 @dataclass(kw_only=True, eq=False)
@@ -23,7 +23,7 @@ class Branch:
 
     token_ids: np.ndarray
     """int32 [T], at least one."""
-    rollout: Rollout | None = None
+    rollout: Response | None = None
     """Where the answer was sampled by an engine: its log-probabilities are recorded there."""
 
     def copy(self) -> Branch:
@@ -31,9 +31,7 @@ class Branch:
         if self.rollout is None:
             return Branch(token_ids=self.token_ids.copy())
         ids = self.rollout.token_ids.copy()
-        return Branch(
-            token_ids=ids, rollout=replace(self.rollout, token_ids=ids, logprobs=self.rollout.logprobs.copy())
-        )
+        return Branch(token_ids=ids, rollout=replace(self.rollout, token_ids=ids, sampled=_own(self.rollout.sampled)))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -87,6 +85,10 @@ class Unit:
     @property
     def num_tokens(self) -> int:
         return sum(tree.num_tokens for tree in self.trees)
+
+
+def _own(sampled: Sampled | None) -> Sampled | None:
+    return None if sampled is None else replace(sampled, logprobs=sampled.logprobs.copy())
 
 
 def pack(units: Sequence[Unit], budget: int) -> list[list[Unit]]:

@@ -5,16 +5,18 @@ The loop (`rounds.py`) knows only the stages below; Ray, vLLM and DeepSpeed stan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from rlsys.records import (
+    Ask,
     FitReport,
     Generation,
     Interval,
     PreferencePair,
     Probe,
     Prompt,
+    Response,
     RolloutGroup,
     RoundPlan,
     RoundReport,
@@ -25,6 +27,7 @@ from rlsys.records import (
 )
 
 Request = tuple[Prompt, Sampling]
+T = TypeVar("T")
 
 
 @runtime_checkable
@@ -39,29 +42,47 @@ class PromptSource(Protocol):
         """
 
 
+Asking = Generator[list[Ask], list[Generation], T]
+"""A small program that asks engines and returns a value: it yields a wave of questions, is sent their generations in order,
+and may yield the next wave. A program depends on its input and the generations only, never on timing, so that a run can be
+repeated; a generation that did not come has no completions. Programs are composed by `yield from`."""
+
+
 @runtime_checkable
 class Feedback(Protocol):
-    """A plug-in of group `feedback`: turns answers into verdicts, with the help of a judge's engine or without one.
+    """A plug-in of group `feedback`: turns responses into verdicts, by asking engines or by computing alone."""
 
-    The two halves are pure, so that one engine call serves the requests of many groups.
-    """
+    roles: Sequence[str]
+    """Engines that it asks, such as `("judge",)`; empty if it only computes."""
 
-    needs_engine: bool
-    """`False` if `requests` is always empty."""
+    def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
+        """One verdict per response. A judgement that cannot be read is counted as failed, never scored."""
 
-    def requests(self, group: RolloutGroup) -> list[Request]:
-        """What to ask the judge about a group, in an order that `verdicts` understands."""
 
-    def verdicts(self, group: RolloutGroup, generations: Sequence[Generation]) -> tuple[Verdict, ...]:
-        """One verdict per rollout. An answer of the judge that cannot be read is counted as failed, never scored."""
+@runtime_checkable
+class Conversation(Protocol):
+    """A plug-in of group `conversation`: how the policy responds to a prompt, in one turn or in several."""
+
+    roles: Sequence[str]
+    """Engines besides the policy that it asks, for example `("user",)`."""
+
+    def respond(self, prompt: Prompt, plan: RoundPlan, seed: int) -> Asking[tuple[Response, ...]]:
+        """Distinct responses to one prompt, `plan.num_candidates` in all if none failed.
+
+        Args:
+            seed: root seed of the run; seeds of requests are made from it by `rlsys.seeding.child_seed`.
+        """
 
 
 @runtime_checkable
 class ExampleBuilder(Protocol):
-    """A plug-in of group `pairs`: which answers of a group become preference pairs."""
+    """A plug-in of group `examples`: what of a scored group an objective learns from."""
 
-    def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:
-        """Pairs of one group, in a fixed order. Raises nothing: a group without two scores gives no pair."""
+    produces: type
+    """Record class of the examples; the objective's `consumes` must be the same."""
+
+    def __call__(self, scored: ScoredGroup) -> list[Any]:
+        """Examples of one group, in a fixed order. A group whose responses have no scores gives none."""
 
 
 class Engine(Protocol):
@@ -166,13 +187,15 @@ class Weights(Protocol):
 
 
 class Evaluation(Protocol):
-    """A plug-in of group `evaluation`: held-out prompts and what their answers are worth against the truth."""
+    """A plug-in of group `evaluation`: what a policy is worth, measured on its own questions."""
 
-    def prompts(self) -> list[Prompt]:
-        """The held-out prompts, always the same."""
+    roles: Sequence[str]
+    """Engines that it asks: `policy`, and a judge if it needs one."""
+    directions: Mapping[str, int]
+    """Every metric that it may return: +1 if higher is better, -1 if lower is, 0 if neither."""
 
-    def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Interval]:
-        """Metrics of the answers, each with its bootstrap 95 % interval."""
+    def run(self) -> Asking[dict[str, Interval]]:
+        """Metrics, each with its bootstrap 95 % interval."""
 
 
 class Gate(Protocol):

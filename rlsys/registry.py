@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any, TypeVar
 
 from rlsys.errors import ConfigError
@@ -62,10 +63,40 @@ class Registry(dict[str, type]):
         except TypeError as error:
             raise ConfigError(f"{self.group} {name!r}: {error}") from error
 
+    def configured(self, plugin: Any, options: Mapping[str, Any]) -> Any:
+        """A plug-in with some of its options set to other values.
+
+        Args:
+            options: by field name; the key `name` stands for another plug-in of the group, with its own defaults.
+
+        Raises:
+            ConfigError: no such plug-in or option, or a value that the plug-in refuses.
+        """
+        changes = dict(options)
+        name = changes.pop("name", None)
+        if name is not None:
+            plugin = self.make(name)
+        if not changes:
+            return plugin
+        known = [field.name for field in fields(plugin)]
+        for option in changes:
+            if option not in known:
+                raise ConfigError(
+                    f"{self.group} {type(plugin).__name__} has no option {option!r}; there are: {', '.join(known)}"
+                )
+        # OmegaConf checks and converts each value by the field's type, as it does for values of the command line.
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugin), changes))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{self.group} {type(plugin).__name__}: {str(error).splitlines()[0]}") from error
+
 
 prompts = Registry("prompts")
 feedback = Registry("feedback")
-pairs = Registry("pairs")
+examples = Registry("examples")
 objective = Registry("objective")
 transport = Registry("transport")
 evaluation = Registry("evaluation")

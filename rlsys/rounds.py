@@ -29,8 +29,8 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
         pipeline.launch(first)
         for round in range(first, schedule.num_rounds):
             plan, started, current = schedule.plan(round), time.monotonic(), pipeline.next
-            pairs = chain(current.pairs, earlier_pairs(components.journal, plan))
-            fit = components.learner.fit(pairs, plan, version=version)
+            examples = chain(current.examples, earlier_pairs(components.journal, plan))
+            fit = components.learner.fit(examples, plan, version=version)
             pipeline.trained()
             sync = components.weights.publish(version + 1)
             # From here on an engine that is replaced must come back with the weights of the others.

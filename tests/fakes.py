@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rlsys.records import Critique, Prompt, Rollout, RolloutGroup, RoundPlan, ScoredGroup, Turn, Verdict
+from rlsys.records import Critique, Prompt, Response, RolloutGroup, RoundPlan, Sampled, ScoredGroup, Turn, Verdict
 
 
 def make_plan(**changes) -> RoundPlan:
@@ -15,12 +15,6 @@ def make_plan(**changes) -> RoundPlan:
         "max_tokens": 8,
         "epochs": 1,
         "lr": 1e-5,
-        "beta": 0.1,
-        "scale_w": 0.5,
-        "scale_k": 0.5,
-        "pairs": "all_pairs",
-        "min_margin": 0.0,
-        "max_pairs_per_prompt": 0,
         "reference": "previous",
         "data": "current",
         "lag": 0,
@@ -28,18 +22,15 @@ def make_plan(**changes) -> RoundPlan:
     return RoundPlan(**{**values, **changes})
 
 
-def make_rollout(text: str, **changes) -> Rollout:
-    token_ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
-    values = {
-        "text": text,
-        "token_ids": token_ids,
-        "logprobs": np.full(len(token_ids), -0.5, dtype=np.float32),
-        "count": 1,
-        "finish_reason": "stop",
-        "temperature": 1.0,
-        "seed": 0,
-    }
-    return Rollout(**{**values, **changes})
+def sampled_response(
+    text: str, *, logprobs=None, temperature=1.0, seed=0, top_p=1.0, policy_version=0, **changes
+) -> Response:
+    """A response that an engine sampled; its tokens are the bytes of the text if none are given."""
+    token_ids = changes.pop("token_ids", np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32))
+    if logprobs is None:
+        logprobs = np.full(len(token_ids), -0.5, dtype=np.float32)
+    sampled = Sampled(policy_version=policy_version, logprobs=logprobs, temperature=temperature, top_p=top_p, seed=seed)
+    return Response(text=text, token_ids=token_ids, sampled=sampled, **changes)
 
 
 def make_prompt(name: str = "p") -> Prompt:
@@ -53,11 +44,18 @@ def make_group(texts=("a", "b"), **changes) -> RolloutGroup:
         "index": 0,
         "policy_version": 0,
         "prompt_token_ids": np.array([1, 2], dtype=np.int32),
-        "rollouts": tuple(make_rollout(text) for text in texts),
+        "responses": tuple(map(sampled_response, texts)),
     }
     return RolloutGroup(**{**values, **changes})
 
 
 def make_scored_group(texts=("a", "b"), scores=(1.0, 0.0), **changes) -> ScoredGroup:
-    verdicts = tuple(Verdict(critiques=(Critique(text="", score=score),)) for score in scores)
+    verdicts = tuple(map(make_verdict, scores))
     return ScoredGroup(group=make_group(texts, **changes), verdicts=verdicts)
+
+
+def make_verdict(score: float | None, text: str = "") -> Verdict:
+    """The verdict of one critique; `None` is one whose critique could not be read."""
+    if score is None:
+        return Verdict(failed=1)
+    return Verdict.of_critiques((Critique(text=text, score=score),))

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from configs.schema import OutputConfig
+from rlsys import registry
 from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
@@ -24,7 +25,7 @@ from rlsys.checkpoints import checkpoint
 from rlsys.common import files
 from rlsys.errors import ConfigError, ResourceError
 from rlsys.journal import Journal
-from rlsys.records import RoundReport
+from rlsys.records import RoundPlan, RoundReport
 from rlsys.report.metrics import RunMetrics
 from rlsys.report.progress import Progress, quiet_libraries
 from rlsys.rounds import run_rounds
@@ -110,11 +111,17 @@ def dry_run(config: Any) -> str:
     ]
     for plan in map(schedule.plan, range(schedule.num_rounds)):
         lines.append(
-            f"round {plan.round}: {plan.num_prompts} prompts x {plan.num_candidates}, {plan.pairs}, lr {plan.lr:g}, "
-            f"beta {plan.beta:g}, w {plan.scale_w:g}, k {plan.scale_k:g}, reference {plan.reference}, "
-            f"data {plan.data}, lag {plan.lag}"
+            f"round {plan.round}: {plan.num_prompts} prompts x {plan.num_candidates}, lr {plan.lr:g}, "
+            f"reference {plan.reference}, data {plan.data}, lag {plan.lag}"
+            + "".join(f", {planned_options(config, plan, group)}" for group in ("examples", "objective"))
         )
     return "\n".join(lines)
+
+
+def planned_options(config: Any, plan: RoundPlan, group: str) -> str:
+    """The plug-in of a group as a round has it, with its options."""
+    plugin = getattr(registry, group).configured(getattr(config, group), plan.options.get(group, {}))
+    return str(plugin)
 
 
 def align(run: Run) -> int:

@@ -88,6 +88,7 @@ def assembled(
                 fingerprint=fingerprint(config),
                 rollouts=rollouts,
                 feedback=feedback,
+                builder=config.examples,
                 learner=learner,
                 weights=weights,
                 evaluate=evaluate,

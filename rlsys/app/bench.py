@@ -124,7 +124,7 @@ def _run(config: Any, context: Context, directory: Path) -> tuple[list[RoundRepo
 def _work(journal: Journal, round: int) -> dict[str, float]:
     tokens = critiques = 0
     for scored in journal.read(round, ScoredGroup):
-        tokens += sum(len(rollout.token_ids) * rollout.count for rollout in scored.group.rollouts)
+        tokens += sum(len(rollout.token_ids) * rollout.count for rollout in scored.group.responses)
         critiques += sum(len(verdict.critiques) + verdict.failed for verdict in scored.verdicts)
     return {"tokens": tokens, "critiques": critiques}
 

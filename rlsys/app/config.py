@@ -16,15 +16,18 @@ from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsys import registry
 from rlsys.common import files
 from rlsys.errors import ConfigError, RlsysError
+from rlsys.schedules.phases import OPTION_GROUPS
 
 ROOT = "run"
 """Name of the root YAML file in `configs/`."""
+PLUGIN_OPTIONS = "plugin_options_of"
+"""Hydra group through which the options of the chosen plug-ins enter, before the command line's."""
 WORDS = "overrides.json"
 """File in a run's folder with the command-line words it was started with, and what they meant then."""
 
@@ -45,7 +48,7 @@ def load(words: list[str]) -> tuple[Any, DictConfig]:
         if "=" not in word and not word.startswith("~"):
             raise ConfigError(f"{word!r} is not of the form key=value")
     _register()
-    tree = _guard(lambda: _compose(words), words)
+    tree = _guard(lambda: composed(words), words)
     _check(tree)
     return _guard(lambda: OmegaConf.to_object(tree), words), tree
 
@@ -185,10 +188,46 @@ def _register() -> None:
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
 
 
-def _compose(words: list[str]) -> DictConfig:
+def composed(overrides: list[str]) -> DictConfig:
+    """The configuration tree, in two passes: the first finds which plug-ins are chosen, the second puts in what presets and
+    methods say of those (`RunConfig.plugin_options`). Overrides of the command line win over both.
+    """
+    store = ConfigStore.instance()
+    store.store(group=PLUGIN_OPTIONS, name="none", node={}, package="_global_")
+    first = _compose(overrides)
+    chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
+    given = OmegaConf.to_container(first.plugin_options, resolve=True)
+    node: dict[str, Any] = {}
+    for place, options in given.items():
+        path = place.split(".")
+        found = options.get(chosen.get(place, ""), {})
+        for key in reversed(path):
+            found = {key: found}
+        node = OmegaConf.to_container(OmegaConf.merge(node, found))
+    store.store(group=PLUGIN_OPTIONS, name="chosen", node=node, package="_global_")
+    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *overrides])
+    with open_dict(tree):
+        del tree["hydra"]
+    tree.schedule.phases = [_with_plugin_options(phase, given) for phase in tree.schedule.phases]
+    return tree
+
+
+def _with_plugin_options(phase: DictConfig, given: dict[str, Any]) -> dict[str, Any]:
+    """A phase that names another plug-in gets the options that presets give to that one."""
+    found = OmegaConf.to_container(phase)
+    for group in OPTION_GROUPS:
+        options = found.get(group)
+        if isinstance(options, str):
+            options = {"name": options}
+        if isinstance(options, dict) and "name" in options:
+            found[group] = {**given.get(group, {}).get(options["name"], {}), **options}
+    return found
+
+
+def _compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_module("configs", version_base="1.3"):
-        return compose(ROOT, overrides=words)
+        return compose(ROOT, overrides=overrides, return_hydra_config=True)
 
 
 def _guard(step: Callable[[], Any], words: list[str]) -> Any:

@@ -48,7 +48,7 @@ def annotated_pairs(config: Any, context: Context, policy: Path) -> Iterator[Cri
     try:
         groups = stage.stream(prompts, phase.plan(0, ANSWERING_ROUND))
         groups = context.progress.track("answers", groups, len(prompts))
-        answered = [(group.prompt, [rollout.text for rollout in group.rollouts]) for group in groups]
+        answered = [(group.prompt, [rollout.text for rollout in group.responses]) for group in groups]
     finally:
         stage.close()
     return critique_pairs(

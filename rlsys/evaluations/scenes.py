@@ -91,7 +91,9 @@ class ScenesEvaluation(_HeldOut):
         rows = []
         for group in groups:
             scene, question = scene_of(group.prompt), group.prompt.question
-            answers = [(rollout.count, description_ratios(rollout.text, question, scene)) for rollout in group.rollouts]
+            answers = [
+                (rollout.count, description_ratios(rollout.text, question, scene)) for rollout in group.responses
+            ]
             rows.append(_add(answers))
         return self._intervals(rows)
 
@@ -136,7 +138,7 @@ class ScenesPolarEvaluation(_HeldOut):
                 raise ValueError(f"prompt {group.prompt.id!r} is no polar question: {group.prompt.question!r}")
             truth = is_so(scene_of(group.prompt), question)
             rows.append(
-                _add((rollout.count, polar_ratios(rollout.text, truth, question.form)) for rollout in group.rollouts)
+                _add((rollout.count, polar_ratios(rollout.text, truth, question.form)) for rollout in group.responses)
             )
         return self._intervals(rows)
 

@@ -1,4 +1,4 @@
-"""Every pair of answers of different score (MM-RLHF, arXiv 2502.10391, section 4.2)."""
+"""Every pair of responses of different score (MM-RLHF, arXiv 2502.10391, section 4.2)."""
 
 from __future__ import annotations
 
@@ -6,28 +6,36 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from rlsys import registry
-from rlsys.examples.pairing import prefer
-from rlsys.records import PreferencePair, RoundPlan, ScoredGroup
+from rlsys.errors import ConfigError
+from rlsys.examples.pairing import PairOptions
+from rlsys.records import PreferencePair, ScoredGroup
 from rlsys.seeding import generator
 
 
-@registry.pairs("all_pairs")
+@registry.examples("all_pairs")
 @dataclass(kw_only=True)
-class AllPairs:
-    """Builds each pair whose margin is positive and at least `plan.min_margin`.
+class AllPairs(PairOptions):
+    """Builds each pair whose margin is positive and at least `min_margin`, in the order of the responses.
 
-    Where there are more than `plan.max_pairs_per_prompt`, a uniform choice without replacement stays, drawn from a seed
-    that the run's (by the first answer's), round and prompt decide: the margins keep their spread (the largest alone
-    would be easy pairs about the same few answers), and a resumed run draws the same pairs. The order is that of the
-    answers.
+    Where there are more than `max_per_prompt`, a uniform choice without replacement stays, drawn from a seed that the run's
+    seed (by the first response's), round and prompt decide: the margins keep their spread (the largest alone would be easy
+    pairs about the same few responses), and a resumed run draws the same pairs.
     """
 
-    def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:
-        candidates = (prefer(scored, one, other, plan) for one, other in combinations(scored.scored, 2))
+    max_per_prompt: int = 0
+    """Most pairs of one prompt; 0 is no limit."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_per_prompt < 0:
+            raise ConfigError(f"examples.max_per_prompt must be at least 0, got {self.max_per_prompt}")
+
+    def __call__(self, scored: ScoredGroup) -> list[PreferencePair]:
+        candidates = (self.prefer(scored, one, other) for one, other in combinations(scored.scored, 2))
         pairs = [pair for pair in candidates if pair is not None]
-        limit = plan.max_pairs_per_prompt
-        if limit == 0 or len(pairs) <= limit:
+        if self.max_per_prompt == 0 or len(pairs) <= self.max_per_prompt:
             return pairs
-        random = generator(scored.group.rollouts[0].seed, "all_pairs", scored.group.round, scored.group.prompt.id)
-        kept = sorted(random.choice(len(pairs), size=limit, replace=False))
+        group = scored.group
+        random = generator(group.responses[0].sampled.seed, "all_pairs", group.round, group.prompt.id)
+        kept = sorted(random.choice(len(pairs), size=self.max_per_prompt, replace=False))
         return [pairs[position] for position in kept]

@@ -1,24 +1,24 @@
-"""The best answer against the worst (RLHF Workflow, arXiv 2405.07863, section 3)."""
+"""The best response against the worst (RLHF Workflow, arXiv 2405.07863, section 3)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from rlsys import registry
-from rlsys.examples.pairing import prefer
-from rlsys.records import PreferencePair, RoundPlan, ScoredGroup
+from rlsys.examples.pairing import PairOptions
+from rlsys.records import PreferencePair, ScoredGroup
 
 
-@registry.pairs("best_worst")
+@registry.examples("best_worst")
 @dataclass(kw_only=True)
-class BestWorst:
-    """Builds at most one pair per prompt; of equal scores the answer that appeared first is taken."""
+class BestWorst(PairOptions):
+    """Builds at most one pair per prompt; of equal scores the response that appeared first is taken."""
 
-    def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:
-        answers = scored.scored
-        if len(answers) < 2:
+    def __call__(self, scored: ScoredGroup) -> list[PreferencePair]:
+        responses = scored.scored
+        if len(responses) < 2:
             return []
-        best = max(answers, key=lambda answer: answer[1])
-        worst = min(answers, key=lambda answer: answer[1])
-        pair = prefer(scored, best, worst, plan)
+        best = max(responses, key=lambda response: response[1])
+        worst = min(responses, key=lambda response: response[1])
+        pair = self.prefer(scored, best, worst)
         return [] if pair is None else [pair]

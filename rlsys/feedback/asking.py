@@ -66,13 +66,13 @@ class Judge:
                 "ask for one critique or sample at a temperature above 0"
             )
 
-    def read(self, completion: Completion) -> Critique | None:
-        """The critique in a judge's answer; `None` if it cannot be read."""
+    def read(self, completion: Completion) -> float | None:
+        """The score in a judge's critique; `None` if it cannot be read."""
         raise NotImplementedError
 
     def requests(self, group: RolloutGroup) -> list[Request]:
         """One request per rollout, in their order."""
-        prompts = [judge_prompt(self.template, group.prompt, rollout.text) for rollout in group.rollouts]
+        prompts = [judge_prompt(self.template, group.prompt, rollout.text) for rollout in group.responses]
         root = self.seed or 0
         return [(prompt, self._sampling(child_seed(root, "judge", group.round, prompt.id))) for prompt in prompts]
 
@@ -82,16 +82,22 @@ class Judge:
         Raises:
             ValueError: there is not one generation per rollout.
         """
-        if len(generations) != len(group.rollouts):
+        if len(generations) != len(group.responses):
             raise ValueError(
-                f"prompt {group.prompt.id!r}: {len(group.rollouts)} answers but {len(generations)} judge generations"
+                f"prompt {group.prompt.id!r}: {len(group.responses)} answers but {len(generations)} judge generations"
             )
         return tuple(self._verdict(generation) for generation in generations)
 
     def _verdict(self, generation: Generation) -> Verdict:
-        read = [self.read(completion) for completion in generation.completions]
-        critiques = tuple(critique for critique in read if critique is not None and math.isfinite(critique.score))
-        return Verdict(critiques=critiques, failed=self.num_critiques - len(critiques))
+        critiques = tuple(map(self._critique, generation.completions))
+        num_read = sum(critique.score is not None for critique in critiques)
+        return Verdict.of_critiques(critiques, failed=self.num_critiques - num_read)
+
+    def _critique(self, completion: Completion) -> Critique:
+        score = self.read(completion)
+        if score is not None and not math.isfinite(score):
+            score = None
+        return Critique(text=completion.text.strip(), score=score)
 
     def _sampling(self, seed: int) -> Sampling:
         return Sampling(

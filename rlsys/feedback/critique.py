@@ -6,13 +6,12 @@ then that token, and the token's raw logit at the position that emitted it is th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from rlsys import registry
 from rlsys.errors import ConfigError
 from rlsys.feedback.asking import Judge
-from rlsys.records import Completion, Critique, Sampling
+from rlsys.records import Completion, Sampling
 
 TEMPLATE = (
     "Judge an answer to a question about the picture: is it correct, clear and complete? "
@@ -35,12 +34,11 @@ class CritiqueFeedback(Judge):
         if not self.score_token:
             raise ConfigError(f"feedback.score_token must name a token, got {self.score_token!r}")
 
-    def read(self, completion: Completion) -> Critique | None:
-        """The critique and the logit of its last token, if that is the score token."""
+    def read(self, completion: Completion) -> float | None:
+        """The raw logit of the last token, if that is the score token."""
         if completion.finish_reason != "stop_token" or completion.score_logits is None:
             return None
-        score = float(completion.score_logits[-1])
-        return Critique(text=completion.text.strip(), score=score) if math.isfinite(score) else None
+        return float(completion.score_logits[-1])
 
     def _sampling(self, seed: int) -> Sampling:
         return replace(super()._sampling(seed), stop_token=self.score_token, score_token=self.score_token)

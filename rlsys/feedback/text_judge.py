@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rlsys import registry
 from rlsys.errors import ConfigError
 from rlsys.feedback.asking import Judge
-from rlsys.records import Completion, Critique
+from rlsys.records import Completion
 
 TEMPLATE = (
     "You see a picture, a question about it and an answer. Judge whether the answer is correct, clear and complete: "
@@ -44,8 +44,8 @@ class TextJudge(Judge):
         if self.low is not None and self.high is not None and not self.low < self.high:
             raise ConfigError(f"feedback.low must be below feedback.high, got {self.low} and {self.high}")
 
-    def read(self, completion: Completion) -> Critique | None:
-        """The judge's text and the number in it."""
+    def read(self, completion: Completion) -> float | None:
+        """The number in the judge's text."""
         found = re.findall(self.pattern, completion.text)
         if completion.finish_reason == "length" or not found:
             return None
@@ -53,7 +53,7 @@ class TextJudge(Judge):
             score = float(found[-1])
         except ValueError:  # the pattern's group may match what is no number; the judgement then counts as failed
             return None
-        return Critique(text=completion.text.strip(), score=score) if self._believable(score) else None
+        return score if self._believable(score) else None
 
     def _believable(self, score: float) -> bool:
         above = self.low is None or score >= self.low

@@ -25,7 +25,7 @@ from rlsys.records import (
     Image,
     PreferencePair,
     Prompt,
-    Rollout,
+    Response,
     RolloutGroup,
     RoundReport,
     ScoredGroup,
@@ -48,7 +48,7 @@ class Seal:
     what: str
 
 
-PARTS: dict[type, int] = {Image: 1, Prompt: 2, PromptTokens: 3, Rollout: 4, RolloutGroup: 5}
+PARTS: dict[type, int] = {Image: 1, Prompt: 2, PromptTokens: 3, Response: 4, RolloutGroup: 5}
 """Entry kinds of what is there because something refers to it."""
 LISTED: dict[type, int] = {RolloutGroup: 16, ScoredGroup: 17, PreferencePair: 18, RoundReport: 19, Seal: 20}
 """Entry kinds of what was appended and is read back."""

@@ -22,7 +22,6 @@ class DPO:
     """
 
     beta: float = 0.1
-    """The schedule's value takes its place in a round."""
     label_smoothing: float = 0.0
     """Assumed share of pairs that are labelled the wrong way round, in [0, 0.5)."""
     lambda_sft: float = 0.0

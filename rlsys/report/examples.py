@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from html import escape
 
-from rlsys.records import Critique, Rollout, Verdict
+from rlsys.records import Critique, Response, Verdict
 from rlsys.report.gather import Example
 from rlsys.report.pictures import picture
 
@@ -26,7 +26,7 @@ def example_html(example: Example, *, mark: Mark | None) -> str:
     group = example.scored.group
     chosen = Counter(pair.chosen for pair in example.pairs)
     rejected = Counter(pair.rejected for pair in example.pairs)
-    answers = sorted(zip(group.rollouts, example.scored.verdicts, strict=True), key=_rank)
+    answers = sorted(zip(group.responses, example.scored.verdicts, strict=True), key=_rank)
     items = "".join(_answer(group.prompt.id, *answer, chosen, rejected, mark) for answer in answers)
     identity = escape(group.prompt.id)
     pictures = "".join(picture(image, alt=f"picture of {group.prompt.id}") for image in group.prompt.images)
@@ -43,7 +43,7 @@ def _several(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _rank(answer: tuple[Rollout, Verdict]) -> tuple[bool, float]:
+def _rank(answer: tuple[Response, Verdict]) -> tuple[bool, float]:
     score = answer[1].score
     return (True, 0.0) if score is None else (False, -score)
 
@@ -59,10 +59,10 @@ def _conversation(example: Example) -> str:
 
 def _answer(
     prompt_id: str,
-    rollout: Rollout,
+    rollout: Response,
     verdict: Verdict,
-    chosen: Counter[Rollout],
-    rejected: Counter[Rollout],
+    chosen: Counter[Response],
+    rejected: Counter[Response],
     mark: Mark | None,
 ) -> str:
     score = "no score" if verdict.score is None else f"{verdict.score:+.2f}"

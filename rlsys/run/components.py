@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlsys.checkpoints.run import Checkpoints
-from rlsys.contracts import FeedbackStage, Gate, Learner, PromptSource, RolloutStage, Tracker, Weights
+from rlsys.contracts import ExampleBuilder, FeedbackStage, Gate, Learner, PromptSource, RolloutStage, Tracker, Weights
 from rlsys.journal import Journal
 from rlsys.records import Interval
 from rlsys.schedules.phases import Schedule
@@ -23,6 +23,7 @@ class RunComponents:
     it has not changed."""
     rollouts: RolloutStage
     feedback: FeedbackStage
+    builder: ExampleBuilder
     learner: Learner
     weights: Weights
     evaluate: Callable[[int], dict[str, Interval]]

@@ -25,7 +25,7 @@ class RoundInFlight:
     recorder: RoundRecorder
     groups: Stream[RolloutGroup]
     scored: Stream
-    pairs: Iterator
+    examples: Iterator
 
     def close(self) -> None:
         self.groups.close()
@@ -37,7 +37,7 @@ class Pipeline:
 
     with Pipeline(components, first) as pipeline:
         pipeline.launch(first)                     # and as many rounds after it as may run ahead
-        train(pipeline.next.pairs)
+        train(pipeline.next.examples)
         pipeline.trained()                         # that round is out; none is being answered any more
         with pipeline.launching(first + 1):        # the engines go on while their weights are put on disk
             commit_and_report()
@@ -110,6 +110,7 @@ class Pipeline:
         size where it runs ahead (nobody consumes it before its turn).
         """
         recorder = RoundRecorder(plan, self._components, committed=self._committed)
+        build = registry.examples.configured(self._components.builder, plan.options.get("examples", {}))
         bound = AHEAD if plan.lag == 0 else plan.num_prompts
         groups = Stream(recorder.groups(), ahead=bound, executor=self._sampling)
         scored = Stream(recorder.scored(groups), ahead=bound, executor=self._judging)
@@ -117,7 +118,7 @@ class Pipeline:
             recorder=recorder,
             groups=groups,
             scored=scored,
-            pairs=recorder.pairs(scored, registry.pairs.make(plan.pairs)),
+            examples=recorder.examples(scored, build),
         )
 
     def _close(self) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from typing import Any
 
 from rlsys.contracts import ExampleBuilder
 from rlsys.records import (
     FitReport,
     Interval,
-    PreferencePair,
     RolloutGroup,
     RoundPlan,
     RoundReport,
@@ -59,7 +59,7 @@ class RoundRecorder:
         for group in components.tracker.track("rollout", source, plan.num_prompts):
             components.journal.append(plan.round, group)
             self.num_groups += 1
-            self.num_rollouts += sum(rollout.count for rollout in group.rollouts)
+            self.num_rollouts += sum(rollout.count for rollout in group.responses)
             self.failed_rollouts += group.failed
             versions = [group.policy_version] + ([] if self.oldest_version is None else [self.oldest_version])
             self.oldest_version = min(versions)
@@ -75,14 +75,14 @@ class RoundRecorder:
             self.failed_critiques += sum(verdict.failed for verdict in scored.verdicts)
             yield scored
 
-    def pairs(self, scored_groups: Iterable[ScoredGroup], build: ExampleBuilder) -> Iterator[PreferencePair]:
-        """The preference pairs, in prompt order."""
+    def examples(self, scored_groups: Iterable[ScoredGroup], build: ExampleBuilder) -> Iterator[Any]:
+        """What the objective learns from, in prompt order."""
         components, plan = self._components, self._plan
         for scored in components.tracker.track("train", scored_groups, plan.num_prompts):
-            pairs = build(scored, plan)
-            components.journal.append(plan.round, *pairs)
-            self.num_pairs += len(pairs)
-            yield from pairs
+            examples = build(scored)
+            components.journal.append(plan.round, *examples)
+            self.num_pairs += len(examples)
+            yield from examples
 
     def report(
         self, fit: FitReport, sync: SyncReport, *, trained_version: int, evaluate: Callable[[int], dict[str, Interval]]

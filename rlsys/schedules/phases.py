@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlsys import registry
 from rlsys.errors import ConfigError
 from rlsys.records import RoundPlan
 
 REFERENCES = ("initial", "previous", "ema")
 DATA = ("current", "accumulated")
+OPTION_GROUPS = ("objective", "examples", "feedback")
+"""Groups of plug-ins whose options a phase may set."""
 
 
 def ramp(value: Any, step: int, steps: int, *, key: str) -> float:
@@ -62,21 +63,19 @@ class Phase:
     max_tokens: Any = 64
     epochs: Any = 1
     lr: Any = 1e-6
-    beta: Any = 0.1
-    scale_w: Any = 0.5
-    """w of dynamic reward scaling; 0 gives every pair the same beta."""
-    scale_k: Any = 0.5
-    pairs: str = "all_pairs"
-    """Name of a pair builder."""
-    min_margin: Any = 0.0
-    max_pairs_per_prompt: Any = 0
-    """0 is no limit."""
     reference: str = "previous"
     """`initial`: the policy the run started from; `previous`: the one that sampled the round; `ema`: a moving average."""
     data: str = "current"
-    """`current`: the round's pairs; `accumulated`: those and all earlier ones."""
+    """`current`: the round's examples; `accumulated`: those and all earlier ones."""
     lag: Any = 0
     """Rounds that generation may run ahead of training."""
+    objective: Any = None
+    """Options of the objective that these rounds set, such as `{beta: 0.2}`, each a value or a ramp; or the name of another
+    objective."""
+    examples: Any = None
+    """Options of the example builder, or the name of another one, in the same way."""
+    feedback: Any = None
+    """Options of the feedback, in the same way."""
 
     def __post_init__(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
@@ -88,10 +87,6 @@ class Phase:
                 raise ConfigError(
                     f"schedule phase: {name} must be one of {', '.join(names)}, got {getattr(self, name)!r}"
                 )
-        if registry.pairs and self.pairs not in registry.pairs:
-            raise ConfigError(
-                f"schedule phase: no pairs {self.pairs!r}; there are: {', '.join(sorted(registry.pairs))}"
-            )
         self.plan(0, 0)
         self.plan(self.rounds - 1, self.rounds - 1)
 
@@ -134,16 +129,26 @@ class Phase:
             max_tokens=whole("max_tokens", 1),
             epochs=whole("epochs", 1),
             lr=number("lr", 0.0),
-            beta=number("beta", 0.0, above=True),
-            scale_w=number("scale_w", 0.0),
-            scale_k=number("scale_k", 0.0),
-            pairs=self.pairs,
-            min_margin=number("min_margin", 0.0),
-            max_pairs_per_prompt=whole("max_pairs_per_prompt", 0),
             reference=self.reference,
             data=self.data,
             lag=whole("lag", 0),
+            options={group: self._options(group, step) for group in OPTION_GROUPS if getattr(self, group)},
         )
+
+    def _options(self, group: str, step: int) -> dict[str, Any]:
+        """Options of one group's plug-in in round `step` of the phase."""
+        given = getattr(self, group)
+        if isinstance(given, str):
+            return {"name": given}
+        if not isinstance(given, Mapping):
+            raise ConfigError(f"schedule phase: {group} must be options such as {{name: value}}, got {given!r}")
+        keys = {"start", "end"}
+        return {
+            name: ramp(value, step, self.rounds, key=f"schedule phase: {group}.{name}")
+            if isinstance(value, Mapping) and keys <= set(value)
+            else value
+            for name, value in given.items()
+        }
 
 
 def round_half_up(value: float) -> int:

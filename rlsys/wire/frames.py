@@ -43,7 +43,7 @@ from rlsys.wire.types import (
 
 __all__ = ["SCHEMA", "Limits", "decode", "decode_many", "encode", "encode_many"]
 
-SCHEMA = 2
+SCHEMA = 3
 """Number of the format; goes up whenever a frame of before could be misread."""
 
 _MAGIC = b"RLSW"

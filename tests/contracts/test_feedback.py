@@ -5,7 +5,8 @@ import pytest
 
 from rlsys import registry
 from rlsys.contracts import Feedback
-from rlsys.records import Completion, Generation, Image, Prompt, Rollout, RolloutGroup, Turn
+from rlsys.records import Completion, Generation, Image, Prompt, RolloutGroup, Turn
+from tests.fakes import sampled_response
 
 registry.discover()
 ENGINE_JUDGES = sorted(name for name, plugin in registry.feedback.items() if plugin.needs_engine)
@@ -13,7 +14,7 @@ ENGINE_JUDGES = sorted(name for name, plugin in registry.feedback.items() if plu
 
 def group(num_answers: int) -> RolloutGroup:
     rollouts = tuple(
-        Rollout(
+        sampled_response(
             text=f"answer {i}", token_ids=np.array([i], np.int32), logprobs=np.array([-1.0], np.float32), count=1,
             finish_reason="stop", temperature=1.0, seed=i,
         )
@@ -22,7 +23,7 @@ def group(num_answers: int) -> RolloutGroup:
     image = Image(pixels=np.full((4, 4, 3), 7, np.uint8))
     return RolloutGroup(
         prompt=Prompt(id="p", turns=(Turn(role="user", text="What?"),), images=(image,)), round=0, index=0,
-        policy_version=0, prompt_token_ids=np.array([1], np.int32), rollouts=rollouts,
+        policy_version=0, prompt_token_ids=np.array([1], np.int32), responses=rollouts,
     )  # fmt: skip
 
 

@@ -15,8 +15,9 @@ from learners.shards import shards
 from learners.tokens import Processor
 from rlsys import wire
 from rlsys.objectives.dpo import DPO
-from rlsys.records import Image, PreferencePair, Probe, Prompt, Rollout, Turn
+from rlsys.records import Image, PreferencePair, Probe, Prompt, Response, Turn
 from rlsys.worlds.scenes.policy import Shape, make_policy
+from tests.fakes import sampled_response
 
 SHAPE = Shape(hidden=64, layers=2, mlp=96, vision_hidden=32, vision_layers=2, vision_mlp=64)
 PLAN = FitPlan(lr=1e-3, beta=0.1)
@@ -26,9 +27,9 @@ def make_small(directory: Path, seed: int = 1) -> Path:
     return make_policy(directory, seed=seed, shape=SHAPE)
 
 
-def rollout(rng: np.random.Generator, length: int) -> Rollout:
+def rollout(rng: np.random.Generator, length: int) -> Response:
     ids = rng.integers(12, 40, length).astype(np.int32)
-    return Rollout(
+    return sampled_response(
         text="x",
         token_ids=ids,
         logprobs=-np.ones(length, np.float32),

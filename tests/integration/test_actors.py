@@ -21,8 +21,8 @@ from actors.stages import FeedbackStage, RolloutStage
 from rlsys.errors import ConfigError, EngineError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.placement import Placement
-from rlsys.records import Critique, Prompt, Turn, Verdict
-from tests.fakes import make_group, make_plan
+from rlsys.records import Prompt, Turn
+from tests.fakes import make_group, make_plan, make_verdict
 from tests.integration.small_model import Transformers, make_prompts, make_small
 
 
@@ -76,9 +76,9 @@ def test_groups_come_in_order_and_are_the_same_for_any_number_of_workers():
     assert [group.index for group in alone] == list(range(9))
     for group in alone:
         assert (group.round, group.policy_version, group.failed) == (2, 0, 0)
-        assert sum(rollout.count for rollout in group.rollouts) == 5
-        assert {rollout.temperature for rollout in group.rollouts} == {0.5, 1.0}
-        assert len({rollout.token_ids.tobytes() for rollout in group.rollouts}) == len(group.rollouts)
+        assert sum(rollout.count for rollout in group.responses) == 5
+        assert {rollout.sampled.temperature for rollout in group.responses} == {0.5, 1.0}
+        assert len({rollout.token_ids.tobytes() for rollout in group.responses}) == len(group.responses)
     assert one.count(2)["failed_workers"] == 0
 
 
@@ -162,7 +162,7 @@ def test_prompts_that_kill_every_worker_are_delivered_without_rollouts():
         groups = list(stage.stream(text_prompts(6), PLAN))
     finally:
         stage.close()
-    assert [len(group.rollouts) > 0 for group in groups] == [True, True, False, False, True, True]
+    assert [len(group.responses) > 0 for group in groups] == [True, True, False, False, True, True]
     assert [group.failed for group in groups] == [0, 0, 5, 5, 0, 0]
     assert stage.count(2)["failed_workers"] == 2
 
@@ -321,8 +321,8 @@ class Longer:
 
     def verdicts(self, group, generations):
         assert not generations
-        scores = [float(len(rollout.text)) for rollout in group.rollouts]
-        return [Verdict(critiques=(Critique(text="", score=score),)) for score in scores]
+        scores = [float(len(rollout.text)) for rollout in group.responses]
+        return [make_verdict(score) for score in scores]
 
 
 def test_feedback_without_a_judge_gives_every_answer_its_own_verdict():
@@ -350,7 +350,7 @@ def test_feedback_keeps_the_order_and_counts_a_killed_worker():
         for one in (stage, alone, wounded):
             one.close()
     assert got == expected and [scored.group for scored in got] == groups
-    assert all(len(scored.verdicts) == len(scored.group.rollouts) for scored in got)
+    assert all(len(scored.verdicts) == len(scored.group.responses) for scored in got)
     assert any(verdict.score is not None for scored in got for verdict in scored.verdicts)
     assert wounded.count(2)["failed_workers"] == 1 and wounded.count(2)["seconds"] > 0
 

@@ -13,8 +13,9 @@ from learners.tokens import Processor, RefusedRecord
 from learners.trees import Branch, Tree, Unit, pack
 from rlsys import wire
 from rlsys.errors import ConfigError
-from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Prompt, Rollout, Turn
+from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Prompt, Turn
 from rlsys.worlds.scenes.policy import Shape, make_policy
+from tests.fakes import sampled_response
 
 SMALL = Shape(hidden=32, layers=1, mlp=32, vision_hidden=32, vision_layers=1, vision_mlp=32)
 
@@ -34,7 +35,7 @@ def prompt(name, *images, text="describe the picture"):
 
 def rollout(*tokens):
     ids = np.array(tokens, dtype=np.int32)
-    return Rollout(
+    return sampled_response(
         text="", token_ids=ids, logprobs=-np.ones(len(ids), np.float32), count=1, finish_reason="stop", temperature=1.0,
         seed=0,
     )  # fmt: skip
@@ -222,7 +223,7 @@ def test_a_sample_does_not_keep_the_frames_that_its_trees_came_in(processor):
     arrays = [kept.prompt_ids, kept.images[0].pixels]
     for answer, before in zip(kept.answers, tree.answers, strict=True):
         assert answer.rollout == before.rollout and answer.token_ids is answer.rollout.token_ids
-        arrays += [answer.token_ids, answer.rollout.logprobs]
+        arrays += [answer.token_ids, answer.rollout.sampled.logprobs]
     assert kept.images == tree.images and kept.prompt_ids.tolist() == tree.prompt_ids.tolist()
     assert (kept.policy_version, kept.round) == (0, 0)
     assert all(array.flags.owndata for array in arrays)

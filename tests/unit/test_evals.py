@@ -6,10 +6,11 @@ from rlsys.evaluations.bootstrap import Bootstrap
 from rlsys.evaluations.hallucination import amber_score, object_scores
 from rlsys.evaluations.polar import is_polar, polar_scores, read_polar
 from rlsys.evaluations.scenes import ScenesEvaluation, ScenesPolarEvaluation
-from rlsys.records import Rollout, RolloutGroup
+from rlsys.records import RolloutGroup
 from rlsys.worlds.scenes.language import describe, read_question, true_answer
 from rlsys.worlds.scenes.source import make_prompt, scene_of
 from rlsys.worlds.scenes.world import partner
+from tests.fakes import sampled_response
 
 
 def test_chair_and_recall_of_three_responses():
@@ -132,7 +133,7 @@ def test_bootstrap_without_a_denominator_is_undefined():
 
 def group(prompt, *texts, counts=None):
     rollouts = tuple(
-        Rollout(
+        sampled_response(
             text=text,
             token_ids=np.zeros(1, np.int32),
             logprobs=np.zeros(1, np.float32),
@@ -144,7 +145,7 @@ def group(prompt, *texts, counts=None):
         for place, text in enumerate(texts)
     )
     return RolloutGroup(
-        prompt=prompt, round=0, index=0, policy_version=0, prompt_token_ids=np.zeros(1, np.int32), rollouts=rollouts
+        prompt=prompt, round=0, index=0, policy_version=0, prompt_token_ids=np.zeros(1, np.int32), responses=rollouts
     )
 
 

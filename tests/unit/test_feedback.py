@@ -8,7 +8,8 @@ from rlsys.errors import ConfigError
 from rlsys.feedback.asking import judge_prompt
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.feedback.text_judge import TextJudge
-from rlsys.records import Completion, Critique, Generation, Image, Prompt, Rollout, RolloutGroup, Turn
+from rlsys.records import Completion, Critique, Generation, Image, Prompt, RolloutGroup, Turn
+from tests.fakes import sampled_response
 
 IMAGE = Image(pixels=np.zeros((2, 2, 3), np.uint8))
 TEMPLATE = "Q {question} A {answer}"
@@ -16,7 +17,7 @@ TEMPLATE = "Q {question} A {answer}"
 
 def group(*texts: str, round: int = 0) -> RolloutGroup:
     rollouts = tuple(
-        Rollout(
+        sampled_response(
             text=text, token_ids=np.array([i], np.int32), logprobs=np.array([-1.0], np.float32), count=1,
             finish_reason="stop", temperature=1.0, seed=i,
         )
@@ -24,7 +25,7 @@ def group(*texts: str, round: int = 0) -> RolloutGroup:
     )  # fmt: skip
     return RolloutGroup(
         prompt=Prompt(id="scene-7", turns=(Turn(role="user", text="What is there?"),), images=(IMAGE,)),
-        round=round, index=0, policy_version=0, prompt_token_ids=np.array([1], np.int32), rollouts=rollouts,
+        round=round, index=0, policy_version=0, prompt_token_ids=np.array([1], np.int32), responses=rollouts,
     )  # fmt: skip
 
 

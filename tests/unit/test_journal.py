@@ -14,12 +14,10 @@ from rlsys.errors import JournalError, WrongType
 from rlsys.journal import Journal
 from rlsys.journal.appendlog import scan
 from rlsys.records import (
-    Critique,
     Image,
     Interval,
     PreferencePair,
     Prompt,
-    Rollout,
     RolloutGroup,
     RoundReport,
     ScoredGroup,
@@ -28,6 +26,7 @@ from rlsys.records import (
     Verdict,
 )
 from rlsys.wire import encode
+from tests.fakes import make_verdict, sampled_response
 
 
 def make_image(seed=0, side=4):
@@ -36,7 +35,7 @@ def make_image(seed=0, side=4):
 
 def make_group(index=0, round=0, image=None, num_rollouts=3):
     rollouts = tuple(
-        Rollout(
+        sampled_response(
             text=f"answer {number} to {index}",
             token_ids=np.arange(number + 2, dtype=np.int32),
             logprobs=np.full(number + 2, -0.5, np.float32),
@@ -53,21 +52,21 @@ def make_group(index=0, round=0, image=None, num_rollouts=3):
         index=index,
         policy_version=round,
         prompt_token_ids=np.arange(5, dtype=np.int32) + index,
-        rollouts=rollouts,
+        responses=rollouts,
     )
 
 
 def make_scored(group):
-    verdicts = (Verdict(critiques=(Critique(text="good", score=0.75),)), Verdict(critiques=(), failed=1))
-    return ScoredGroup(group=group, verdicts=(*verdicts, *(verdicts[:1] * (len(group.rollouts) - 2))))
+    verdicts = (make_verdict(0.75, "good"), Verdict(critiques=(), failed=1))
+    return ScoredGroup(group=group, verdicts=(*verdicts, *(verdicts[:1] * (len(group.responses) - 2))))
 
 
 def make_pair(group, chosen=0, rejected=1):
     return PreferencePair(
         prompt=group.prompt,
         prompt_token_ids=group.prompt_token_ids,
-        chosen=group.rollouts[chosen],
-        rejected=group.rollouts[rejected],
+        chosen=group.responses[chosen],
+        rejected=group.responses[rejected],
         chosen_score=2.0,
         rejected_score=0.5,
         margin=1.5,
@@ -97,7 +96,7 @@ def copy_of(group):
     """The same group from other objects, as it comes back from another process."""
     pixels = group.prompt.images[0].pixels.copy()
     prompt = replace(group.prompt, images=(Image(pixels=pixels),))
-    return replace(group, prompt=prompt, rollouts=tuple(replace(rollout) for rollout in group.rollouts))
+    return replace(group, prompt=prompt, responses=tuple(replace(rollout) for rollout in group.responses))
 
 
 def log_of(journal, round=0, attempt=1):
@@ -177,11 +176,11 @@ def test_what_is_known_by_identity_is_not_encoded_again_and_not_kept_alive(tmp_p
         journal.begin(0)
         group = make_group(image=make_image())
         journal.append(0, group)
-        assert encoded == ["Image", "Prompt", "PromptTokens", "Rollout", "Rollout", "Rollout", "RolloutGroup"]
+        assert encoded == ["Image", "Prompt", "PromptTokens", "Response", "Response", "Response", "RolloutGroup"]
         journal.append(0, make_scored(group))
         journal.append(0, make_pair(group), make_pair(group, 2, 0))
         assert encoded[7:] == ["ScoredGroup", "PreferencePair", "PreferencePair"]
-        watched = [weakref.ref(part) for part in (group, group.prompt, group.prompt.images[0], group.rollouts[0])]
+        watched = [weakref.ref(part) for part in (group, group.prompt, group.prompt.images[0], group.responses[0])]
         del group
         assert [watch() for watch in watched] == [None] * 4
         assert journal._open[0]._parts._seen._found == {}
@@ -206,7 +205,7 @@ def test_records_appended_together_are_written_together_or_not_at_all(tmp_path, 
         size = log_of(journal).stat().st_size
         with pytest.raises(WrongType, match="expected float, got str"):
             journal.append(0, make_pair(group), replace(make_pair(group), margin="large"))
-        with pytest.raises(WrongType, match="expected Rollout, got Prompt"):
+        with pytest.raises(WrongType, match="expected Response, got Prompt"):
             journal.append(0, replace(make_pair(group), chosen=group.prompt))
         with pytest.raises(WrongType, match="expected ndarray, got Prompt"):
             journal.append(0, replace(make_pair(group), prompt_token_ids=group.prompt))
@@ -222,7 +221,7 @@ def test_records_appended_together_are_written_together_or_not_at_all(tmp_path, 
 
 def test_two_groups_that_differ_in_one_number_stay_two(tmp_path):
     group = make_group()
-    other = replace(group, failed=1, rollouts=(replace(group.rollouts[0], temperature=0.5), *group.rollouts[1:]))
+    other = replace(group, failed=1, responses=(replace(group.responses[0], temperature=0.5), *group.responses[1:]))
     with Journal(tmp_path) as journal:
         journal.begin(0)
         journal.append(0, make_scored(group))
@@ -394,6 +393,7 @@ import sys
 sys.path.insert(0, sys.argv[2])
 from tests.unit.test_journal import make_group, make_image, make_pair
 from rlsys.journal import Journal
+from tests.fakes import make_verdict, sampled_response
 journal = Journal(sys.argv[1])
 journal.begin(0)
 for index in range(int(sys.argv[3])):

@@ -11,26 +11,19 @@ from hypothesis import strategies as st
 from rlsys.examples.all_pairs import AllPairs
 from rlsys.examples.best_worst import BestWorst
 from rlsys.examples.scaling import beta_scale
-from rlsys.records import Critique, Prompt, Rollout, RolloutGroup, RoundPlan, ScoredGroup, Turn, Verdict
-
-PLAN = RoundPlan(
-    round=2, num_prompts=1, num_candidates=8, temperatures=(1.0,), top_p=1.0, max_tokens=32, epochs=1, lr=1e-5,
-    beta=0.1, scale_w=0.5, scale_k=0.5, pairs="all_pairs", min_margin=0.0, max_pairs_per_prompt=0,
-    reference="previous", data="current", lag=0,
-)  # fmt: skip
+from rlsys.records import Prompt, RolloutGroup, ScoredGroup, Turn
+from tests.fakes import make_verdict, sampled_response
 
 
 def scored(scores: list[float | None], *, texts: list[str] | None = None, prompt_id: str = "p") -> ScoredGroup:
     """A group with one answer per score, named a, b, c, ...; `None` is an answer whose critique failed."""
     rollouts = tuple(
-        Rollout(
+        sampled_response(
             text=texts[i] if texts else chr(ord("a") + i),
             token_ids=np.array([i, 99], np.int32),
             logprobs=np.array([-0.5, -0.25], np.float32),
-            count=1,
-            finish_reason="stop",
-            temperature=1.0,
             seed=i,
+            policy_version=2,
         )
         for i in range(len(scores))
     )
@@ -40,12 +33,9 @@ def scored(scores: list[float | None], *, texts: list[str] | None = None, prompt
         index=0,
         policy_version=2,
         prompt_token_ids=np.array([1, 2, 3], np.int32),
-        rollouts=rollouts,
+        responses=rollouts,
     )
-    verdicts = tuple(
-        Verdict(critiques=(), failed=1) if score is None else Verdict(critiques=(Critique(text="", score=score),))
-        for score in scores
-    )
+    verdicts = tuple(map(make_verdict, scores))
     return ScoredGroup(group=group, verdicts=verdicts)
 
 
@@ -81,41 +71,41 @@ def test_scale_refuses_a_negative_or_undefined_option(w, k, message):
     ("scores", "count"), [([1, 2, 2, 4], 5), ([1, 2, 3, 4], 6), ([3, 3, 3, 3], 0), ([1], 0), ([], 0)]
 )
 def test_all_pairs_counts(scores, count):
-    assert len(AllPairs()(scored(scores), PLAN)) == count
+    assert len(AllPairs()(scored(scores))) == count
 
 
 def test_all_pairs_prefers_the_higher_score_in_the_order_of_the_answers():
-    assert names(AllPairs()(scored([2.0, 1.0, 3.0]), PLAN)) == ["ab", "ca", "cb"]
+    assert names(AllPairs()(scored([2.0, 1.0, 3.0]))) == ["ab", "ca", "cb"]
 
 
 def test_a_pair_carries_margin_and_scale_side_by_side():
-    (pair,) = AllPairs()(scored([1.0, 3.0]), PLAN)
+    (pair,) = AllPairs()(scored([1.0, 3.0]))
     assert (pair.chosen_score, pair.rejected_score, pair.margin) == (3.0, 1.0, 2.0)
     assert pair.beta_scale == pytest.approx(1.316060, abs=1e-6)
-    assert (pair.round, pair.policy_version, pair.prompt.id) == (2, 2, "p")
+    assert (pair.round, pair.chosen.sampled.policy_version, pair.prompt.id) == (2, 2, "p")
     assert pair.prompt_token_ids.tolist() == [1, 2, 3]
 
 
 def test_min_margin_keeps_pairs_at_it_and_drops_those_below():
-    assert names(AllPairs()(scored([0.0, 0.5, 1.5]), replace(PLAN, min_margin=1.0))) == ["ca", "cb"]
+    assert names(AllPairs(min_margin=1.0)(scored([0.0, 0.5, 1.5]))) == ["ca", "cb"]
 
 
 def test_an_answer_without_a_score_is_in_no_pair():
-    assert names(AllPairs()(scored([1.0, None, 2.0]), PLAN)) == ["ca"]
-    assert names(BestWorst()(scored([None, 1.0, 2.0]), PLAN)) == ["cb"]
+    assert names(AllPairs()(scored([1.0, None, 2.0]))) == ["ca"]
+    assert names(BestWorst()(scored([None, 1.0, 2.0]))) == ["cb"]
 
 
 def test_answers_that_read_the_same_are_no_pair():
     group = scored([1.0, 2.0, 3.0], texts=["x", "x", "y"])
-    assert names(AllPairs()(group, PLAN)) == ["yx", "yx"]
-    assert BestWorst()(scored([1.0, 2.0], texts=["x", "x"]), PLAN) == []
+    assert names(AllPairs()(group)) == ["yx", "yx"]
+    assert BestWorst()(scored([1.0, 2.0], texts=["x", "x"])) == []
 
 
 def test_the_limit_keeps_a_repeatable_choice_that_differs_between_prompts():
-    plan = replace(PLAN, max_pairs_per_prompt=3)
-    choices = [names(AllPairs()(scored([1, 2, 3, 4, 5], prompt_id=f"p{i}"), plan)) for i in range(20)]
-    again = [names(AllPairs()(scored([1, 2, 3, 4, 5], prompt_id=f"p{i}"), plan)) for i in range(20)]
-    everything = names(AllPairs()(scored([1, 2, 3, 4, 5]), PLAN))
+    build = AllPairs(max_per_prompt=3)
+    choices = [names(build(scored([1, 2, 3, 4, 5], prompt_id=f"p{i}"))) for i in range(20)]
+    again = [names(build(scored([1, 2, 3, 4, 5], prompt_id=f"p{i}"))) for i in range(20)]
+    everything = names(AllPairs()(scored([1, 2, 3, 4, 5])))
     assert choices == again
     assert all(len(set(choice)) == 3 for choice in choices)
     assert all(choice == [name for name in everything if name in choice] for choice in choices)
@@ -123,17 +113,17 @@ def test_the_limit_keeps_a_repeatable_choice_that_differs_between_prompts():
 
 
 def test_best_worst_takes_the_first_of_equals():
-    (pair,) = BestWorst()(scored([0.1, 0.9, 0.5, 0.9]), PLAN)
+    (pair,) = BestWorst()(scored([0.1, 0.9, 0.5, 0.9]))
     assert (pair.chosen.text, pair.rejected.text) == ("b", "a")
     assert pair.margin == pytest.approx(0.8)
-    (pair,) = BestWorst()(scored([0.9, 0.1, 0.5, 0.1]), PLAN)
+    (pair,) = BestWorst()(scored([0.9, 0.1, 0.5, 0.1]))
     assert (pair.chosen.text, pair.rejected.text) == ("a", "b")
 
 
 def test_best_worst_gives_nothing_for_ties_small_margins_and_lone_answers():
-    assert BestWorst()(scored([1.0, 1.0]), PLAN) == []
-    assert BestWorst()(scored([1.0, 1.5]), replace(PLAN, min_margin=1.0)) == []
-    assert BestWorst()(scored([1.0, None]), PLAN) == []
+    assert BestWorst()(scored([1.0, 1.0])) == []
+    assert BestWorst(min_margin=1.0)(scored([1.0, 1.5])) == []
+    assert BestWorst()(scored([1.0, None])) == []
 
 
 def test_a_margin_that_is_no_number_is_refused():
@@ -143,8 +133,11 @@ def test_a_margin_that_is_no_number_is_refused():
 
 
 def test_the_choice_of_pairs_follows_the_runs_seed():
-    plan = replace(PLAN, max_pairs_per_prompt=3)
+    build = AllPairs(max_per_prompt=3)
     group = scored([1, 2, 3, 4, 5])
-    rollouts = tuple(replace(rollout, seed=rollout.seed + 1) for rollout in group.group.rollouts)
-    other = replace(group, group=replace(group.group, rollouts=rollouts))
-    assert names(AllPairs()(group, plan)) != names(AllPairs()(other, plan))
+    responses = tuple(
+        replace(response, sampled=replace(response.sampled, seed=response.sampled.seed + 1))
+        for response in group.group.responses
+    )
+    other = replace(group, group=replace(group.group, responses=responses))
+    assert names(build(group)) != names(build(other))

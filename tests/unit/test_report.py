@@ -21,9 +21,7 @@ from rlsys.records import (
     Interval,
     PreferencePair,
     Prompt,
-    Rollout,
     RolloutGroup,
-    RoundPlan,
     RoundReport,
     ScoredGroup,
     SyncReport,
@@ -35,13 +33,9 @@ from rlsys.report.measures import change
 from rlsys.report.metrics import RunMetrics
 from rlsys.report.svg import Point, bin_edges, histogram, line_chart, short, stacked_bars, ticks
 from rlsys.report.writer import write_report
+from tests.fakes import sampled_response
 
 COLOURS = {"red": (205, 52, 46), "blue": (48, 96, 200), "green": (40, 150, 84), "yellow": (238, 196, 52)}
-PLAN = RoundPlan(
-    round=0, num_prompts=12, num_candidates=8, temperatures=(1.0,), top_p=1.0, max_tokens=32, epochs=1, lr=1e-5,
-    beta=0.1, scale_w=0.5, scale_k=0.5, pairs="all_pairs", min_margin=0.0, max_pairs_per_prompt=6,
-    reference="previous", data="current", lag=0,
-)  # fmt: skip
 
 
 @dataclass
@@ -55,7 +49,7 @@ class FakeJournal:
 
     def read(self, round, record):
         for scored in self.groups[round]:
-            yield from [scored] if record is ScoredGroup else AllPairs()(scored, PLAN)
+            yield from [scored] if record is ScoredGroup else AllPairs()(scored)
 
 
 def scene(random: np.random.Generator) -> tuple[Image, str, str]:
@@ -75,7 +69,7 @@ def scored_group(round: int, index: int) -> ScoredGroup:
     rollouts, verdicts = [], []
     for number, text in enumerate(texts):
         rollouts.append(
-            Rollout(
+            sampled_response(
                 text=text, token_ids=np.array([number, 7], np.int32), logprobs=np.array([-0.7, -0.1], np.float32),
                 count=1 + int(random.integers(0, 3)), finish_reason="length" if number == 4 else "stop",
                 temperature=1.0, seed=number,
@@ -90,7 +84,7 @@ def scored_group(round: int, index: int) -> ScoredGroup:
     )
     group = RolloutGroup(
         prompt=prompt, round=round, index=index, policy_version=round, prompt_token_ids=np.array([1, 2], np.int32),
-        rollouts=tuple(rollouts),
+        responses=tuple(rollouts),
     )  # fmt: skip
     return ScoredGroup(group=group, verdicts=tuple(verdicts))
 
@@ -216,7 +210,7 @@ def test_examples_show_picture_answers_scores_and_marks(html):
     scores = [float(score) for score in re.findall(r'class="score">([+-][\d.]+)<', first)]
     assert scores == sorted(scores, reverse=True) and len(scores) == 4
     assert "no score" in first and "1 critique failed" in first
-    pairs = AllPairs()(expected, PLAN)
+    pairs = AllPairs()(expected)
     assert sum(map(int, re.findall(r">chosen (\d+)×", first))) == len(pairs) == 6
     assert sum(map(int, re.findall(r">rejected (\d+)×", first))) == 6
     assert "there is no purple ring." in first
@@ -232,9 +226,9 @@ def test_a_hostile_run_changes_nothing_of_the_page(tmp_path):
     journal = fake_run(tmp_path / "demo", rounds=1)
     scored = journal.groups[0][0]
     prompt = replace(scored.group.prompt, id=hostile, turns=(Turn(role=hostile, text=hostile),) * 2)
-    rollouts = tuple(replace(rollout, text=hostile) for rollout in scored.group.rollouts)
+    rollouts = tuple(replace(rollout, text=hostile) for rollout in scored.group.responses)
     verdicts = tuple(Verdict(critiques=(Critique(text=hostile * 20, score=1.0),) * 2) for _ in rollouts)
-    group = replace(scored.group, prompt=prompt, rollouts=rollouts)
+    group = replace(scored.group, prompt=prompt, responses=rollouts)
     journal.groups[0] = [ScoredGroup(group=group, verdicts=verdicts)]
     (tmp_path / "demo" / "config.yaml").write_text(hostile)
     page = Page(write_report(tmp_path / "demo", truth=lambda *_: [(hostile, True)], journal=journal).read_text())
@@ -249,7 +243,7 @@ def test_the_runs_own_journal_gives_the_same_page(tmp_path):
             for scored in groups:
                 journal.append(round, scored.group)
                 journal.append(round, scored)
-                for pair in AllPairs()(scored, PLAN):
+                for pair in AllPairs()(scored):
                     journal.append(round, pair)
         while_it_runs = write_report(tmp_path / "demo", truth=mark).read_text()
     assert while_it_runs == write_report(tmp_path / "demo", truth=mark, journal=fake).read_text()
@@ -295,7 +289,7 @@ def test_gather_prefers_groups_with_pairs_and_reads_all_scores():
     (view,) = gather(journal, examples=2)
     assert [example.scored.group.index for example in view.examples] == [2, 4]
     assert len(view.scores) == 10
-    assert len(view.margins) == sum(len(list(AllPairs()(scored_group(0, i), PLAN))) for i in (2, 4))
+    assert len(view.margins) == sum(len(list(AllPairs()(scored_group(0, i)))) for i in (2, 4))
     assert all(isinstance(pair, PreferencePair) for example in view.examples for pair in example.pairs)
     (view,) = gather(journal, examples=20)
     assert [example.scored.group.index for example in view.examples] == [1, 2, 1, 4]

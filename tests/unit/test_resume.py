@@ -20,7 +20,6 @@ from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
 from rlsys.journal import Journal
 from rlsys.records import (
-    Critique,
     FitReport,
     Interval,
     PreferencePair,
@@ -28,13 +27,12 @@ from rlsys.records import (
     RoundReport,
     ScoredGroup,
     SyncReport,
-    Verdict,
 )
 from rlsys.rounds import run_rounds
 from rlsys.run.components import RunComponents
 from rlsys.schedules.gate import GateConfig, MetricGate
 from rlsys.schedules.phases import Phase, Schedule
-from tests.fakes import make_prompt, make_rollout
+from tests.fakes import make_prompt, make_verdict, sampled_response
 
 registry.discover()
 KILLED = 9
@@ -85,16 +83,14 @@ class World:
                 index=index,
                 policy_version=self.version,
                 prompt_token_ids=np.array([1, 2], np.int32),
-                rollouts=tuple(map(make_rollout, texts)),
+                responses=tuple(map(sampled_response, texts)),
             )
 
     def _feedback(self, groups):
         for group in groups:
             self.fuse()
-            scores = [float(int(rollout.text[:2], 16) % 7) for rollout in group.rollouts]
-            yield ScoredGroup(
-                group=group, verdicts=tuple(Verdict(critiques=(Critique(text="ok", score=s),)) for s in scores)
-            )
+            scores = [float(int(rollout.text[:2], 16) % 7) for rollout in group.responses]
+            yield ScoredGroup(group=group, verdicts=tuple(make_verdict(s, "ok") for s in scores))
 
     def count(self, round):
         return {"seconds": 0.0, "failed_workers": 0.0, "failed_held_out": 0.0}
@@ -103,7 +99,9 @@ class World:
         taken = []
         for pair in pairs:
             self.fuse()
-            taken.append(f"{pair.prompt.id} {pair.chosen.text} {pair.rejected.text} {pair.policy_version}")
+            taken.append(
+                f"{pair.prompt.id} {pair.chosen.text} {pair.rejected.text} {pair.chosen.sampled.policy_version}"
+            )
         self.weights = digest(f"{self.weights} {taken} {version}")
         return FitReport(num_pairs=len(taken), num_steps=1, loss=0.5, metrics={}, seconds=0.0)
 
@@ -246,7 +244,7 @@ def outcome(root):
     journal, found = Journal(root / "journal"), []
     for report in whole_rounds(root, journal)[0]:
         pairs = [
-            (pair.prompt.id, pair.chosen.text, pair.rejected.text, pair.policy_version)
+            (pair.prompt.id, pair.chosen.text, pair.rejected.text, pair.chosen.sampled.policy_version)
             for pair in journal.read(report.round, PreferencePair)
         ]
         weights = root / "checkpoints" / f"round-{report.round:04d}" / "policy" / "weights"

@@ -15,7 +15,6 @@ from rlsys.checkpoints.run import Checkpoints
 from rlsys.errors import CheckpointError, LearnerError
 from rlsys.journal import Journal
 from rlsys.records import (
-    Critique,
     FitReport,
     Interval,
     PreferencePair,
@@ -23,13 +22,12 @@ from rlsys.records import (
     RoundReport,
     ScoredGroup,
     SyncReport,
-    Verdict,
 )
 from rlsys.rounds import run_rounds
 from rlsys.run.components import RunComponents
 from rlsys.schedules.gate import GateConfig, MetricGate
 from rlsys.schedules.phases import Phase, Schedule
-from tests.fakes import make_prompt, make_rollout
+from tests.fakes import make_prompt, make_verdict, sampled_response
 
 registry.discover()
 
@@ -73,20 +71,20 @@ class World:
             if self.hold is not None and index == plan.num_prompts - 1:
                 assert self.hold.wait(5.0), "training never began while generation was going on"
             self.events.append(("rollout", plan.round, index, self.version))
-            rollouts = tuple(make_rollout(f"{'x' * (n + 1)}{self.version}") for n in range(plan.num_candidates))
+            rollouts = tuple(sampled_response(f"{'x' * (n + 1)}{self.version}") for n in range(plan.num_candidates))
             yield RolloutGroup(
                 prompt=prompt,
                 round=plan.round,
                 index=index,
                 policy_version=self.version,
                 prompt_token_ids=rollouts[0].token_ids,
-                rollouts=rollouts,
+                responses=rollouts,
             )
 
     def _feedback(self, groups):
         for group in groups:
-            scores = [float(len(rollout.text)) for rollout in group.rollouts]
-            verdicts = tuple(Verdict(critiques=(Critique(text="ok", score=score),)) for score in scores)
+            scores = [float(len(rollout.text)) for rollout in group.responses]
+            verdicts = tuple(make_verdict(score, "ok") for score in scores)
             yield ScoredGroup(group=group, verdicts=verdicts)
 
     def count(self, round):
@@ -167,7 +165,7 @@ def test_a_round_reports_what_it_did_and_engines_change_version_last(tmp_path):
         ("fit", 1),
         ("publish", 2),
     ]
-    assert {pair.policy_version for pair in world.trained[1]} == {1}
+    assert {pair.chosen.sampled.policy_version for pair in world.trained[1]} == {1}
 
 
 def test_training_begins_while_prompts_are_still_being_answered(tmp_path):

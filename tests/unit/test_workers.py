@@ -71,21 +71,21 @@ def test_a_group_says_where_it_comes_from_and_leaves_its_images_behind():
     for group, prompt in zip(groups, prompts(3), strict=True):
         assert (group.round, group.policy_version, group.failed) == (6, 4, 0)
         assert group.prompt.id == prompt.id and group.prompt.images == ()
-        assert sum(rollout.count for rollout in group.rollouts) == 5
+        assert sum(rollout.count for rollout in group.responses) == 5
         seeds = {0.5: child_seed(9, "rollout", 6, prompt.id, 0), 1.0: child_seed(9, "rollout", 6, prompt.id, 1)}
-        assert all(rollout.seed == seeds[rollout.temperature] for rollout in group.rollouts)
+        assert all(rollout.sampled.seed == seeds[rollout.sampled.temperature] for rollout in group.responses)
 
 
 def test_a_temperature_without_a_share_is_not_asked():
     worker = scripted()
     [group] = answer(worker, prompts(1), make_plan(num_candidates=1, temperatures=(0.5, 1.0)))
-    assert [rollout.temperature for rollout in group.rollouts] == [0.5] and group.failed == 0
+    assert [rollout.sampled.temperature for rollout in group.responses] == [0.5] and group.failed == 0
 
 
 def test_answers_depend_on_seed_round_and_prompt_only():
     def texts(seed, round, chosen):
         groups = answer(scripted(seed), chosen, make_plan(round=round, max_tokens=30))
-        return {group.prompt.id: [rollout.text for rollout in group.rollouts] for group in groups}
+        return {group.prompt.id: [rollout.text for rollout in group.responses] for group in groups}
 
     three = texts(1, 0, prompts(3))
     assert texts(1, 0, prompts(3)[2:]) == {"p2": three["p2"]}
@@ -94,8 +94,8 @@ def test_answers_depend_on_seed_round_and_prompt_only():
 
 def test_the_scripted_engine_ends_answers_that_are_not_cut():
     [group] = answer(scripted(), prompts(1), make_plan(num_candidates=50))
-    assert {rollout.finish_reason for rollout in group.rollouts} == {"stop", "length"}
-    for rollout in group.rollouts:
+    assert {rollout.finish_reason for rollout in group.responses} == {"stop", "length"}
+    for rollout in group.responses:
         assert (rollout.token_ids[-1] == END) == (rollout.finish_reason == "stop")
     with pytest.raises(ConfigError, match=r"engine\.vocabulary must be above 2, got 2"):
         Scripted(vocabulary=2)
@@ -110,7 +110,7 @@ def test_one_call_judges_many_groups_and_gives_each_its_verdicts():
     worker = JudgeWorker(feedback=feedback, engine=Scripted(), model="")
     together = records(worker.judge(wire.encode_many(groups)), Verdict)
     apart = [verdict for group in groups for verdict in records(worker.judge(wire.encode_many([group])), Verdict)]
-    assert len(together) == sum(len(group.rollouts) for group in groups)
+    assert len(together) == sum(len(group.responses) for group in groups)
     assert together == apart
     assert all(len(verdict.critiques) + verdict.failed == 2 for verdict in together)
     assert any(verdict.critiques for verdict in together)
@@ -148,7 +148,7 @@ def test_busy_seconds_are_those_between_the_parts():
 
 def test_a_group_that_asks_nothing_has_its_place_among_the_verdicts():
     groups = answer(scripted(), prompts(3), make_plan(num_candidates=2))
-    groups[0] = replace(groups[0], rollouts=(), failed=2)
+    groups[0] = replace(groups[0], responses=(), failed=2)
     worker = JudgeWorker(feedback=CritiqueFeedback(num_critiques=1), engine=Scripted(at_once=1), model="")
     assert sum(part.num_items for part in worker.judge(wire.encode_many(groups))) == 3
     assert [part.num_items for part in worker.judge(wire.encode_many(groups[:1]))] == [1]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, TypeVar
 
 from rlsys import wire
@@ -56,19 +54,3 @@ def partial_results(
             notes.clear()
             yield PartialResult(num_items=len(wanted), frame=frame, seconds=time.monotonic() - begun, notes=told)
             begun = time.monotonic()
-
-
-def regroup(ready: Iterable[Sequence[T]], sizes: Iterable[int]) -> Iterator[list[list[T]]]:
-    """Neighbours put together, `sizes` of them each; those that are whole at once are one list.
-
-    >>> list(regroup([["a"], ["b", "c"], ["d"]], [2, 0, 1, 1]))
-    [[['a', 'b'], [], ['c']], [['d']]]
-    """
-    left, found = deque(sizes), deque()
-    for some in chain(ready, [()]):  # the empty one lets go what needs nothing, if nothing comes
-        found.extend(some)
-        whole = []
-        while left and left[0] <= len(found):
-            whole.append([found.popleft() for _ in range(left.popleft())])
-        if whole:
-            yield whole

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import psutil
 
 from actors import remote
-from actors.ordered import POLL_S, OrderedRun, Task
+from actors.ordered import ATTEMPTS, POLL_S, OrderedRun, Task
 from actors.partial import PartialResult
 from actors.remote import Spec, WorkerHandle
 from rlsys.common.streams import Stream
@@ -51,6 +53,9 @@ class WorkerPool:
         self.deadline_s = deadline_s
         self._on_death = on_death
         self._running = False
+        self._lock = threading.Lock()
+        self._calls: Counter[int] = Counter()
+        """Calls of `call` that are not done, by worker."""
         self._abandoned: list[Any] = []
         """References whose results nobody waits for any more."""
         self.slots = [WorkerHandle(spec, placement, number, deadline_s) for number, placement in enumerate(placements)]
@@ -93,6 +98,58 @@ class WorkerPool:
             ready.close()
             self._abandoned += [stream.completed() for stream in run.unfinished()]
             self._running = False
+
+    def call(self, method: str, arguments: tuple[Any, ...], *, num_items: int) -> Iterator[PartialResult | None]:
+        """Results of one call on the worker with the fewest calls, part by part; a part is `None` if the worker died in both
+        attempts, and the results that have not come are missing. Any thread may call, also while a run goes on: a worker does
+        its calls one after another.
+
+        Raises:
+            WorkerDied: a replacement died while it started.
+            Exception: what the worker's method raised.
+        """
+        with self._lock:
+            self._sweep()
+            slot = min(self.slots, key=lambda slot: self._calls[slot.number])
+            self._calls[slot.number] += 1
+        received = 0
+        try:
+            for _ in range(ATTEMPTS):
+                self._await_start([slot])
+                patience_s = self.deadline_s * (self._calls[slot.number] + self._running)
+                try:
+                    for part in self._parts(slot.stream(method, *arguments, received), slot, patience_s):
+                        received += part.num_items
+                        yield part
+                        if received == num_items:
+                            return
+                    raise RuntimeError(f"{method} ended after {received} of {num_items} results")
+                except WorkerDied:
+                    self.restart(slot)
+            yield None
+        finally:
+            with self._lock:
+                self._calls[slot.number] -= 1
+
+    def _parts(self, stream: Any, slot: WorkerHandle, patience_s: float) -> Iterator[PartialResult]:
+        """
+        Args:
+            patience_s: how long the next part may take; more than a deadline while other calls of the worker come first.
+
+        Raises:
+            WorkerDied: its process ended, or a part is late.
+        """
+        try:
+            while True:
+                if not self.wait([stream], patience_s):
+                    raise WorkerDied(f"{slot.name} did not answer within {patience_s:g} s")
+                part = self.part(stream)
+                if part is None:
+                    return
+                yield part
+                patience_s = self.deadline_s
+        finally:
+            self._abandoned.append(stream.completed())
 
     def all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a method of every worker at once, each with its own arguments.
@@ -155,9 +212,12 @@ class WorkerPool:
 
     def restart(self, slot: WorkerHandle) -> None:
         """As `replace`, but without waiting."""
-        self._on_death(slot.name)
-        slot.kill()
-        slot.start()
+        with self._lock:
+            if slot.starting is not None:  # another call has found it dead before
+                return
+            self._on_death(slot.name)
+            slot.kill()
+            slot.start()
 
     def close(self) -> None:
         """End all workers, and wait until those of this machine are gone."""

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from actors.partial import PartialResult, partial_results, regroup
+from actors.partial import PartialResult, partial_results
+from actors.roles import generations
 from rlsys import wire
-from rlsys.contracts import Request
+from rlsys.asking.driver import regroup
+from rlsys.conversations.single_turn import completions_of, first_samplings, merged
 from rlsys.errors import EngineError
-from rlsys.records import Completion, Generation, Probe, Prompt, Response, RolloutGroup, RoundPlan, Sampled, Sampling
-from rlsys.seeding import child_seed
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RolloutTask:
-    """What to do with a chunk of a round's prompts."""
-
-    round: int
-    start: int
-    """Position of the chunk's first prompt in its round."""
-    num_candidates: int
-    temperatures: tuple[float, ...]
-    top_p: float
-    max_tokens: int
-
-    @classmethod
-    def of(cls, plan: RoundPlan, start: int) -> RolloutTask:
-        """The chunk of a round that begins at `start`."""
-        return cls(
-            round=plan.round,
-            start=start,
-            num_candidates=plan.num_candidates,
-            temperatures=tuple(plan.temperatures),
-            top_p=plan.top_p,
-            max_tokens=plan.max_tokens,
-        )
+from rlsys.records import Completion, Generation, Probe, Prompt, RolloutGroup, RoundPlan, Sampling
 
 
 class RolloutWorker:
@@ -55,10 +31,11 @@ class RolloutWorker:
         self._engine = engine.open(model, version=version)
         self._seed = seed
 
-    def rollout(self, frame: bytes, task: RolloutTask, skip: int = 0) -> Iterator[PartialResult]:
+    def rollout(self, frame: bytes, plan: RoundPlan, start: int, skip: int = 0) -> Iterator[PartialResult]:
         """Answer the prompts of a frame.
 
         Args:
+            start: position of the first prompt in its round.
             skip: groups at the beginning that are not wanted. Their prompts are answered none the less: the last digits
                 of an answer depend on what is computed beside it.
 
@@ -66,7 +43,13 @@ class RolloutWorker:
             Response groups in the order of the prompts, each when its last answer is there. Their prompts are without
             images: the caller has them.
         """
-        yield from partial_results(self._groups(frame, task), skip=skip, notes=getattr(self._engine, "notes", None))
+        yield from partial_results(
+            self._groups(frame, plan, start), skip=skip, notes=getattr(self._engine, "notes", None)
+        )
+
+    def respond(self, frame: bytes, skip: int = 0) -> Iterator[PartialResult]:
+        """Answer questions to the policy; see `actors.roles.generations`."""
+        yield from generations(self._engine, frame, skip)
 
     def answer(self, frame: bytes, sampling: Sampling) -> bytes:
         """One candidate per prompt, as probes of it: a frame of `Probe`, prompts with their images. A prompt that the policy
@@ -112,43 +95,31 @@ class RolloutWorker:
         """Free the device."""
         self._engine.close()
 
-    def _request(self, prompt: Prompt, task: RolloutTask, number: int, num_samples: int) -> Request:
-        return prompt, Sampling(
-            num_samples=num_samples,
-            temperature=task.temperatures[number],
-            top_p=task.top_p,
-            max_tokens=task.max_tokens,
-            seed=child_seed(self._seed, "rollout", task.round, prompt.id, number),
-        )
-
-    def _groups(self, frame: bytes, task: RolloutTask) -> Iterator[list[tuple[RolloutGroup]]]:
+    def _groups(self, frame: bytes, plan: RoundPlan, start: int) -> Iterator[list[tuple[RolloutGroup]]]:
         prompts = wire.decode_many(frame, Prompt)
-        shares = candidates_per_temperature(task.num_candidates, len(task.temperatures))
-        asked = [
-            [self._request(prompt, task, i, share) for i, share in enumerate(shares) if share] for prompt in prompts
-        ]
-        generations = self._engine.stream([request for requests in asked for request in requests])
-        left = enumerate(zip(prompts, asked, strict=True))
-        for whole in regroup(generations, map(len, asked)):
+        asked = [first_samplings(prompt, plan, self._seed) for prompt in prompts]
+        requests = [(prompt, one) for prompt, own in zip(prompts, asked, strict=True) for one in own]
+        left = enumerate(zip(prompts, asked, strict=True), start)
+        for whole in regroup(self._engine.stream(requests), map(len, asked)):
             groups = []
-            for found, (number, (prompt, requests)) in zip(whole, left, strict=False):
-                groups.append((self._group(prompt, task, number, list(zip(requests, found, strict=True))),))
+            for found, (index, (prompt, samplings)) in zip(whole, left, strict=False):
+                groups.append((self._group(prompt, plan, index, samplings, found),))
             yield groups
 
     def _group(
-        self, prompt: Prompt, task: RolloutTask, index: int, answered: Sequence[tuple[Request, Generation]]
+        self, prompt: Prompt, plan: RoundPlan, index: int, samplings: Sequence[Sampling], found: Sequence[Generation]
     ) -> RolloutGroup:
-        sampled = [(one, sampling) for (_, sampling), found in answered for one in found.completions]
-        responses = merged(sampled, policy_version=self._engine.version)
-        delivered = sum(response.count for response in responses)
+        version = self._engine.version
+        stamped = [replace(generation, version=version) for generation in found]
+        responses = merged(completions_of(stamped, samplings))
         return RolloutGroup(
             prompt=replace(prompt, images=()),
-            round=task.round,
-            index=task.start + index,
-            policy_version=self._engine.version,
-            prompt_token_ids=answered[0][1].prompt_token_ids,
+            round=plan.round,
+            index=index,
+            policy_version=version,
+            prompt_token_ids=found[0].prompt_token_ids,
             responses=responses,
-            failed=task.num_candidates - delivered,
+            failed=plan.num_candidates - sum(response.count for response in responses),
         )
 
 
@@ -156,38 +127,3 @@ def _with_room(answer: Completion) -> tuple[int, ...]:
     """Its tokens. One that was cut off may fill the engine to its last token, and be too long to be scored: it loses one."""
     ids = answer.token_ids.tolist()
     return tuple(ids[:-1] if answer.finish_reason == "length" and len(ids) > 1 else ids)
-
-
-def candidates_per_temperature(num_candidates: int, num_temperatures: int) -> list[int]:
-    """Even shares; the first ones get what is left over.
-
-    >>> candidates_per_temperature(8, 3)
-    [3, 3, 2]
-    """
-    base, over = divmod(num_candidates, num_temperatures)
-    return [base + (number < over) for number in range(num_temperatures)]
-
-
-def merged(completions: Sequence[tuple[Completion, Sampling]], *, policy_version: int) -> tuple[Response, ...]:
-    """Distinct responses in order of first appearance, with their counts."""
-    found: dict[bytes, Response] = {}
-    for one, sampling in completions:
-        key = one.token_ids.tobytes()
-        if key in found:
-            found[key] = replace(found[key], count=found[key].count + 1)
-        else:
-            found[key] = Response(
-                id=str(len(found)),
-                text=one.text,
-                token_ids=one.token_ids,
-                count=1,
-                finish_reason=one.finish_reason,
-                sampled=Sampled(
-                    policy_version=policy_version,
-                    logprobs=one.logprobs,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    seed=sampling.seed,
-                ),
-            )
-    return tuple(found.values())

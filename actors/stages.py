@@ -1,16 +1,16 @@
-"""The two stages of a round that run on engines, as the loop knows them.
+"""The stage that responds to prompts, on engines with the policy's weights.
 
-The result of a stage does not depend on how many workers there are, which of them did what, or whether one was
+The result of the stage does not depend on how many workers there are, which of them did what, or whether one was
 replaced: what is asked in one engine call depends on the plan, `batch` and the sizes of images only, and a call's result
 on nothing but what is asked.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ import numpy as np
 
 from actors.chunks import chunks
 from actors.counts import Counts
-from actors.judge import JudgeWorker
 from actors.ordered import Task
 from actors.partial import PartialResult
 from actors.pool import WorkerPool
 from actors.remote import Spec
-from actors.rollout import RolloutTask, RolloutWorker
+from actors.roles import Respondent, RoleEngines
+from actors.rollout import RolloutWorker
 from rlsys import wire
+from rlsys.asking.driver import advance
 from rlsys.common import files
-from rlsys.contracts import Feedback
+from rlsys.contracts import Conversation
+from rlsys.conversations.single_turn import SingleTurn
 from rlsys.errors import ConfigError, EngineError
 from rlsys.placement import Placement
-from rlsys.records import Generation, Probe, Prompt, RolloutGroup, RoundPlan, Sampling, ScoredGroup, Verdict
+from rlsys.records import Probe, Prompt, Response, RolloutGroup, RoundPlan, Sampling
 from rlsys.seeding import child_seed
 
 PROBE_TOKENS = 32
@@ -51,6 +53,8 @@ class RolloutStage:
         deadline_s: float = 900.0,
         probe_prompts: Sequence[Prompt] = (),
         probe_file: Path | None = None,
+        conversation: Conversation | None = None,
+        roles: Mapping[str, RoleEngines] | None = None,
     ) -> None:
         """Start the workers, one per placement.
 
@@ -63,6 +67,8 @@ class RolloutStage:
             deadline_s: for the first results of a call, and from each to the next.
             probe_prompts: prompts whose answers prove weight updates; with images where the policy takes any.
             probe_file: where these answers are kept, so that a resumed run proves its updates with the same ones.
+            conversation: how the policy responds; one turn if `None`.
+            roles: engines besides the policy's that the conversation asks.
 
         Raises:
             ConfigError: batch or placements are empty.
@@ -77,6 +83,8 @@ class RolloutStage:
         self._probe_file = probe_file
         self._seed = seed
         self._num_workers = len(placements)
+        self._conversation = None if isinstance(conversation, SingleTurn) else conversation
+        self._respondent = Respondent(ChainMap({"policy": self}, {} if roles is None else roles))
         spec = Spec(
             name="rollout",
             worker=RolloutWorker,
@@ -103,6 +111,10 @@ class RolloutStage:
                 if plan.is_held_out:
                     self._counts.missed(group.failed)
                 yield group
+
+    def ask(self, frame: bytes, num_asks: int) -> Iterator[PartialResult | None]:
+        """The policy as an engine that is asked (`actors.roles.RoleEngines`), with the weights that it holds."""
+        return self._pool.call("respond", (frame,), num_items=num_asks)
 
     def count(self, round: int) -> dict[str, float]:
         """`seconds` (busy, mean over workers), `failed_workers` and `failed_held_out` of a round, with what has failed since
@@ -167,14 +179,33 @@ class RolloutStage:
         for chunk in chunks(prompts, size, prompt=lambda prompt: prompt):
             yield Task(
                 key=enumerate(chunk, start),
-                arguments=(wire.encode_many(chunk), RolloutTask.of(plan, start)),
+                arguments=(wire.encode_many(chunk), plan, start),
                 num_items=len(chunk),
             )
             start += len(chunk)
 
     def _answered(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[RolloutGroup]:
+        if self._conversation is not None and not plan.is_held_out:
+            yield from self._conversations(prompts, plan)
+            return
         for asked, part in self._pool.run("rollout", self._tasks(prompts, plan)):
             yield from self._groups(asked, part, plan)
+
+    def _conversations(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[RolloutGroup]:
+        """Groups of responses of several turns; a batch's turns are taken in common waves."""
+        index = 0
+        answer = partial(self._respondent, heard=lambda part: self._heard(part, plan))
+        for batch in chunks(prompts, self._batch, prompt=lambda prompt: prompt):
+            programs = [self._conversation.respond(prompt, plan, self._seed) for prompt in batch]
+            left = iter(batch)
+            for found in advance(programs, answer):
+                for (prompt_ids, responses), prompt in zip(found, left, strict=False):
+                    yield group_of(prompt, plan, index, prompt_ids, responses, version=self._current()[1])
+                    index += 1
+
+    def _heard(self, part: PartialResult, plan: RoundPlan) -> None:
+        self._counts.seconds[plan.round] += part.seconds
+        self._counts.tell(part.notes)
 
     def _groups(
         self, asked: Iterator[tuple[int, Prompt]], part: PartialResult | None, plan: RoundPlan
@@ -187,99 +218,10 @@ class RolloutStage:
             for index, prompt in asked:
                 yield _without_rollouts(prompt, plan, index, version=self._current()[1])
             return
-        self._counts.seconds[plan.round] += part.seconds
-        self._counts.tell(part.notes)
+        self._heard(part, plan)
         for group in part.records(RolloutGroup):
             _, prompt = next(asked)
             yield replace(group, prompt=prompt)
-
-
-class FeedbackStage:
-    """`rlsys.contracts.FeedbackStage`. Feedback that asks no judge runs in this process."""
-
-    def __init__(
-        self,
-        *,
-        feedback: Feedback,
-        engine: Any = None,
-        model: str | None = None,
-        placements: Sequence[Placement] = (),
-        batch: int = 8,
-        deadline_s: float = 900.0,
-    ) -> None:
-        """Start the workers, one per placement.
-
-        Args:
-            engine: a plug-in of group `engine`, for the judge.
-            model: the judge's checkpoint.
-            batch: groups per engine call.
-            deadline_s: for the first results of a call, and from each to the next.
-
-        Raises:
-            ConfigError: the feedback asks a judge, and there is no placement for one.
-        """
-        self._feedback = feedback
-        self._batch = batch
-        self._counts = Counts("feedback")
-        self._pool: WorkerPool | None = None
-        self._num_workers = max(1, len(placements))
-        if feedback.needs_engine:
-            _check(batch, placements)
-            options = {"feedback": feedback, "engine": engine, "model": str(model)}
-            spec = Spec(name="critic", worker=JudgeWorker, options=options)
-            self._pool = WorkerPool(spec, placements, deadline_s=deadline_s, on_death=self._counts.death)
-
-    def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
-        """One scored group per group, in order."""
-        if self._pool is None:
-            yield from self._alone(groups)
-            return
-        for asked, part in self._pool.run("judge", self._tasks(groups)):
-            for group, verdicts in self._verdicts(asked, part):
-                yield ScoredGroup(group=group, verdicts=verdicts)
-
-    def count(self, round: int) -> dict[str, float]:
-        """`seconds` (busy, mean over workers) and `failed_workers` of a round."""
-        return self._counts.of(round, self._num_workers)
-
-    def pids(self) -> list[int]:
-        """Processes of the judge's workers that run on this machine."""
-        return [] if self._pool is None else self._pool.pids()
-
-    def close(self) -> None:
-        """End the workers."""
-        if self._pool is not None:
-            self._pool.close()
-
-    def _alone(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
-        for group in groups:
-            begun = time.monotonic()
-            verdicts = self._feedback.verdicts(group, [])
-            self._counts.seconds[group.round] += time.monotonic() - begun
-            yield ScoredGroup(group=group, verdicts=tuple(verdicts))
-
-    def _tasks(self, groups: Iterable[RolloutGroup]) -> Iterator[Task]:
-        for chunk in chunks(groups, self._batch, prompt=lambda group: group.prompt):
-            self._counts.round = chunk[0].round
-            yield Task(key=iter(chunk), arguments=(wire.encode_many(chunk),), num_items=len(chunk))
-
-    def _verdicts(
-        self, asked: Iterator[RolloutGroup], part: PartialResult | None
-    ) -> Iterator[tuple[RolloutGroup, tuple[Verdict, ...]]]:
-        """
-        Args:
-            asked: groups that are not judged yet.
-        """
-        if part is None:
-            unanswered = Generation(prompt_token_ids=np.zeros(0, np.int32), completions=())
-            for group in asked:
-                yield group, self._feedback.verdicts(group, [unanswered] * len(self._feedback.requests(group)))
-            return
-        self._counts.tell(part.notes)
-        verdicts = iter(part.records(Verdict))
-        for group in islice(asked, part.num_items):
-            self._counts.seconds[group.round] += part.seconds / part.num_items
-            yield group, tuple(islice(verdicts, len(group.responses)))
 
 
 def _check(batch: int, placements: Sequence[Placement]) -> None:
@@ -287,6 +229,32 @@ def _check(batch: int, placements: Sequence[Placement]) -> None:
         raise ConfigError(f"batch must be at least 1, got {batch}")
     if not placements:
         raise ConfigError("num_actors must be at least 1, got 0")
+
+
+def group_of(
+    prompt: Prompt,
+    plan: RoundPlan,
+    index: int,
+    prompt_ids: np.ndarray,
+    responses: tuple[Response, ...],
+    *,
+    version: int,
+) -> RolloutGroup:
+    """The group of a prompt's conversations.
+
+    Args:
+        version: of the weights, where no response says it.
+    """
+    versions = {response.sampled.policy_version for response in responses if response.sampled}
+    return RolloutGroup(
+        prompt=prompt,
+        round=plan.round,
+        index=index,
+        policy_version=min(versions, default=version),
+        prompt_token_ids=prompt_ids,
+        responses=responses,
+        failed=plan.num_candidates - sum(response.count for response in responses),
+    )
 
 
 def _without_rollouts(prompt: Prompt, plan: RoundPlan, index: int, *, version: int) -> RolloutGroup:

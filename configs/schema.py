@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -64,42 +65,51 @@ class PolicyConfig:
 class EngineRoleConfig:
     """Actors with an inference engine each."""
 
-    role: ClassVar[str] = "rollout"
-    """Its key in `RunConfig`."""
-
     num_actors: int = 1
     cores: float = 0
     """Cores per actor; 0 shares out what there is."""
     gpus: float = 0
     """GPUs per actor: the engine's tensor-parallel size, or a fraction of a shared GPU."""
     batch: int = 32
-    """Prompts (rollout) or groups (critic) per call. Part of what makes a run reproducible: another batch, other rounding."""
+    """Prompts (rollout) or groups (judge) per call. Part of what makes a run reproducible: another batch, other rounding."""
     deadline_s: float = 900.0
     """For the first results of a call, and from each to the next."""
-    engine: Any = MISSING
+    engine: Any = None
 
-    def __post_init__(self) -> None:
-        _at_least(self.role, self, num_actors=1, batch=1, cores=0, gpus=0)
-        _above_zero(self.role, self, "deadline_s")
-        if self.engine != MISSING and not hasattr(self.engine, "receivers"):
+    def check(self, section: str) -> None:
+        """
+        Args:
+            section: key in `RunConfig`.
+
+        Raises:
+            ConfigError: a value is out of its range, or does not fit the engine.
+        """
+        _at_least(section, self, num_actors=1, batch=1, cores=0, gpus=0)
+        _above_zero(section, self, "deadline_s")
+        if not hasattr(self.engine, "receivers"):
             raise ConfigError(
-                f"{self.role}.engine must be an engine, got {self.engine!r}; choose one with engine@{self.role}.engine=NAME"
+                f"{section}.engine must be an engine, got {self.engine!r}; choose one with engine@{section}.engine=NAME"
             )
-        if self.engine != MISSING and self.gpus and self.engine.receivers != max(1, self.gpus):
+        if self.gpus and self.engine.receivers != max(1, self.gpus):
             raise ConfigError(
-                f"{self.role}.gpus must be the engine's tensor-parallel size, {self.engine.receivers}, got {self.gpus:g}"
+                f"{section}.gpus must be the engine's tensor-parallel size, {self.engine.receivers}, got {self.gpus:g}"
             )
 
 
 @dataclass(kw_only=True)
-class JudgeConfig(EngineRoleConfig):
-    """The judge."""
+class RoleConfig(EngineRoleConfig):
+    """The engines of a named role: `judge`, or any that a plug-in asks. An engine that is not chosen is as the policy's."""
 
-    role: ClassVar[str] = "critic"
-
-    model: str = "scenes"
-    """`scenes` (trained on the spot and cached), or a Hugging Face folder or name."""
+    model: str = ""
+    """A Hugging Face folder or name; `scenes` (made on the spot and cached); or `policy`: the policy's own engines answer,
+    with the weights of the round."""
     num_parameters_b: float | None = None
+    """Billions of parameters, for the plan when the weights are not on this machine."""
+
+    @property
+    def is_policy(self) -> bool:
+        """Whether the policy's engines answer."""
+        return self.model == "policy"
 
 
 @dataclass(kw_only=True)
@@ -178,11 +188,13 @@ class RunConfig:
     sft: training.SftConfig = field(default_factory=training.SftConfig)
     """How `policy.model=scenes` is made."""
     judge_training: training.JudgeTrainingConfig = field(default_factory=training.JudgeTrainingConfig)
-    """How `critic.model=scenes` is made."""
+    """How `engines.judge.model=scenes` is made."""
     prompts: Any = MISSING
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
     feedback: Any = MISSING
-    critic: JudgeConfig = field(default_factory=JudgeConfig)
+    conversation: Any = MISSING
+    engines: dict[str, RoleConfig] = field(default_factory=lambda: {"judge": RoleConfig(model="scenes")})
+    """The engines that feedback, conversation and evaluations ask, by role."""
     examples: Any = MISSING
     objective: Any = MISSING
     learner: LearnerConfig = field(default_factory=LearnerConfig)
@@ -205,8 +217,14 @@ class RunConfig:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
         if getattr(self.feedback, "seed", 0) is None:
             self.feedback.seed = self.seed
+        for role in self.engines.values():
+            if role.engine is None:
+                role.engine = copy.copy(self.rollout.engine)
+        for section, role in {"rollout": self.rollout, **{f"engines.{n}": r for n, r in self.engines.items()}}.items():
+            role.check(section)
         self._check_gpus()
         schedule = self.schedule.build()
+        self._check_roles()
         for round in range(schedule.num_rounds):
             self._check_examples(schedule.plan(round))
         references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
@@ -221,6 +239,39 @@ class RunConfig:
             raise ConfigError(
                 "gate.refuse and gate.patience need rounds that are evaluated: eval.every > 0, an evaluation"
             )
+
+    def _check_roles(self) -> None:
+        """Every engine that a plug-in asks is named, and can give what is asked of it."""
+        for plugin in self.asking_plugins():
+            for role in plugin.roles:
+                found = self.engines.get(role)
+                if role != "policy" and (found is None or not found.model):
+                    raise ConfigError(
+                        f"{type(plugin).__name__} asks an engine of role {role!r}; give it a model: engines.{role}.model=..."
+                    )
+                if role in getattr(plugin, "raw_logits", ()) and (role == "policy" or found.is_policy):
+                    raise ConfigError(
+                        f"{type(plugin).__name__} reads raw logits of role {role!r}, which the policy's engines do not give"
+                    )
+
+    def asking_plugins(self) -> list[Any]:
+        """The plug-ins of all rounds that may ask engines."""
+        schedule = self.schedule.build()
+        options = [schedule.plan(round).options.get("feedback", {}) for round in range(schedule.num_rounds)]
+        return [*(registry.feedback.configured(self.feedback, each) for each in options), self.conversation]
+
+    def roles(self) -> list[str]:
+        """Roles that are asked and have engines of their own, in the order in which they are named."""
+        asked = {role for plugin in self.asking_plugins() for role in plugin.roles}
+        return [name for name, role in self.engines.items() if name in asked and not role.is_policy]
+
+    def roles_of_policy(self) -> list[str]:
+        """Roles that the policy's engines answer."""
+        return ["policy", *(name for name, role in self.engines.items() if role.is_policy)]
+
+    def raw_logits(self, role: str) -> bool:
+        """Whether the engine of a role is opened for raw logits."""
+        return any(role in getattr(plugin, "raw_logits", ()) for plugin in self.asking_plugins())
 
     def _check_examples(self, plan: RoundPlan) -> None:
         """The plug-ins as a round has them can be made, and the objective learns from what the builder makes."""

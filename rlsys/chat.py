@@ -15,6 +15,8 @@ from rlsys.records import Prompt
 
 _RENDERED_BYTES = 16 << 20
 """Of rendered conversations that are kept; the prompts of a task share a few questions."""
+_MARK = "\u2063sampled\u2063"
+"""Stands for an assistant turn whose tokens are known while the conversation is rendered."""
 _TOKEN_BYTES = 40
 """Of a Python integer in a tuple."""
 
@@ -52,7 +54,7 @@ class Chat:
         """
         if prompt.images and self.processor is None:
             raise ConfigError(f"prompt {prompt.id!r} has {len(prompt.images)} images, this checkpoint takes none")
-        key = tuple((turn.role, turn.text) for turn in prompt.turns), len(prompt.images)
+        key = tuple((turn.role, turn.text, turn.token_ids) for turn in prompt.turns), len(prompt.images)
         found = self._rendered.get(key)
         if found is None:
             found = self._render(*key)
@@ -78,12 +80,21 @@ class Chat:
         """Decoded without special tokens."""
         return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
-    def _render(self, turns: tuple[tuple[str, str], ...], num_images: int) -> tuple[int, ...]:
+    def candidate_id(self, text: str) -> int | None:
+        """Id of the token that spells a text alone; `None` if no single token does."""
+        found = self.text_ids(text)
+        return found[0] if len(found) == 1 else None
+
+    def _render(self, turns: tuple[tuple[str, str, tuple[int, ...]], ...], num_images: int) -> tuple[int, ...]:
         renderer: Any = self.processor or self.tokenizer
         conversation: list[dict[str, Any]] = []
         waiting = num_images
-        for role, text in turns:
+        sampled: list[tuple[int, ...]] = []
+        for role, text, token_ids in turns:
             content: Any = self._as_text(text)
+            if token_ids:
+                content = _MARK
+                sampled.append(token_ids)
             if self.processor is not None:
                 parts = [{"type": "text", "text": content}]
                 if role == "user":
@@ -91,7 +102,28 @@ class Chat:
                 content = parts
             conversation.append({"role": role, "content": content})
         text = renderer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        return tuple(self.text_ids(text))
+        if not sampled:
+            return tuple(self.text_ids(text))
+        return self._around(text.split(_MARK), sampled)
+
+    def _around(self, pieces: Sequence[str], sampled: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+        """Tokens of a rendered conversation whose assistant turns are those that were sampled.
+
+        Raises:
+            ConfigError: the chat template does not show every assistant turn once, as it is.
+        """
+        if len(pieces) != len(sampled) + 1:
+            raise ConfigError(
+                f"the chat template shows {len(pieces) - 1} of {len(sampled)} assistant turns: "
+                "conversations of several turns need one that shows them all"
+            )
+        ids = list(self.text_ids(pieces[0]))
+        for turn, piece in zip(sampled, pieces[1:], strict=True):
+            after = self.text_ids(piece)
+            ids += turn
+            # The template ends the turn; so did the policy, if it was not cut.
+            ids += after[1:] if after and turn[-1] in self.ends and after[0] == turn[-1] else after
+        return tuple(ids)
 
     def _as_text(self, text: str) -> str:
         return self._spellings.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}", text)

@@ -23,6 +23,7 @@ from rlsys.records import (
     Sampling,
     ScoredGroup,
     SyncReport,
+    TokenIds,
     Verdict,
 )
 
@@ -66,8 +67,8 @@ class Conversation(Protocol):
     roles: Sequence[str]
     """Engines besides the policy that it asks, for example `("user",)`."""
 
-    def respond(self, prompt: Prompt, plan: RoundPlan, seed: int) -> Asking[tuple[Response, ...]]:
-        """Distinct responses to one prompt, `plan.num_candidates` in all if none failed.
+    def respond(self, prompt: Prompt, plan: RoundPlan, seed: int) -> Asking[tuple[TokenIds, tuple[Response, ...]]]:
+        """The prompt's tokens and distinct responses to it, `plan.num_candidates` in all if none failed.
 
         Args:
             seed: root seed of the run; seeds of requests are made from it by `rlsys.seeding.child_seed`.
@@ -141,8 +142,8 @@ class RolloutStage(Protocol):
 class FeedbackStage(Protocol):
     """rollout groups -> scored groups."""
 
-    def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
-        """One scored group per group, in order."""
+    def stream(self, groups: Iterable[RolloutGroup], options: Mapping[str, Any] | None = None) -> Iterator[ScoredGroup]:
+        """One scored group per group, in order. `options` of the feedback hold for this call."""
 
     def count(self, round: int) -> dict[str, float]:
         """Counters of a round: `seconds`, `failed_workers`."""

@@ -96,6 +96,7 @@ class Registry(dict[str, type]):
 
 prompts = Registry("prompts")
 feedback = Registry("feedback")
+conversation = Registry("conversation")
 examples = Registry("examples")
 objective = Registry("objective")
 transport = Registry("transport")
@@ -106,6 +107,7 @@ PLUGINS = "RLSYS_PLUGINS"
 BUILT_IN = (
     "rlsys.prompts",
     "rlsys.feedback",
+    "rlsys.conversations",
     "rlsys.examples",
     "rlsys.objectives",
     "rlsys.transports",

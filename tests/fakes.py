@@ -2,7 +2,21 @@
 
 import numpy as np
 
-from rlsys.records import Critique, Prompt, Response, RolloutGroup, RoundPlan, Sampled, ScoredGroup, Turn, Verdict
+from rlsys.records import (
+    Ask,
+    Completion,
+    Critique,
+    Generation,
+    Prompt,
+    Response,
+    RolloutGroup,
+    RoundPlan,
+    Sampled,
+    Sampling,
+    ScoredGroup,
+    Turn,
+    Verdict,
+)
 
 
 def make_plan(**changes) -> RoundPlan:
@@ -59,3 +73,20 @@ def make_verdict(score: float | None, text: str = "") -> Verdict:
     if score is None:
         return Verdict(failed=1)
     return Verdict.of_critiques((Critique(text=text, score=score),))
+
+
+def make_ask(question: str, role: str = "judge", **sampling) -> Ask:
+    prompt = Prompt(id=question, turns=(Turn(role="user", text=question),))
+    return Ask(role=role, prompt=prompt, sampling=Sampling(**sampling))
+
+
+def make_generation(*texts: str, **changes) -> Generation:
+    """An engine's answer to a question, one completion per text; the tokens are the bytes of the texts."""
+    completions = tuple(make_completion(text, **changes) for text in texts)
+    return Generation(prompt_token_ids=np.array([1, 2], np.int32), completions=completions)
+
+
+def make_completion(text: str, *, finish_reason="stop", **changes) -> Completion:
+    token_ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
+    logprobs = np.full(len(token_ids), -0.5, np.float32)
+    return Completion(text=text, token_ids=token_ids, logprobs=logprobs, finish_reason=finish_reason, **changes)

@@ -143,7 +143,16 @@ class ScriptedEngine:
             logprobs=np.full(len(tokens), -np.log(self._options.vocabulary), np.float32),
             finish_reason="length" if full else ending,
             score_logits=None if wanted.score_token is None else scores.astype(np.float32),
+            candidate_values=_candidate_values(wanted, prompt, len(tokens)),
         )
+
+
+def _candidate_values(wanted: Sampling, prompt: Prompt, num_tokens: int) -> np.ndarray | None:
+    """The same for the same question and candidates, whatever was sampled."""
+    if not wanted.candidate_tokens:
+        return None
+    rng = generator(0, prompt.question, *wanted.candidate_tokens)
+    return rng.normal(size=(num_tokens, len(wanted.candidate_tokens))).astype(np.float32)
 
 
 def expected_logprobs(probe: Probe, weight_sum: float) -> np.ndarray:

@@ -68,13 +68,26 @@ class Translator:
             seed=wanted.seed,
             stop_token_ids=stop,
             logit_bias={token: bias for token, bias in self.bias.items() if token not in stop},
-            # Of the sampled token alone, the score's among them: vLLM reads another token's one request after another.
-            logprobs=0 if scores or not self._raw_logits else None,
+            **self._values_of(wanted),
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
             skip_clone=True,  # nobody else holds them, and every token's bias would be copied
         )
+
+    def _values_of(self, wanted: Sampling) -> dict[str, Any]:
+        """Which tokens' values vLLM is to return at every position.
+
+        Raises:
+            EngineError: no candidate is a single token of this model.
+        """
+        if not wanted.candidate_tokens:
+            # Of the sampled token alone, the score's among them: vLLM reads another token's one request after another.
+            return {"logprobs": 0 if wanted.score_token is not None or not self._raw_logits else None}
+        ids = [number for number in map(self.chat.candidate_id, wanted.candidate_tokens) if number is not None]
+        if not ids:
+            raise EngineError(f"none of {', '.join(map(repr, wanted.candidate_tokens))} is one token of this model")
+        return {"logprob_token_ids": list(dict.fromkeys(ids))}
 
     def generations(self, outputs: Sequence[Any], wanted: Sequence[Sampling]) -> list[Generation]:
         """Of `vllm.RequestOutput`s; what was sampled once for a greedy request is all of its candidates, and what was
@@ -100,6 +113,11 @@ class Translator:
         if wanted.stop_token is not None and one.stop_reason == self.chat.token_id(wanted.stop_token):
             reason = "stop_token"
         of_sampled = None if one.logprobs is None else np.asarray(one.logprobs.logprobs, dtype=np.float32)
+        candidates = None
+        if wanted.candidate_tokens:
+            rows = of_sampled.reshape(len(token_ids), -1)
+            of_sampled = rows[:, 0]
+            candidates = self._candidate_values(rows, np.reshape(one.logprobs.token_ids, rows.shape), wanted)
         scores = None
         if wanted.score_token is not None:
             scores = np.where(token_ids == self.chat.token_id(wanted.score_token), of_sampled, np.float32(np.nan))
@@ -109,7 +127,16 @@ class Translator:
             logprobs=np.zeros(0, np.float32) if self._raw_logits else of_sampled,
             finish_reason=reason,
             score_logits=scores,
+            candidate_values=candidates,
         )
+
+    def _candidate_values(self, values: np.ndarray, token_ids: np.ndarray, wanted: Sampling) -> np.ndarray:
+        """float32 [T, C] of the values of all tokens that vLLM returned at each position, and their ids."""
+        found = np.full((len(values), len(wanted.candidate_tokens)), -np.inf, np.float32)
+        for column, number in enumerate(map(self.chat.candidate_id, wanted.candidate_tokens)):
+            rows, places = np.nonzero(token_ids == number) if number is not None else ([], [])
+            found[rows, column] = values[rows, places]
+        return found
 
 
 def probe_sampling() -> Any:

@@ -18,7 +18,7 @@ from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
 from rlsys.app.cluster import cluster, look
-from rlsys.app.models import judge_folder, policy_folder
+from rlsys.app.models import policy_folder, role_folders
 from rlsys.app.report import write
 from rlsys.app.starting import Context
 from rlsys.checkpoints import checkpoint
@@ -101,12 +101,11 @@ def _folder(run: str, words: list[str]) -> Path:
 
 def dry_run(config: Any) -> str:
     """The plan of actors, cores, GPUs and memory, and of the rounds, in words."""
-    policy = planning.model_size(config.policy.model, config.policy.num_parameters_b)
-    critic = planning.model_size(config.critic.model, config.critic.num_parameters_b)
-    roles = planning.roles(config, policy=policy, critic=critic)
+    models = planning.models_of(config)
+    roles = planning.roles(config, models)
     schedule = config.schedule.build()
     lines = [
-        f"policy {config.policy.model}, critic {config.critic.model}",
+        ", ".join(f"{role} {model}" for role, model in models.items()),
         planning.table(roles, look(config.ray_address)),
     ]
     for plan in map(schedule.plan, range(schedule.num_rounds)):
@@ -158,19 +157,10 @@ def _align(run: Run) -> int:
         context = Context(machine=machine, progress=progress)
         planning.check(config, machine, schedule)
         policy = policy_folder(config, context)
-        critic = judge_folder(config, context, policy)
+        models = {"policy": policy, **role_folders(config, context, policy)}
         progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
         parts, measure = stack.enter_context(
-            assembled(
-                config,
-                context,
-                run.directory,
-                schedule=schedule,
-                policy=policy,
-                critic=critic,
-                gate=gate,
-                good=done.good,
-            )
+            assembled(config, context, run.directory, schedule=schedule, models=models, gate=gate, good=done.good)
         )
         if run.resumed:  # by now the options that were added have been found to be possible
             configuration.save(run.tree, run.words, run.directory)

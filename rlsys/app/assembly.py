@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rlsys.app import plan as planning
 from rlsys.app.evaluate import evaluator
-from rlsys.app.starting import Context, start_feedback, start_in_order, start_learner, start_rollouts
+from rlsys.app.starting import Context, feedback_stage, start_in_order, start_learner, start_role, start_rollouts
 from rlsys.checkpoints.run import Checkpoints
 from rlsys.journal import Journal
 from rlsys.records import Interval
@@ -27,8 +28,7 @@ def assembled(
     directory: Path,
     *,
     schedule: Schedule,
-    policy: Path,
-    critic: Path | None,
+    models: Mapping[str, Path],
     gate: MetricGate,
     good: Path | None = None,
 ) -> Iterator[tuple[RunComponents, Callable[[], dict[str, Interval]]]]:
@@ -36,17 +36,14 @@ def assembled(
 
     Args:
         directory: the run's folder.
-        policy, critic: Hugging Face folders.
+        models: Hugging Face folders by role; `policy` is the policy's.
         good: checkpoint that the run goes on from; `None` if it begins.
 
     Returns:
         The parts, and a function that measures the engines' current weights.
     """
-    roles = planning.roles(
-        config,
-        policy=planning.model_size(str(policy), config.policy.num_parameters_b),
-        critic=planning.model_size(str(critic), config.critic.num_parameters_b),
-    )
+    policy = models["policy"]
+    roles = planning.roles(config, models)
     placements = planning.placements(roles, context.machine)
     checkpoints = Checkpoints(
         directory / "checkpoints",
@@ -56,15 +53,28 @@ def assembled(
         fixed_state={"seed": config.seed, "schedule": asdict(config.schedule)},
     )
     with ExitStack() as stack:
-        # In the order in which a round needs them; the first answers are sampled while the others still start.
-        rollouts, feedback, learner = parts = start_in_order(
-            (lambda own: start_rollouts(config, context, policy, placements=own, checkpoints=checkpoints), "rollout"),
-            (lambda own: start_feedback(config, critic, placements=own), "critic"),
-            (lambda own: start_learner(config, context, policy, objective=config.objective, placements=own), "learner"),
+        own: dict[str, Any] = {}
+        # In the order in which a round needs them; the first responses are sampled while the others still start.
+        started = start_in_order(
+            (
+                lambda mine: start_rollouts(
+                    config, context, policy, placements=mine, checkpoints=checkpoints, roles=own
+                ),
+                "rollout",
+            ),
+            *((partial(start_role, config, name, models[name]), name) for name in config.roles()),
+            (
+                lambda mine: start_learner(config, context, policy, objective=config.objective, placements=mine),
+                "learner",
+            ),
             placements=placements,
         )
-        for part in parts:
+        for part in started:
             stack.callback(part.close)
+        rollouts, *others, learner = started
+        own.update(zip(config.roles(), others, strict=True))
+        own.update(dict.fromkeys(config.roles_of_policy(), rollouts))
+        feedback = feedback_stage(config, own)
         if good:
             learner.load(str(good))
         weights = WeightSync(

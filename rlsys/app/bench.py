@@ -19,7 +19,7 @@ from rlsys.app.assembly import assembled
 from rlsys.app.breakdown import advice, spread, stages, table
 from rlsys.app.command import run_with_host
 from rlsys.app.cores import CoreClock
-from rlsys.app.models import judge_folder, policy_folder
+from rlsys.app.models import policy_folder, role_folders
 from rlsys.app.starting import Context
 from rlsys.common import files
 from rlsys.journal import Journal
@@ -79,7 +79,7 @@ def measure(config: Any, context: Context) -> dict[str, Any]:
     print(table(found, round_seconds))
     print(spread(seconds, warm=len(reports) > WARMUP))
     num_cores = machine.num_cpus if is_local and not machine.num_gpus else 0.0
-    print(advice(found, round_seconds, judges=config.feedback.needs_engine, num_cores=num_cores))
+    print(advice(found, round_seconds, judges=bool(config.feedback.roles), num_cores=num_cores))
     print("Evaluations are left out.")
     return {
         "rounds": len(measured),
@@ -105,11 +105,11 @@ def _folder(config: Any) -> Iterator[Path]:
 def _run(config: Any, context: Context, directory: Path) -> tuple[list[RoundReport], list[dict[str, float]]]:
     """All rounds: their reports, and the cores that stages kept busy in each."""
     policy = policy_folder(config, context)
-    critic = judge_folder(config, context, policy)
+    models = {"policy": policy, **role_folders(config, context, policy)}
     schedule, gate = config.schedule.build(), MetricGate(config=config.gate)
     reports: list[RoundReport] = []
     laps: list[dict[str, float]] = []
-    built = assembled(config, context, directory, schedule=schedule, policy=policy, critic=critic, gate=gate)
+    built = assembled(config, context, directory, schedule=schedule, models=models, gate=gate)
     with built as (parts, _):
         clock = CoreClock(
             {"rollout": parts.rollouts.pids, "feedback": parts.feedback.pids, "learn": parts.learner.pids}

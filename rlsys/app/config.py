@@ -6,6 +6,7 @@ import difflib
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
@@ -26,6 +27,7 @@ from rlsys.schedules.phases import OPTION_GROUPS
 
 ROOT = "run"
 """Name of the root YAML file in `configs/`."""
+_ROLE = re.compile(r"engines\.([A-Za-z_]\w*)\.")
 PLUGIN_OPTIONS = "plugin_options_of"
 """Hydra group through which the options of the chosen plug-ins enter, before the command line's."""
 WORDS = "overrides.json"
@@ -192,12 +194,13 @@ def composed(overrides: list[str]) -> DictConfig:
     """The configuration tree, in two passes: the first finds which plug-ins are chosen, the second puts in what presets and
     methods say of those (`RunConfig.plugin_options`). Overrides of the command line win over both.
     """
+    node, engines = _roles_named(overrides)
+    overrides = [*engines, *overrides]
     store = ConfigStore.instance()
-    store.store(group=PLUGIN_OPTIONS, name="none", node={}, package="_global_")
+    store.store(group=PLUGIN_OPTIONS, name="none", node=node, package="_global_")
     first = _compose(overrides)
     chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
     given = OmegaConf.to_container(first.plugin_options, resolve=True)
-    node: dict[str, Any] = {}
     for place, options in given.items():
         path = place.split(".")
         found = options.get(chosen.get(place, ""), {})
@@ -210,6 +213,20 @@ def composed(overrides: list[str]) -> DictConfig:
         del tree["hydra"]
     tree.schedule.phases = [_with_plugin_options(phase, given) for phase in tree.schedule.phases]
     return tree
+
+
+def _roles_named(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """What lets `engines.NAME.model=...` stand for a role that no preset names: a node with that role, and overrides that
+    choose an engine for it where options of its engine are given.
+    """
+    names = dict.fromkeys(found[1] for found in map(_ROLE.match, overrides) if found)
+    node = {"engines": {name: {"num_actors": 1} for name in names if name != "judge"}}
+    engines = []
+    for name in node["engines"]:
+        chosen = any(f"engine@engines.{name}.engine=" in override for override in overrides)
+        if not chosen and any(override.startswith(f"engines.{name}.engine.") for override in overrides):
+            engines.append(f"+engine@engines.{name}.engine=vllm")
+    return node, engines
 
 
 def _with_plugin_options(phase: DictConfig, given: dict[str, Any]) -> dict[str, Any]:

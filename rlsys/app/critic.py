@@ -5,13 +5,13 @@ from __future__ import annotations
 import sys
 
 from rlsys.app.command import run_with_host
-from rlsys.app.models import judge_folder, policy_folder
+from rlsys.app.models import policy_folder, role_folder
 
 
 def main(words: list[str]) -> int:
     """Train the critic (and make the policy) if they are not cached; prints the critic's folder."""
     return run_with_host(
-        words, lambda config, context: print(judge_folder(config, context, policy_folder(config, context)))
+        words, lambda config, context: print(role_folder(config, context, policy_folder(config, context), "judge"))
     )
 
 

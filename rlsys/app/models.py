@@ -22,8 +22,8 @@ LEARNING = (
     "rlsys.app.supervised",
 )
 """Code that decides what a model made here learns, ..."""
-ANSWERING = ("actors.rollout", "actors.engines", "rlsys.feedback.asking")
-"""... and what a critic is shown."""
+ANSWERING = ("actors.rollout", "actors.engines", "rlsys.asking.prompts", "rlsys.conversations.single_turn")
+"""... and what a judge is shown."""
 
 
 def policy_folder(config: Any, context: Context) -> Path:
@@ -43,16 +43,20 @@ def policy_folder(config: Any, context: Context) -> Path:
     return cache.cached("policy", made_of, lambda target: make_policy.make(config, context, target)) / "policy"
 
 
-def judge_folder(config: Any, context: Context, policy: Path) -> Path | None:
-    """The Hugging Face folder of the critic; `None` if the feedback needs none.
+def role_folders(config: Any, context: Context, policy: Path) -> dict[str, Path]:
+    """The Hugging Face folders of all roles that have engines of their own.
 
     Raises:
         ConfigError: as `policy_folder`.
     """
-    if not config.feedback.needs_engine:
-        return None
-    if config.critic.model != WORLD:
-        return _given(config.critic.model, "critic.model")
+    return {role: role_folder(config, context, policy, role) for role in config.roles()}
+
+
+def role_folder(config: Any, context: Context, policy: Path, role: str) -> Path:
+    """The Hugging Face folder of a role's model; `scenes` is the judge of that world."""
+    model = config.engines[role].model
+    if model != WORLD:
+        return _given(model, f"engines.{role}.model")
     made_of = {
         "policy": policy.parent.name if config.policy.model == WORLD else str(policy),
         "recipe": asdict(config.judge_training),
@@ -61,7 +65,7 @@ def judge_folder(config: Any, context: Context, policy: Path) -> Path | None:
         "code": cache.source_hash([*LEARNING, *ANSWERING, "rlsys.app.make_judge"]),
         "versions": versions(),
     }
-    return cache.cached("critic", made_of, lambda target: make_judge.make(config, context, target, policy)) / "policy"
+    return cache.cached("judge", made_of, lambda target: make_judge.make(config, context, target, policy)) / "policy"
 
 
 def _given(model: str, key: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,23 @@ def _count(path: Path) -> int:
     return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
-def roles(config: Any, *, policy: ModelSize, critic: ModelSize) -> list[Role]:
-    """The roles of an `align` run: rollout, critic (if the feedback has an engine) and learner."""
+def roles(config: Any, models: Mapping[str, str | Path]) -> list[Role]:
+    """The roles of an `align` run: the policy's engines, those of other roles that are asked, and the learner.
+
+    Args:
+        models: folder or name by role; `policy` is the policy's.
+    """
+    policy = model_size(str(models["policy"]), config.policy.num_parameters_b)
     found = [engine_role("rollout", config.rollout, policy)]
-    if config.feedback.needs_engine:
-        found.append(engine_role("critic", config.critic, critic))
+    for name in config.roles():
+        role = config.engines[name]
+        found.append(engine_role(name, role, model_size(str(models[name]), role.num_parameters_b)))
     return [*found, learner_role(config.learner, policy)]
+
+
+def models_of(config: Any) -> dict[str, str]:
+    """The models of a run as they are configured, by role."""
+    return {"policy": config.policy.model, **{name: config.engines[name].model for name in config.roles()}}
 
 
 def learner_role(learner: Any, policy: ModelSize) -> Role:
@@ -123,9 +135,7 @@ def check(config: Any, machine: Machine, schedule: Schedule | None = None) -> No
         ResourceError: its actors do not fit, as far as the models' sizes are known.
         ConfigError: there are fewer prompts than the schedule takes.
     """
-    policy = model_size(config.policy.model, config.policy.num_parameters_b)
-    critic = model_size(config.critic.model, config.critic.num_parameters_b)
-    placements(roles(config, policy=policy, critic=critic), machine)
+    placements(roles(config, models_of(config)), machine)
     num_prompts = (schedule or config.schedule.build()).num_prompts
     try:
         next(iter(config.prompts.take(num_prompts - 1, 1)))

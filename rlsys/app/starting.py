@@ -17,7 +17,9 @@ from rlsys.records import Prompt
 from rlsys.report.progress import Progress
 
 if TYPE_CHECKING:  # Ray is imported when something is started
-    from actors.stages import FeedbackStage, RolloutStage
+    from actors.feedback import FeedbackStage
+    from actors.roles import EngineRole
+    from actors.stages import RolloutStage
     from learners.group import LearnerGroup
 
 
@@ -41,6 +43,7 @@ def start_rollouts(
     placements: Sequence[Placement] | None = None,
     checkpoints: Checkpoints | None = None,
     batch: int | None = None,
+    roles: Mapping[str, Any] | None = None,
 ) -> RolloutStage:
     """Start the engines that answer.
 
@@ -48,6 +51,7 @@ def start_rollouts(
         model: Hugging Face folder of the policy.
         placements: one per worker; if `None`, the workers share all there is.
         batch: prompts per engine call, instead of the run's.
+        roles: engines besides the policy's, which a conversation may ask.
         checkpoints: where the current weights are, if they will change; a worker that is replaced loads those.
 
     Raises:
@@ -69,6 +73,8 @@ def start_rollouts(
         deadline_s=config.rollout.deadline_s,
         probe_prompts=probe_prompts(config) if checkpoints else (),
         probe_file=checkpoints.probes if checkpoints else None,
+        conversation=config.conversation,
+        roles=roles,
     )
 
 
@@ -81,17 +87,35 @@ def probe_prompts(config: Any) -> list[Prompt]:
     return sorted(first, key=lambda prompt: not prompt.images)[: config.sync.num_probes]
 
 
-def start_feedback(config: Any, model: Path | None, *, placements: Sequence[Placement]) -> FeedbackStage:
-    """Start what judges; `model` and `placements` are of the judge's engine, if the feedback asks one."""
-    from actors.stages import FeedbackStage
+def start_role(config: Any, name: str, model: Path, placements: Sequence[Placement]) -> EngineRole:
+    """Start the engines of a role."""
+    from actors.roles import EngineRole
 
+    role = config.engines[name]
+    return EngineRole(
+        name,
+        engine=role.engine,
+        model=model,
+        placements=placements,
+        raw_logits=config.raw_logits(name),
+        deadline_s=role.deadline_s,
+    )
+
+
+def feedback_stage(config: Any, roles: Mapping[str, Any]) -> FeedbackStage:
+    """What judges.
+
+    Args:
+        roles: engines by role, `policy` among them.
+    """
+    from actors.feedback import FeedbackStage
+
+    asked = [config.engines[name] for name in config.roles()]
     return FeedbackStage(
         feedback=config.feedback,
-        engine=config.critic.engine,
-        model=None if model is None else str(model),
-        placements=placements,
-        batch=config.critic.batch,
-        deadline_s=config.critic.deadline_s,
+        roles=roles,
+        num_workers=sum(role.num_actors for role in asked) or config.rollout.num_actors,
+        batch=config.engines["judge"].batch,
     )
 
 

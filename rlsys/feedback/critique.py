@@ -7,10 +7,11 @@ then that token, and the token's raw logit at the position that emitted it is th
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from rlsys import registry
 from rlsys.errors import ConfigError
-from rlsys.feedback.asking import Judge
+from rlsys.feedback.judge import Judge
 from rlsys.records import Completion, Sampling
 
 TEMPLATE = (
@@ -24,6 +25,9 @@ TEMPLATE = (
 @dataclass(kw_only=True)
 class CritiqueFeedback(Judge):
     """Critique, then score token. A critique that does not reach the token, or whose logit is not finite, failed."""
+
+    raw_logits: ClassVar[tuple[str, ...]] = ("judge",)
+    """Roles whose engine must be opened for raw logits."""
 
     template: str = TEMPLATE
     score_token: str = "<score>"

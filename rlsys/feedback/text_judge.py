@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlsys import registry
 from rlsys.errors import ConfigError
-from rlsys.feedback.asking import Judge
+from rlsys.feedback.judge import Judge
 from rlsys.records import Completion
 
 TEMPLATE = (

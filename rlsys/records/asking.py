@@ -64,6 +64,8 @@ class Generation:
 
     prompt_token_ids: TokenIds
     """int32 [S], image placeholders expanded."""
+    version: int = 0
+    """Version of the weights that answered."""
     completions: tuple[Completion, ...]
     """As many as `Sampling.num_samples`; fewer if some failed."""
 

@@ -58,6 +58,8 @@ class Prompt:
     """Unique and stable: the same id is the same prompt in every run."""
     turns: tuple[Turn, ...]
     """The conversation so far; the last turn is the user's."""
+    script: tuple[Turn, ...] = ()
+    """User turns that come after the policy's responses, one after each (`conversation=scripted`)."""
     images: tuple[Image, ...] = ()
     """Shown before the first user turn's text, in order."""
 

@@ -70,7 +70,8 @@ class RoundRecorder:
     def scored(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """The groups with their verdicts."""
         components, plan = self._components, self._plan
-        for scored in components.tracker.track("critique", components.feedback.stream(groups), plan.num_prompts):
+        judged = components.feedback.stream(groups, plan.options.get("feedback", {}))
+        for scored in components.tracker.track("critique", judged, plan.num_prompts):
             components.journal.append(plan.round, scored)
             self.failed_critiques += sum(verdict.failed for verdict in scored.verdicts)
             yield scored

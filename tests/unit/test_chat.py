@@ -43,3 +43,25 @@ def test_endings_and_special_tokens(chat):
     assert chat.tokenizer.eos_token_id in chat.ends
     with pytest.raises(ConfigError, match="the tokenizer has no token '<reward>'"):
         chat.token_id("<reward>")
+
+
+def test_sampled_turns_stand_in_a_conversation_as_they_are(chat):
+    """Tokens that no tokenizer makes of their text stay; the template's end of turn is not doubled."""
+    user = Turn(role="user", text="describe the picture")
+    end = chat.tokenizer.eos_token_id
+    sampled = (*chat.text_ids("red circle ."), end)
+    first = chat.prompt_ids(Prompt(id="p", turns=(user,)))
+    again = Turn(role="user", text="what is the color")
+    turns = (user, Turn(role="assistant", text="red circle .", token_ids=sampled), again)
+    found = chat.prompt_ids(Prompt(id="p", turns=turns))
+    assert found[: len(first) + len(sampled)] == (*first, *sampled)
+    by_text = (user, Turn(role="assistant", text="red circle ."), again)
+    assert found == chat.prompt_ids(Prompt(id="p", turns=by_text)), "the template ends an assistant's turn once"
+    odd = Turn(role="assistant", text="red", token_ids=(*chat.text_ids("blue blue"), end))
+    kept = chat.prompt_ids(Prompt(id="p", turns=(user, odd, again)))
+    assert words(chat, kept).count("blue") == 2 and "red" not in words(chat, kept)
+
+
+def test_a_candidate_is_one_token_or_none(chat):
+    assert chat.candidate_id("red") == chat.token_id("red")
+    assert chat.candidate_id("red circle") is None

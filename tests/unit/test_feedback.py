@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
+from rlsys.asking.driver import run_program
+from rlsys.asking.prompts import judge_prompt
 from rlsys.errors import ConfigError
-from rlsys.feedback.asking import judge_prompt
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.feedback.text_judge import TextJudge
 from rlsys.records import Completion, Critique, Generation, Image, Prompt, RolloutGroup, Turn
@@ -39,6 +40,19 @@ def completion(text: str, *, reason: str = "stop_token", logits: list[float] | N
     )
 
 
+def asked(feedback, group) -> list[tuple]:
+    """The first wave of questions, all to the judge."""
+    program = feedback.judge(group)
+    asks = next(program)
+    assert {ask.role for ask in asks} == {"judge"}
+    return [(ask.prompt, ask.sampling) for ask in asks]
+
+
+def verdicts_of(feedback, group, generations) -> tuple:
+    """The verdicts after one wave that is answered by `generations`."""
+    return run_program(feedback.judge(group), lambda asks: [generations])
+
+
 def generation(*completions: Completion) -> Generation:
     return Generation(prompt_token_ids=np.array([1, 2], np.int32), completions=completions)
 
@@ -60,18 +74,19 @@ def test_the_judge_sees_a_whole_conversation():
 
 def test_critique_asks_once_per_answer_up_to_the_score_token():
     feedback = CritiqueFeedback(template=TEMPLATE, num_critiques=3, temperature=0.7, max_tokens=40, score_token="<s>")
-    (prompt_a, sampling_a), (prompt_b, sampling_b) = feedback.requests(group("a", "b"))
+    (prompt_a, sampling_a), (prompt_b, sampling_b) = asked(feedback, group("a", "b"))
     assert (prompt_a.question, prompt_b.question) == ("Q What is there? A a", "Q What is there? A b")
     assert prompt_a.id != prompt_b.id
     assert (sampling_a.num_samples, sampling_a.temperature, sampling_a.max_tokens) == (3, 0.7, 40)
     assert (sampling_a.stop_token, sampling_a.score_token) == ("<s>", "<s>")
     assert sampling_a.seed != sampling_b.seed
-    assert feedback.requests(group("a", "b")) == feedback.requests(group("a", "b"))
-    assert feedback.requests(group("a", round=1))[0][1].seed != sampling_a.seed
+    assert asked(feedback, group("a", "b")) == asked(feedback, group("a", "b"))
+    assert asked(feedback, group("a", round=1))[0][1].seed != sampling_a.seed
 
 
 def test_critique_reads_the_logit_of_the_score_token_alone():
-    verdicts = CritiqueFeedback().verdicts(
+    verdicts = verdicts_of(
+        CritiqueFeedback(),
         group("a", "b"),
         [generation(completion(" no cube. ", logits=[9.0, -1.5])), generation(completion("fine", logits=[0.0, 2.25]))],
     )
@@ -93,8 +108,12 @@ def test_critique_reads_the_logit_of_the_score_token_alone():
     ],
 )
 def test_a_critique_that_cannot_be_read_is_absent_and_counted(unreadable):
-    (verdict,) = CritiqueFeedback().verdicts(group("a"), [generation(unreadable)])
-    assert (verdict.critiques, verdict.failed, verdict.score) == ((), 1, None)
+    (verdict,) = verdicts_of(CritiqueFeedback(), group("a"), [generation(unreadable)])
+    assert (verdict.critiques, verdict.failed, verdict.score) == (
+        (Critique(text=unreadable.text, score=None),),
+        1,
+        None,
+    )
 
 
 def test_several_critiques_are_averaged_over_those_that_could_be_read():
@@ -104,13 +123,13 @@ def test_several_critiques_are_averaged_over_those_that_could_be_read():
         completion("y", reason="length", logits=[0.0, 9.0]),
         completion("z", logits=[0.0, 4.0]),
     )
-    (verdict,) = feedback.verdicts(group("a"), [delivered])
-    assert (verdict.score, len(verdict.critiques), verdict.failed) == (2.5, 2, 2)
+    (verdict,) = verdicts_of(feedback, group("a"), [delivered])
+    assert (verdict.score, len(verdict.critiques), verdict.failed) == (2.5, 3, 2)
 
 
 def test_verdicts_refuse_a_wrong_number_of_generations():
-    with pytest.raises(ValueError, match="'scene-7': 2 answers but 1 judge generations"):
-        CritiqueFeedback().verdicts(group("a", "b"), [generation()])
+    with pytest.raises(ValueError, match="a wave of 2 questions did not get as many generations"):
+        verdicts_of(CritiqueFeedback(), group("a", "b"), [])
 
 
 @pytest.mark.parametrize(
@@ -127,19 +146,19 @@ def test_verdicts_refuse_a_wrong_number_of_generations():
     ],
 )
 def test_text_judge_reads_the_last_number_within_its_range(text, score):
-    (verdict,) = TextJudge().verdicts(group("a"), [generation(completion(text, reason="stop"))])
+    (verdict,) = verdicts_of(TextJudge(), group("a"), [generation(completion(text, reason="stop"))])
     assert (verdict.score, verdict.failed) == (score, 0 if score is not None else 1)
 
 
 def test_text_judge_believes_no_judgement_cut_in_its_number():
-    (verdict,) = TextJudge().verdicts(group("a"), [generation(completion("Score: 1", reason="length"))])
+    (verdict,) = verdicts_of(TextJudge(), group("a"), [generation(completion("Score: 1", reason="length"))])
     assert (verdict.score, verdict.failed) == (None, 1)
 
 
 def test_text_judge_with_a_pattern_and_range_of_its_own():
     judge = TextJudge(template=TEMPLATE, pattern=r"rating=(\S+)", low=None, high=None)
     texts = ["rating=-250.5", "rating=high", "rating=nan", "rating=1e999"]
-    verdicts = judge.verdicts(group(*"abcd"), [generation(completion(text, reason="stop")) for text in texts])
+    verdicts = verdicts_of(judge, group(*"abcd"), [generation(completion(text, reason="stop")) for text in texts])
     assert [verdict.score for verdict in verdicts] == [-250.5, None, None, None]
 
 

@@ -13,7 +13,7 @@ from itertools import combinations
 
 import numpy as np
 
-from rlsys.feedback.asking import judge_prompt
+from rlsys.asking.prompts import judge_prompt
 from rlsys.records import CritiquePair, Prompt
 from rlsys.seeding import generator
 from rlsys.worlds.scenes.language import JUDGE_TEMPLATE, read_question, true_answer

@@ -66,10 +66,12 @@ def completions_of(
 
 
 def merged(completions: Iterator[tuple[Completion, Sampling, int]]) -> tuple[Response, ...]:
-    """Distinct responses in order of first appearance, with their counts."""
-    found: dict[bytes, Response] = {}
+    """Distinct responses in order of first appearance, with their counts. Equal tokens of two temperatures stay two
+    responses, so that what each says of its sampling is true of all its copies.
+    """
+    found: dict[tuple[bytes, int], Response] = {}
     for one, sampling, version in completions:
-        key = one.token_ids.tobytes()
+        key = one.token_ids.tobytes(), sampling.seed
         if key in found:
             found[key] = replace(found[key], count=found[key].count + 1)
         else:

@@ -51,8 +51,8 @@ def test_a_part_that_failed_says_so_when_it_is_used_and_closes_in_silence():
 def test_those_that_would_start_on_one_core_start_one_after_the_other():
     may_end, begun = threading.Event(), []
 
-    def critic():
-        begun.append("critic")
+    def judge():
+        begun.append("judge")
         may_end.wait(10)
         return Part()
 
@@ -62,17 +62,17 @@ def test_those_that_would_start_on_one_core_start_one_after_the_other():
 
     rollout, _, learner, other = start_in_order(
         (lambda own: at_once("rollout"), "rollout"),
-        (lambda own: critic(), "critic"),
+        (lambda own: judge(), "judge"),
         (lambda own: at_once("learner"), "learner"),
         (lambda own: at_once("other"), "other"),
         placements={
             "rollout": [Placement(cores=(0,))],
-            "critic": [Placement(cores=(0,), start_cores=(1,))],
+            "judge": [Placement(cores=(0,), start_cores=(1,))],
             "learner": [Placement(cores=(1, 2))],
         },
     )
     assert (rollout.name, other.name) == ("part", "part")
-    assert sorted(begun) == ["critic", "other", "rollout"]
+    assert sorted(begun) == ["judge", "other", "rollout"]
     may_end.set()
     assert learner.name == "part" and begun[-1] == "learner"
 

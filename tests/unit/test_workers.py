@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from actors.engines.scripted import END, Scripted
-from actors.judge import JudgeWorker
+from actors.feedback import FeedbackStage
 from actors.ordered import OrderedRun, Task
-from actors.partial import PartialResult, regroup
-from actors.rollout import RolloutTask, RolloutWorker, candidates_per_temperature, merged
+from actors.partial import PartialResult
+from actors.roles import EngineWorker, Respondent
+from actors.rollout import RolloutWorker
 from rlsys import wire
 from rlsys.common.streams import Stream
+from rlsys.conversations.single_turn import candidates_per_temperature, merged
 from rlsys.errors import ConfigError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
 from rlsys.records import Completion, Image, Prompt, RolloutGroup, Sampling, Turn, Verdict
 from rlsys.seeding import child_seed
-from tests.fakes import make_plan
+from tests.fakes import make_ask, make_plan
 
 PICTURE = Image(pixels=np.zeros((2, 2, 3), np.uint8))
 
@@ -36,7 +38,7 @@ def records(parts, record):
 
 
 def answer(worker, asked, plan, start=0):
-    return records(worker.rollout(wire.encode_many(asked), RolloutTask.of(plan, start)), RolloutGroup)
+    return records(worker.rollout(wire.encode_many(asked), plan, start), RolloutGroup)
 
 
 # ---------------------------------------------------------------- rollouts
@@ -47,7 +49,9 @@ def test_candidates_are_shared_between_temperatures():
     assert candidates_per_temperature(1, 2) == [1, 0]
 
 
-def test_identical_candidates_are_kept_once_with_their_count_and_their_first_temperature():
+def test_identical_candidates_of_one_temperature_are_kept_once_with_their_count():
+    """Of two temperatures they stay apart: what a response says of its sampling is true of all its copies."""
+
     def completion(*tokens):
         return Completion(
             text="x",
@@ -57,11 +61,14 @@ def test_identical_candidates_are_kept_once_with_their_count_and_their_first_tem
         )
 
     hot, cold = Sampling(temperature=1.0, seed=5), Sampling(temperature=0.5, seed=6)
-    found = merged([(completion(1, 2), hot), (completion(3), hot), (completion(1, 2), cold)])
-    assert [(r.token_ids.tolist(), r.count, r.temperature, r.seed) for r in found] == [
+    asked = [(completion(1, 2), hot), (completion(3), hot), (completion(1, 2), hot), (completion(1, 2), cold)]
+    found = merged((one, sampling, 7) for one, sampling in asked)
+    assert [(one.token_ids.tolist(), one.count, one.sampled.temperature, one.sampled.seed) for one in found] == [
         ([1, 2], 2, 1.0, 5),
         ([3], 1, 1.0, 5),
+        ([1, 2], 1, 0.5, 6),
     ]
+    assert [one.id for one in found] == ["0", "1", "2"] and {one.sampled.policy_version for one in found} == {7}
 
 
 def test_a_group_says_where_it_comes_from_and_leaves_its_images_behind():
@@ -104,16 +111,112 @@ def test_the_scripted_engine_ends_answers_that_are_not_cut():
 # ---------------------------------------------------------------- verdicts
 
 
+class InProcess:
+    """The engines of one role in this process; keeps how many questions came in each call."""
+
+    def __init__(self, worker, loses=()):
+        self.worker, self.calls, self.loses = worker, [], loses
+
+    def ask(self, frame, num_asks):
+        self.calls.append(num_asks)
+        if len(self.calls) - 1 in self.loses:
+            yield None
+        else:
+            yield from self.worker.respond(frame)
+
+
+def engine_role(**options):
+    return InProcess(EngineWorker(engine=Scripted(), model="", raw_logits=True), **options)
+
+
+def judged(groups, feedback, role, batch):
+    stage = FeedbackStage(feedback=feedback, roles={"judge": role}, batch=batch)
+    found = list(stage.stream(groups))
+    assert [scored.group for scored in found] == groups
+    return [scored.verdicts for scored in found]
+
+
 def test_one_call_judges_many_groups_and_gives_each_its_verdicts():
     groups = answer(scripted(), prompts(4), make_plan(num_candidates=3))
     feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=30)
-    worker = JudgeWorker(feedback=feedback, engine=Scripted(), model="")
-    together = records(worker.judge(wire.encode_many(groups)), Verdict)
-    apart = [verdict for group in groups for verdict in records(worker.judge(wire.encode_many([group])), Verdict)]
-    assert len(together) == sum(len(group.responses) for group in groups)
-    assert together == apart
-    assert all(len(verdict.critiques) + verdict.failed == 2 for verdict in together)
-    assert any(verdict.critiques for verdict in together)
+    role = engine_role()
+    together = judged(groups, feedback, role, batch=3)
+    assert role.calls == [sum(len(group.responses) for group in some) for some in (groups[:3], groups[3:])]
+    assert together == judged(groups, feedback, engine_role(), batch=1)
+    assert [len(verdicts) for verdicts in together] == [len(group.responses) for group in groups]
+    read = [sum(critique.score is not None for critique in one.critiques) for some in together for one in some]
+    failed = [one.failed for some in together for one in some]
+    assert [number + lost for number, lost in zip(read, failed, strict=True)] == [2] * len(read) and any(read)
+
+
+def test_a_group_that_asks_nothing_has_its_place_among_the_verdicts():
+    groups = answer(scripted(), prompts(3), make_plan(num_candidates=2))
+    groups[1] = replace(groups[1], responses=(), failed=2)
+    found = judged(groups, CritiqueFeedback(), engine_role(), batch=2)
+    assert [len(verdicts) for verdicts in found] == [len(group.responses) for group in groups]
+    assert found[1] == ()
+
+
+def test_judgements_that_did_not_come_are_counted_and_absent():
+    groups = answer(scripted(), prompts(2), make_plan(num_candidates=2))
+    first, second = judged(groups, CritiqueFeedback(num_critiques=1), engine_role(loses=(0,)), batch=1)
+    assert all((one.score, one.failed, one.critiques) == (None, 1, ()) for one in first)
+    assert all(len(one.critiques) == 1 for one in second)
+
+
+def test_a_round_may_set_options_of_the_feedback():
+    groups = answer(scripted(), prompts(1), make_plan(num_candidates=2))
+    stage = FeedbackStage(feedback=CritiqueFeedback(seed=3), roles={"judge": engine_role()})
+    options = {"num_critiques": 2, "temperature": 1.0}
+    (scored,) = stage.stream(groups, options)
+    assert all(len(verdict.critiques) == 2 for verdict in scored.verdicts)
+
+
+class TwoRoles:
+    """Asks one role, then another one as many questions as came back."""
+
+    roles = ("judge", "labeller")
+
+    def judge(self, group):
+        first = yield [make_ask(f"{group.prompt.id} {i}", role="judge") for i in range(len(group.responses))]
+        again = yield [make_ask(one.completions[0].text, role="labeller") for one in first]
+        return tuple(Verdict(scores={"score": float(len(one.completions[0].text))}) for one in again)
+
+
+def test_a_program_may_ask_two_roles_in_two_waves():
+    groups = answer(scripted(), prompts(3), make_plan(num_candidates=2))
+    roles = {"judge": engine_role(), "labeller": engine_role()}
+    found = list(FeedbackStage(feedback=TwoRoles(), roles=roles, batch=3).stream(groups))
+    asked = [sum(len(group.responses) for group in groups)]
+    assert roles["judge"].calls == roles["labeller"].calls == asked
+    alone = [
+        one for group in groups for one in FeedbackStage(feedback=TwoRoles(), roles=roles, batch=1).stream([group])
+    ]
+    assert [scored.verdicts for scored in found] == [scored.verdicts for scored in alone]
+
+
+def test_a_role_without_an_engine_is_named():
+    groups = answer(scripted(), prompts(1), make_plan(num_candidates=2))
+    with pytest.raises(ConfigError, match="no engine has the role 'labeller'; there are: judge"):
+        list(FeedbackStage(feedback=TwoRoles(), roles={"judge": engine_role()}).stream(groups))
+
+
+def test_a_wave_in_calls_of_a_size_keeps_its_order():
+    asks = [make_ask(f"q{number}", max_tokens=9) for number in range(10)]
+    role = engine_role()
+    whole = [one for some in Respondent({"judge": role})(asks) for one in some]
+    cut = [one for some in Respondent({"judge": role}, size=3, num_workers=2)(asks) for one in some]
+    assert sorted(role.calls) == [1, 3, 3, 3, 10]
+    texts = [[one.completions[0].text for one in found] for found in (whole, cut)]
+    assert texts[0] == texts[1]
+
+
+def test_two_roles_of_one_wave_answer_in_the_order_of_the_questions():
+    asks = [make_ask(f"q{number}", role=("judge", "labeller")[number % 2]) for number in range(6)]
+    roles = {"judge": engine_role(), "labeller": engine_role()}
+    (found,) = Respondent(roles)(asks)
+    alone = [next(iter(Respondent(roles)([ask])))[0] for ask in asks]
+    assert [one.completions[0].text for one in found] == [one.completions[0].text for one in alone]
 
 
 # ---------------------------------------------------------------- parts
@@ -123,7 +226,7 @@ def test_groups_are_handed_over_when_their_last_answer_is_there():
     plan = make_plan(num_candidates=4, temperatures=(0.5, 1.0))  # two requests a prompt
     whole = answer(scripted(), prompts(4), plan, start=8)
     worker = RolloutWorker(engine=Scripted(at_once=3), model="", version=0, seed=0)
-    parts = list(worker.rollout(wire.encode_many(prompts(4)), RolloutTask.of(plan, 8)))
+    parts = list(worker.rollout(wire.encode_many(prompts(4)), plan, 8))
     assert [part.num_items for part in parts] == [1, 2, 1]
     assert all(part.seconds >= 0 for part in parts)
     assert records(parts, RolloutGroup) == whole
@@ -132,32 +235,18 @@ def test_groups_are_handed_over_when_their_last_answer_is_there():
 def test_what_was_delivered_before_is_not_handed_over_again():
     plan = make_plan(num_candidates=3)
     worker = RolloutWorker(engine=Scripted(at_once=2), model="", version=0, seed=0)
-    parts = list(worker.rollout(wire.encode_many(prompts(7)), RolloutTask.of(plan, 0), 3))
+    parts = list(worker.rollout(wire.encode_many(prompts(7)), plan, 0, 3))
     assert [part.num_items for part in parts] == [1, 2, 1]
     assert [group.index for group in records(parts, RolloutGroup)] == [3, 4, 5, 6]
 
 
 def test_busy_seconds_are_those_between_the_parts():
     worker = RolloutWorker(engine=Scripted(at_once=1, seconds_per_call=0.2), model="", version=0, seed=0)
-    call = worker.rollout(wire.encode_many(prompts(2)), RolloutTask.of(make_plan(), 0))
+    call = worker.rollout(wire.encode_many(prompts(2)), make_plan(), 0)
     first = next(call)
     time.sleep(0.3)
     second = next(call)
     assert 0.1 <= first.seconds < 0.3 and 0.1 <= second.seconds < 0.3
-
-
-def test_a_group_that_asks_nothing_has_its_place_among_the_verdicts():
-    groups = answer(scripted(), prompts(3), make_plan(num_candidates=2))
-    groups[0] = replace(groups[0], responses=(), failed=2)
-    worker = JudgeWorker(feedback=CritiqueFeedback(num_critiques=1), engine=Scripted(at_once=1), model="")
-    assert sum(part.num_items for part in worker.judge(wire.encode_many(groups))) == 3
-    assert [part.num_items for part in worker.judge(wire.encode_many(groups[:1]))] == [1]
-
-
-def test_neighbours_are_gathered():
-    assert list(regroup([["a"], ["b", "c"], ["d"]], [2, 0, 1, 1])) == [[["a", "b"], [], ["c"]], [["d"]]]
-    assert list(regroup([], [0, 0])) == [[[], []]]
-    assert list(regroup([], [1])) == []
 
 
 # ---------------------------------------------------------------- ordered runs

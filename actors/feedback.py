@@ -14,7 +14,7 @@ from typing import Any
 from actors.chunks import chunks
 from actors.counts import Counts
 from actors.partial import PartialResult
-from actors.roles import Respondent, RoleEngines
+from actors.roles import EngineRole, Respondent, RoleEngines
 from rlsys import registry
 from rlsys.asking.driver import advance
 from rlsys.common.streams import Stream
@@ -31,12 +31,14 @@ class FeedbackStage:
         *,
         feedback: Feedback,
         roles: Mapping[str, RoleEngines] | None = None,
+        own: Sequence[EngineRole] = (),
         num_workers: int = 1,
         batch: int = 8,
     ) -> None:
         """
         Args:
             roles: the engines by role; the stage ends none of them.
+            own: those of them whose processes and deaths are counted here, because no other stage counts them.
             num_workers: of all roles that are asked; one batch more than that is in work at once.
             batch: groups whose programs are advanced together, with one engine call per wave and role.
 
@@ -46,6 +48,7 @@ class FeedbackStage:
         if batch < 1:
             raise ConfigError(f"batch must be at least 1, got {batch}")
         self._feedback, self._batch, self._num_workers = feedback, batch, num_workers
+        self._own = own
         self._respondent = Respondent(roles or {})
         self._counts = Counts("feedback")
 
@@ -70,7 +73,13 @@ class FeedbackStage:
 
     def count(self, round: int) -> dict[str, float]:
         """`seconds` (busy, mean over workers) and `failed_workers` of a round."""
-        return self._counts.of(round, self._num_workers)
+        found = self._counts.of(round, self._num_workers)
+        found["failed_workers"] += sum(role.lost(round) for role in self._own)
+        return found
+
+    def pids(self) -> list[int]:
+        """Processes of the engines of its own that run on this machine."""
+        return [pid for role in self._own for pid in role.pids()]
 
     def _begun(
         self, groups: Iterable[RolloutGroup], feedback: Feedback

@@ -91,8 +91,11 @@ class WorkerHandle:
             WorkerDied: it died while it started, or took too long.
             Exception: what its class raised.
         """
+        starting = self.starting
+        if starting is None:  # another thread has seen its end
+            return
         try:
-            pid, node = ray.get(self.starting, timeout=timeout_s)
+            pid, node = ray.get(starting, timeout=timeout_s)
         except RayTaskError as error:
             raise error.cause from error
         except RayActorError as error:

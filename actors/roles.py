@@ -102,6 +102,10 @@ class EngineRole:
         """See `RoleEngines.ask`."""
         return self._pool.call("respond", (frame,), num_items=num_asks)
 
+    def lost(self, round: int) -> float:
+        """Workers that died since the last call, which is for this round."""
+        return self.counts.of(round, 1)["failed_workers"]
+
     def pids(self) -> list[int]:
         """Processes of the workers that run on this machine."""
         return self._pool.pids()

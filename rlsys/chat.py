@@ -81,9 +81,9 @@ class Chat:
         return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
     def candidate_id(self, text: str) -> int | None:
-        """Id of the token that spells a text alone; `None` if no single token does."""
+        """Id of the token that spells a text alone; `None` if no single token does, or only the one for unknown text."""
         found = self.text_ids(text)
-        return found[0] if len(found) == 1 else None
+        return found[0] if len(found) == 1 and found[0] != self.tokenizer.unk_token_id else None
 
     def _render(self, turns: tuple[tuple[str, str, tuple[int, ...]], ...], num_images: int) -> tuple[int, ...]:
         renderer: Any = self.processor or self.tokenizer

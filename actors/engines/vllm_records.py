@@ -133,9 +133,11 @@ class Translator:
     def _candidate_values(self, values: np.ndarray, token_ids: np.ndarray, wanted: Sampling) -> np.ndarray:
         """float32 [T, C] of the values of all tokens that vLLM returned at each position, and their ids."""
         found = np.full((len(values), len(wanted.candidate_tokens)), -np.inf, np.float32)
-        for column, number in enumerate(map(self.chat.candidate_id, wanted.candidate_tokens)):
-            rows, places = np.nonzero(token_ids == number) if number is not None else ([], [])
-            found[rows, column] = values[rows, places]
+        numbers = list(map(self.chat.candidate_id, wanted.candidate_tokens))
+        for column, number in enumerate(numbers):
+            if number is not None and number not in numbers[:column]:
+                rows, places = np.nonzero(token_ids == number)
+                found[rows, column] = values[rows, places]
         return found
 
 

@@ -114,6 +114,7 @@ def feedback_stage(config: Any, roles: Mapping[str, Any]) -> FeedbackStage:
     return FeedbackStage(
         feedback=config.feedback,
         roles=roles,
+        own=[roles[name] for name in config.roles()],
         num_workers=sum(role.num_actors for role in asked) or config.rollout.num_actors,
         batch=config.engines["judge"].batch,
     )

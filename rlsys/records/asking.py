@@ -55,7 +55,8 @@ class Completion:
     candidate_values: CandidateFloats | None = None
     """float32 [T, C], one value per candidate token at every position: its log-probability, or its raw logit if the engine
     was opened for scores; the two differ by a constant per position, which a softmax over the candidates takes out. Minus
-    infinity for a text that is not one token of this model; `None` if not asked for."""
+    infinity for a text that is not one token of this model, or is the same token as an earlier candidate; `None` if not
+    asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -13,13 +13,17 @@ import ray
 
 from actors.engines import discover
 from actors.engines import engine as engines
+from actors.feedback import FeedbackStage
 from actors.ordered import Task
 from actors.partial import PartialResult
 from actors.pool import WorkerPool
 from actors.remote import Spec
-from actors.stages import FeedbackStage, RolloutStage
+from actors.roles import EngineRole
+from actors.stages import RolloutStage
+from rlsys.conversations.scripted import Scripted
 from rlsys.errors import ConfigError, EngineError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
+from rlsys.feedback.yes_no import YesNo
 from rlsys.placement import Placement
 from rlsys.records import Prompt, Turn
 from tests.fakes import make_group, make_plan, make_verdict
@@ -308,21 +312,29 @@ class Looking:
         pass
 
 
-def critiques(feedback, engine, model=None, count=1, batch=3):
-    return FeedbackStage(
-        feedback=feedback, engine=engine, model=model, placements=places(count), batch=batch, deadline_s=120
-    )
+class Judging:
+    """A stage that judges, with the engines of its judge."""
+
+    def __init__(self, feedback, engine, model="", count=1, batch=3):
+        raw = bool(getattr(feedback, "raw_logits", ()))
+        self._judge = EngineRole(
+            "judge", engine=engine, model=model, placements=places(count), raw_logits=raw, deadline_s=120
+        )
+        self._stage = FeedbackStage(
+            feedback=feedback, roles={"judge": self._judge}, own=[self._judge], num_workers=count, batch=batch
+        )
+        self.stream, self.count, self.pids = self._stage.stream, self._stage.count, self._stage.pids
+        self.close = self._judge.close
 
 
 class Longer:
     """Feedback that asks no judge."""
 
-    needs_engine = False
+    roles = ()
 
-    def verdicts(self, group, generations):
-        assert not generations
-        scores = [float(len(rollout.text)) for rollout in group.responses]
-        return [make_verdict(score) for score in scores]
+    def judge(self, group):
+        yield from ()
+        return tuple(make_verdict(float(len(response.text))) for response in group.responses)
 
 
 def test_feedback_without_a_judge_gives_every_answer_its_own_verdict():
@@ -337,8 +349,8 @@ def test_feedback_without_a_judge_gives_every_answer_its_own_verdict():
 def test_feedback_keeps_the_order_and_counts_a_killed_worker():
     stage = rollouts(1)
     feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=50)
-    alone = critiques(feedback, scripted(seconds_per_call=0.2))
-    wounded = critiques(feedback, scripted(seconds_per_call=0.2), count=2)
+    alone = Judging(feedback, scripted(seconds_per_call=0.2))
+    wounded = Judging(feedback, scripted(seconds_per_call=0.2), count=2)
     try:
         groups = list(stage.stream(text_prompts(10), PLAN))
         expected = list(alone.stream(groups))
@@ -360,8 +372,8 @@ def test_answers_that_kill_the_judge_have_failed_verdicts():
     groups = list(stage.stream(text_prompts(2), PLAN))
     stage.close()
     feedback = CritiqueFeedback(num_critiques=2, temperature=1.0)
-    fatal = feedback.requests(groups[0])[0][0].id
-    judge = critiques(feedback, scripted(fatal_prompts=[fatal]), batch=1)
+    fatal = next(feedback.judge(groups[0]))[0].prompt.id
+    judge = Judging(feedback, scripted(fatal_prompts=[fatal]), batch=1)
     try:
         first, second = judge.stream(groups)
     finally:
@@ -413,7 +425,7 @@ def test_two_real_engines_give_what_one_gives_and_a_kill_changes_nothing(folder)
     assert all(group.policy_version == 4 and group.prompt.images for group in got)
 
 
-def test_a_real_critic_scores_by_the_raw_logit_of_its_score_token(folder):
+def test_a_real_judge_scores_by_the_raw_logit_of_its_score_token(folder):
     discover()
     truth = Transformers(folder)
     stage = rollouts(1)
@@ -421,19 +433,72 @@ def test_a_real_critic_scores_by_the_raw_logit_of_its_score_token(folder):
     stage.close()
     engine = engines.make("vllm", max_model_len=512, max_num_batched_tokens=2048, kv_cache_gib=0.25)
     feedback = CritiqueFeedback(num_critiques=2, temperature=1.0, max_tokens=200, template="{question} {answer}")
-    judge = critiques(feedback, engine, str(folder), batch=4)
+    judge = Judging(feedback, engine, str(folder), batch=4)
     try:
         scored = list(judge.stream(groups))
     finally:
         judge.close()
-    requests = [prompt for group in groups for prompt, _ in feedback.requests(group)]
+    requests = [ask.prompt for group in groups for ask in next(feedback.judge(group))]
     verdicts = [verdict for one in scored for verdict in one.verdicts]
     checked = 0
     score = truth.processor.tokenizer.convert_tokens_to_ids("<score>")
     for prompt, verdict in zip(requests, verdicts, strict=True):
         for critique in verdict.critiques:
+            if critique.score is None:
+                continue
             words = truth.processor.tokenizer(critique.text, add_special_tokens=False)["input_ids"]
             logits = truth.logits(prompt, np.array([*words, score]))
             assert math.isclose(float(logits[-1, score]), critique.score, abs_tol=1e-4)
             checked += 1
     assert checked > 5
+
+
+def test_yes_or_no_of_a_real_judge_is_that_of_the_stock_model(folder):
+    """p(yes) by candidate tokens, from a role's engine and from the policy's own engines alike."""
+    truth = Transformers(folder)
+    policy = real(folder, 1, batch=2)
+    feedback = YesNo(template="{question} {answer}")
+    judge = Judging(
+        feedback, engines.make("vllm", max_model_len=256, max_num_batched_tokens=2048, kv_cache_gib=0.25), str(folder)
+    )
+    try:
+        groups = list(policy.stream(make_prompts(4), make_plan(num_candidates=3, max_tokens=6)))
+        found = list(judge.stream(groups))
+        itself = list(FeedbackStage(feedback=feedback, roles={"judge": policy}, batch=4).stream(groups))
+    finally:
+        policy.close()
+        judge.close()
+    tokens = [truth.processor.tokenizer.convert_tokens_to_ids(word) for word in ("yes", "no")]
+    asks = [ask for group in groups for ask in next(feedback.judge(group))]
+    scores = [verdict.score for one in found for verdict in one.verdicts]
+    for ask, score in zip(asks, scores, strict=True):
+        yes, no = truth.logits(ask.prompt, np.array([0]))[0, tokens].tolist()
+        assert math.isclose(1 / (1 + math.exp(no - yes)), score, abs_tol=1e-5)
+    assert [verdict.score for one in itself for verdict in one.verdicts] == pytest.approx(scores, abs=1e-5)
+
+
+def test_a_scripted_conversation_on_the_real_engine_is_masked_and_scored_as_one_sequence(folder):
+    truth = Transformers(folder)
+    script = (Turn(role="user", text="what is the color"),)
+    prompts = [replace(prompt, script=script) for prompt in make_prompts(3, seed=5)]
+    discover()
+    stage = RolloutStage(
+        engine=engines.make("vllm", max_model_len=256, max_num_batched_tokens=2048, kv_cache_gib=0.25),
+        current=lambda: (str(folder), 4),
+        placements=places(1),
+        seed=3,
+        batch=2,
+        deadline_s=240,
+        conversation=Scripted(),
+    )
+    try:
+        groups = list(stage.stream(prompts, make_plan(round=1, num_candidates=2, max_tokens=64)))
+    finally:
+        stage.close()
+    two_turns = [(group, one) for group in groups for one in group.responses if one.loss_mask.min() == 0]
+    assert two_turns, "a response that ended by itself goes on"
+    for group, response in two_turns:
+        expected = truth.logprobs(group.prompt, response.token_ids)
+        own = response.loss_mask.astype(bool)
+        np.testing.assert_allclose(response.sampled.logprobs[own], expected[own], atol=2e-4)
+        assert (response.sampled.logprobs[~own] == 0).all() and "user: what is the color" in response.text

@@ -65,3 +65,4 @@ def test_sampled_turns_stand_in_a_conversation_as_they_are(chat):
 def test_a_candidate_is_one_token_or_none(chat):
     assert chat.candidate_id("red") == chat.token_id("red")
     assert chat.candidate_id("red circle") is None
+    assert chat.candidate_id("YES") is None, "the token for unknown text spells nothing"

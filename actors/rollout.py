@@ -168,10 +168,13 @@ def candidates_per_temperature(num_candidates: int, num_temperatures: int) -> li
 
 
 def merged(completions: Sequence[tuple[Completion, Sampling]]) -> tuple[Rollout, ...]:
-    """Distinct answers in order of first appearance, with their counts."""
-    found: dict[bytes, Rollout] = {}
+    """Distinct answers of every request in order of first appearance, with their counts.
+
+    The same tokens of two requests, that is of two temperatures, stay apart: temperature and seed are true of every copy.
+    """
+    found: dict[tuple, Rollout] = {}
     for one, sampling in completions:
-        key = one.token_ids.tobytes()
+        key = (one.token_ids.tobytes(), sampling.temperature, sampling.seed)
         if key in found:
             found[key] = replace(found[key], count=found[key].count + 1)
         else:

@@ -7,7 +7,6 @@ on nothing but what is asked.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -18,6 +17,7 @@ import numpy as np
 
 from actors.chunks import chunks
 from actors.counts import Counts
+from actors.feedback_processes import FeedbackProcesses
 from actors.judge import JudgeWorker
 from actors.ordered import Task
 from actors.partial import PartialResult
@@ -26,6 +26,7 @@ from actors.remote import Spec
 from actors.rollout import RolloutTask, RolloutWorker
 from rlsys import wire
 from rlsys.common import files
+from rlsys.common.streams import Stream
 from rlsys.contracts import Feedback
 from rlsys.errors import ConfigError, EngineError
 from rlsys.placement import Placement
@@ -34,6 +35,8 @@ from rlsys.seeding import child_seed
 
 PROBE_TOKENS = 32
 """Longest answer of a probe."""
+AHEAD_OF_A_PROCESS = 4
+"""Groups that may wait, for each process of a feedback that asks no judge."""
 
 
 class RolloutStage:
@@ -195,7 +198,7 @@ class RolloutStage:
 
 
 class FeedbackStage:
-    """`rlsys.contracts.FeedbackStage`. Feedback that asks no judge runs in this process."""
+    """`rlsys.contracts.FeedbackStage`. Feedback that asks no judge computes in processes of its own on this machine."""
 
     def __init__(
         self,
@@ -204,6 +207,7 @@ class FeedbackStage:
         engine: Any = None,
         model: str | None = None,
         placements: Sequence[Placement] = (),
+        num_processes: int = 1,
         batch: int = 8,
         deadline_s: float = 900.0,
     ) -> None:
@@ -212,22 +216,29 @@ class FeedbackStage:
         Args:
             engine: a plug-in of group `engine`, for the judge.
             model: the judge's checkpoint.
+            num_processes: for feedback that asks no judge.
             batch: groups per engine call.
-            deadline_s: for the first results of a call, and from each to the next.
+            deadline_s: for the first results of a call, and from each to the next; without a judge, for a group.
 
         Raises:
-            ConfigError: the feedback asks a judge, and there is no placement for one.
+            ConfigError: the feedback asks a judge, and there is no placement for one; or it asks none, and cannot be taken
+                to another process.
         """
         self._feedback = feedback
         self._batch = batch
         self._counts = Counts("feedback")
         self._pool: WorkerPool | None = None
-        self._num_workers = max(1, len(placements))
+        self._processes: FeedbackProcesses | None = None
+        self._num_workers = max(1, len(placements) if feedback.needs_engine else num_processes)
         if feedback.needs_engine:
             _check(batch, placements)
             options = {"feedback": feedback, "engine": engine, "model": str(model)}
             spec = Spec(name="critic", worker=JudgeWorker, options=options)
             self._pool = WorkerPool(spec, placements, deadline_s=deadline_s, on_death=self._counts.death)
+        else:
+            self._processes = FeedbackProcesses(
+                feedback, number=self._num_workers, deadline_s=deadline_s, on_death=self._counts.death
+            )
 
     def stream(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
         """One scored group per group, in order."""
@@ -243,20 +254,27 @@ class FeedbackStage:
         return self._counts.of(round, self._num_workers)
 
     def pids(self) -> list[int]:
-        """Processes of the judge's workers that run on this machine."""
-        return [] if self._pool is None else self._pool.pids()
+        """Processes of the workers that run on this machine."""
+        return self._processes.pids() if self._pool is None else self._pool.pids()
 
     def close(self) -> None:
         """End the workers."""
-        if self._pool is not None:
-            self._pool.close()
+        for workers in (self._pool, self._processes):
+            if workers is not None:
+                workers.close()
 
     def _alone(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
-        for group in groups:
-            begun = time.monotonic()
-            verdicts = self._feedback.verdicts(group, [])
-            self._counts.seconds[group.round] += time.monotonic() - begun
-            yield ScoredGroup(group=group, verdicts=tuple(verdicts))
+        # Another thread waits for the groups: a verdict must not wait for the answers that come after its own.
+        begun = ((group, self._processes.judge(group)) for group in groups)
+        judged = Stream(begun, ahead=AHEAD_OF_A_PROCESS * self._num_workers)
+        try:
+            for group, future in judged:
+                self._counts.round = group.round
+                seconds, verdicts = future.result()
+                self._counts.seconds[group.round] += seconds
+                yield ScoredGroup(group=group, verdicts=verdicts)
+        finally:
+            judged.close()
 
     def _tasks(self, groups: Iterable[RolloutGroup]) -> Iterator[Task]:
         for chunk in chunks(groups, self._batch, prompt=lambda group: group.prompt):

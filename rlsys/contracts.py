@@ -6,7 +6,7 @@ The loop (`rounds.py`) knows only the stages below; Ray, vLLM and DeepSpeed stan
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from rlsys.records import (
     FitReport,
@@ -47,7 +47,8 @@ class Feedback(Protocol):
     """
 
     needs_engine: bool
-    """`False` if `requests` is always empty."""
+    """`False` if `requests` is always empty. `verdicts` is then computed in a process of its own, to which the plug-in goes
+    by pickle: its class must be importable there by its module's name."""
 
     def requests(self, group: RolloutGroup) -> list[Request]:
         """What to ask the judge about a group, in an order that `verdicts` understands."""
@@ -168,6 +169,9 @@ class Weights(Protocol):
 class Evaluation(Protocol):
     """A plug-in of group `evaluation`: held-out prompts and what their answers are worth against the truth."""
 
+    directions: ClassVar[dict[str, int]]
+    """Its metrics and which way they get better: -1 lower, +1 higher, 0 neither. The gate decides on no other metric."""
+
     def prompts(self) -> list[Prompt]:
         """The held-out prompts, always the same."""
 
@@ -175,14 +179,26 @@ class Evaluation(Protocol):
         """Metrics of the answers, each with its bootstrap 95 % interval."""
 
 
+class Evaluate(Protocol):
+    """Measures the engines' current weights on the held-out prompts."""
+
+    def __call__(self, round: int, *, ends: bool = False) -> dict[str, Interval]:
+        """Held-out metrics after a round; empty if it is not that round's turn.
+
+        Args:
+            ends: the run ends with this round, which makes it its turn.
+        """
+
+
 class Gate(Protocol):
     """Decides after every round whether its weights stay and whether the run goes on."""
 
     def accepts(self, report: RoundReport) -> bool:
-        """Whether the round's weights stay. Called once per round, before `stops`."""
+        """Whether the round's weights stay. Called once per round."""
 
     def stops(self, report: RoundReport) -> str | None:
-        """Why the run ends here, or `None`."""
+        """Why the run ends here, or `None`. Changes nothing. Asked after `accepts`, and of a round that was not evaluated also
+        before: one that the run ends with is then evaluated."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to go on deciding, JSON values only."""

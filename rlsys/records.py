@@ -79,7 +79,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True, eq=False)
 class Rollout:
-    """One distinct answer to a prompt."""
+    """One distinct answer to one request about a prompt."""
 
     text: str
     token_ids: TokenIds
@@ -87,13 +87,13 @@ class Rollout:
     logprobs: TokenFloats
     """float32 [T], log-probability of each token under the weights that sampled it, at temperature 1."""
     count: int
-    """How many of the prompt's candidates were this very token sequence, at least 1."""
+    """How many candidates of its request were this very token sequence, at least 1."""
     finish_reason: str
     """`stop` (end-of-sequence) or `length` (cut at the token limit)."""
     temperature: float
-    """Sampling temperature of the first candidate with these tokens."""
+    """Sampling temperature of every copy."""
     seed: int
-    """Seed of the request that sampled it."""
+    """Seed of the request that sampled every copy."""
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -126,7 +126,8 @@ class RolloutGroup:
     prompt_token_ids: TokenIds
     """int32 [S], as the engine saw them: chat template applied, image placeholders expanded."""
     rollouts: tuple[Rollout, ...]
-    """Distinct answers in order of first appearance."""
+    """Distinct answers of every request in order of first appearance. A prompt is asked once per temperature: the same
+    tokens at two temperatures are two entries, so that temperature and seed are true of every copy."""
     failed: int = 0
     """Candidates asked for and not delivered."""
 
@@ -303,7 +304,7 @@ class RoundPlan:
     data: str
     """`current` or `accumulated`."""
     lag: int
-    """Versions that generation may run ahead of training."""
+    """Rounds that generation may run ahead of training."""
 
     @property
     def is_held_out(self) -> bool:
@@ -344,7 +345,7 @@ class FitReport:
     loss: float
     """Mean over the pairs of all epochs."""
     metrics: dict[str, float]
-    """Means over pairs: `implicit_accuracy`, `reward_margin`, `grad_norm`, `kl`, ..."""
+    """Means over pairs of what the objective gives (`implicit_accuracy`, `reward_margin`, ...), and `grad_norm`, `kl`, ..."""
     seconds: float
 
 
@@ -363,14 +364,15 @@ class RoundReport:
     failed: dict[str, int]
     """`rollouts`, `critiques`, `workers`: what was asked for and did not come."""
     staleness: int
-    """Version trained minus version that sampled, the largest in the round."""
+    """Rounds between the start of the round whose weights sampled the answers and the start of this one; at most the lag."""
     loss: float
-    implicit_accuracy: float
-    """Share of pairs whose chosen answer has the larger implicit reward, before the step that used the pair."""
     kl: float
     """KL(the policy that answered || the policy after the round), nats per answer at temperature 1: k3 estimate on those of
-    the round's own answers that take part in pairs, copies counted."""
+    the round's own answers that take part in pairs, each once with its copies counted. Answers that were sampled at another
+    temperature, or with top_p below 1, come from another distribution and are left out; not a number if none is left."""
     metrics: dict[str, float]
+    """What the learner reports: the objective's own metrics (`implicit_accuracy` where it has implicit rewards, ...),
+    `grad_norm`, `kl_initial`, ..."""
     sync: SyncReport
     eval: dict[str, Interval]
     """`chair_i`, `chair_s`, `recall`, `mean_length`, ... of the weights that the round trained, also if the gate then refused

@@ -77,8 +77,8 @@ def assembled(
         measure = evaluator(config, rollouts, context.progress)
         every = config.eval.every
 
-        def evaluate(round: int) -> dict[str, Interval]:
-            due = every and ((round + 1) % every == 0 or round + 1 == schedule.num_rounds)
+        def evaluate(round: int, *, ends: bool = False) -> dict[str, Interval]:
+            due = every and (ends or (round + 1) % every == 0 or round + 1 == schedule.num_rounds)
             return measure() if due else {}
 
         yield (
@@ -102,5 +102,5 @@ def assembled(
 
 def fingerprint(config: Any) -> str:
     """Whose answers a round's are, and to what: `RunComponents.fingerprint`. The policy by its name: on another machine the same one may
-    lie elsewhere."""
+    lie elsewhere. The source of the prompts by its options: what it holds is compared by `RoundRecorder`."""
     return f"policy {config.policy.model}, seed {config.seed}, {config.prompts}"

@@ -47,7 +47,7 @@ def start_rollouts(
     Args:
         model: Hugging Face folder of the policy.
         placements: one per worker; if `None`, the workers share all there is.
-        batch: prompts per engine call, instead of the run's.
+        batch: prompts per engine call, instead of both the run's own (of its rounds and of its evaluations).
         checkpoints: where the current weights are, if they will change; a worker that is replaced loads those.
 
     Raises:
@@ -65,7 +65,7 @@ def start_rollouts(
         placements=placements,
         seed=config.seed,
         batch=batch or config.rollout.batch,
-        held_out_batch=config.eval.batch,
+        held_out_batch=batch or config.eval.batch,
         deadline_s=config.rollout.deadline_s,
         probe_prompts=probe_prompts(config) if checkpoints else (),
         probe_file=checkpoints.probes if checkpoints else None,
@@ -90,6 +90,7 @@ def start_feedback(config: Any, model: Path | None, *, placements: Sequence[Plac
         engine=config.critic.engine,
         model=None if model is None else str(model),
         placements=placements,
+        num_processes=config.critic.num_actors,
         batch=config.critic.batch,
         deadline_s=config.critic.deadline_s,
     )

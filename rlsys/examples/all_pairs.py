@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from rlsys import registry
-from rlsys.examples.pairing import prefer
+from rlsys.examples.pairing import distinct, prefer
 from rlsys.records import PreferencePair, RoundPlan, ScoredGroup
 from rlsys.seeding import generator
 
@@ -23,7 +23,7 @@ class AllPairs:
     """
 
     def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:
-        candidates = (prefer(scored, one, other, plan) for one, other in combinations(scored.scored, 2))
+        candidates = (prefer(scored, one, other, plan) for one, other in combinations(distinct(scored), 2))
         pairs = [pair for pair in candidates if pair is not None]
         limit = plan.max_pairs_per_prompt
         if limit == 0 or len(pairs) <= limit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlsys import registry
-from rlsys.examples.pairing import prefer
+from rlsys.examples.pairing import distinct, prefer
 from rlsys.records import PreferencePair, RoundPlan, ScoredGroup
 
 
@@ -15,7 +15,7 @@ class BestWorst:
     """Builds at most one pair per prompt; of equal scores the answer that appeared first is taken."""
 
     def __call__(self, scored: ScoredGroup, plan: RoundPlan) -> list[PreferencePair]:
-        answers = scored.scored
+        answers = distinct(scored)
         if len(answers) < 2:
             return []
         best = max(answers, key=lambda answer: answer[1])

@@ -8,6 +8,18 @@ from rlsys.records import PreferencePair, Rollout, RoundPlan, ScoredGroup
 Scored = tuple[Rollout, float]
 
 
+def distinct(scored: ScoredGroup) -> list[Scored]:
+    """Scored answers of a group, those of the same tokens once: else a pair would be trained once for every temperature
+    that gave one of its answers. The one at temperature 1 stays, on which KL can be estimated, else the first.
+    """
+    found: dict[bytes, Scored] = {}
+    for rollout, score in scored.scored:
+        known = found.setdefault(rollout.token_ids.tobytes(), (rollout, score))
+        if rollout.temperature == 1.0 != known[0].temperature:
+            found[rollout.token_ids.tobytes()] = (rollout, score)
+    return list(found.values())
+
+
 def prefer(scored: ScoredGroup, one: Scored, other: Scored, plan: RoundPlan) -> PreferencePair | None:
     """The pair of two scored answers, the higher score chosen.
 

@@ -1,4 +1,5 @@
-"""What every judge that writes shares: one user turn per answer, asked `num_critiques` times, read by `read`."""
+"""What every judge that writes shares: one user turn per distinct text of a group, asked `num_critiques` times, read by
+`read`."""
 
 from __future__ import annotations
 
@@ -71,8 +72,9 @@ class Judge:
         raise NotImplementedError
 
     def requests(self, group: RolloutGroup) -> list[Request]:
-        """One request per rollout, in their order."""
-        prompts = [judge_prompt(self.template, group.prompt, rollout.text) for rollout in group.rollouts]
+        """One request per distinct text, in order of first appearance: answers that read the same (of two temperatures, say)
+        get the same verdict."""
+        prompts = [judge_prompt(self.template, group.prompt, text) for text in _texts(group)]
         root = self.seed or 0
         return [(prompt, self._sampling(child_seed(root, "judge", group.round, prompt.id))) for prompt in prompts]
 
@@ -80,13 +82,15 @@ class Judge:
         """One verdict per rollout; critiques that did not come or cannot be read are counted as failed.
 
         Raises:
-            ValueError: there is not one generation per rollout.
+            ValueError: there is not one generation per distinct text.
         """
-        if len(generations) != len(group.rollouts):
+        texts = _texts(group)
+        if len(generations) != len(texts):
             raise ValueError(
-                f"prompt {group.prompt.id!r}: {len(group.rollouts)} answers but {len(generations)} judge generations"
+                f"prompt {group.prompt.id!r}: {len(texts)} distinct answers but {len(generations)} judge generations"
             )
-        return tuple(self._verdict(generation) for generation in generations)
+        verdicts = dict(zip(texts, map(self._verdict, generations), strict=True))
+        return tuple(verdicts[rollout.text] for rollout in group.rollouts)
 
     def _verdict(self, generation: Generation) -> Verdict:
         read = [self.read(completion) for completion in generation.completions]
@@ -97,3 +101,8 @@ class Judge:
         return Sampling(
             num_samples=self.num_critiques, temperature=self.temperature, max_tokens=self.max_tokens, seed=seed
         )
+
+
+def _texts(group: RolloutGroup) -> list[str]:
+    """Distinct texts of a group's answers, in order of first appearance."""
+    return list(dict.fromkeys(rollout.text for rollout in group.rollouts))

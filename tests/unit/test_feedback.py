@@ -108,8 +108,16 @@ def test_several_critiques_are_averaged_over_those_that_could_be_read():
 
 
 def test_verdicts_refuse_a_wrong_number_of_generations():
-    with pytest.raises(ValueError, match="'scene-7': 2 answers but 1 judge generations"):
+    with pytest.raises(ValueError, match="'scene-7': 2 distinct answers but 1 judge generations"):
         CritiqueFeedback().verdicts(group("a", "b"), [generation()])
+
+
+def test_answers_that_read_the_same_are_judged_once_and_share_the_verdict():
+    feedback, same = CritiqueFeedback(), group("a", "b", "a")
+    assert [prompt.question.count("[Answer]\na\n") for prompt, _ in feedback.requests(same)] == [1, 0]
+    delivered = [generation(completion(text, logits=[score])) for text, score in (("good", 2.0), ("bad", -1.0))]
+    found = feedback.verdicts(same, delivered)
+    assert [verdict.score for verdict in found] == [2.0, -1.0, 2.0]
 
 
 @pytest.mark.parametrize(

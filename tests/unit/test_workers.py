@@ -47,7 +47,7 @@ def test_candidates_are_shared_between_temperatures():
     assert candidates_per_temperature(1, 2) == [1, 0]
 
 
-def test_identical_candidates_are_kept_once_with_their_count_and_their_first_temperature():
+def test_identical_candidates_of_a_temperature_are_kept_once_with_their_count():
     def completion(*tokens):
         return Completion(
             text="x",
@@ -57,10 +57,12 @@ def test_identical_candidates_are_kept_once_with_their_count_and_their_first_tem
         )
 
     hot, cold = Sampling(temperature=1.0, seed=5), Sampling(temperature=0.5, seed=6)
-    found = merged([(completion(1, 2), hot), (completion(3), hot), (completion(1, 2), cold)])
+    sampled = [(completion(*ids), how) for ids, how in (((1, 2), hot), ((3,), hot), ((1, 2), hot), ((1, 2), cold))]
+    found = merged(sampled)
     assert [(r.token_ids.tolist(), r.count, r.temperature, r.seed) for r in found] == [
         ([1, 2], 2, 1.0, 5),
         ([3], 1, 1.0, 5),
+        ([1, 2], 1, 0.5, 6),
     ]
 
 

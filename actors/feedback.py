@@ -6,13 +6,13 @@ depend on how many workers there are, which of them did what, or whether one was
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from actors.chunks import chunks
 from actors.counts import Counts
+from actors.feedback_processes import FeedbackProcesses
 from actors.partial import PartialResult
 from actors.roles import EngineRole, Respondent, RoleEngines
 from rlsys import registry
@@ -21,6 +21,9 @@ from rlsys.common.streams import Stream
 from rlsys.contracts import Feedback
 from rlsys.errors import ConfigError
 from rlsys.records import RolloutGroup, ScoredGroup, Verdict
+
+AHEAD_OF_A_PROCESS = 2
+"""Groups that wait for each process that computes."""
 
 
 class FeedbackStage:
@@ -33,13 +36,17 @@ class FeedbackStage:
         roles: Mapping[str, RoleEngines] | None = None,
         own: Sequence[EngineRole] = (),
         num_workers: int = 1,
+        num_processes: int = 1,
         batch: int = 8,
+        deadline_s: float = 900.0,
     ) -> None:
         """
         Args:
             roles: the engines by role; the stage ends none of them.
             own: those of them whose processes and deaths are counted here, because no other stage counts them.
             num_workers: of all roles that are asked; one batch more than that is in work at once.
+            num_processes: for feedback that asks no engine.
+            deadline_s: for the verdicts of one group without an engine.
             batch: groups whose programs are advanced together, with one engine call per wave and role.
 
         Raises:
@@ -51,6 +58,11 @@ class FeedbackStage:
         self._own = own
         self._respondent = Respondent(roles or {})
         self._counts = Counts("feedback")
+        self._num_processes, self._deadline_s = num_processes, deadline_s
+        self._processes: FeedbackProcesses | None = None
+        if not feedback.roles:
+            self._num_workers = num_processes
+            self._start_processes(feedback)
 
     def stream(self, groups: Iterable[RolloutGroup], options: Mapping[str, Any] | None = None) -> Iterator[ScoredGroup]:
         """One scored group per group, in order.
@@ -61,6 +73,9 @@ class FeedbackStage:
         feedback = registry.feedback.configured(self._feedback, options or {})
         if getattr(feedback, "seed", 0) is None:
             feedback.seed = getattr(self._feedback, "seed", None)
+        if not feedback.roles:
+            yield from self._computed(groups, feedback)
+            return
         batches = Stream(self._begun(groups, feedback), ahead=self._num_workers)
         try:
             for batch, found in batches:
@@ -79,7 +94,13 @@ class FeedbackStage:
 
     def pids(self) -> list[int]:
         """Processes of the engines of its own that run on this machine."""
-        return [pid for role in self._own for pid in role.pids()]
+        computing = self._processes.pids() if self._processes else []
+        return [*computing, *(pid for role in self._own for pid in role.pids())]
+
+    def close(self) -> None:
+        """End the processes that compute; the roles' engines are ended by who started them."""
+        if self._processes is not None:
+            self._processes.close()
 
     def _begun(
         self, groups: Iterable[RolloutGroup], feedback: Feedback
@@ -91,14 +112,27 @@ class FeedbackStage:
     def _judged(self, batch: Sequence[RolloutGroup], feedback: Feedback) -> Iterator[list[tuple[Verdict, ...]]]:
         round = batch[0].round
         answer = partial(self._respondent, heard=lambda part: self._heard(part, round))
-        if feedback.roles:
-            yield from advance(map(feedback.judge, batch), answer)
-            return
-        for group in batch:
-            begun = time.monotonic()
-            found = list(advance([feedback.judge(group)], answer))
-            self._counts.seconds[round] += time.monotonic() - begun
-            yield from found
+        yield from advance(map(feedback.judge, batch), answer)
+
+    def _computed(self, groups: Iterable[RolloutGroup], feedback: Feedback) -> Iterator[ScoredGroup]:
+        """Groups judged without an engine, in processes of their own: computing must not hold up the driver's threads."""
+        if self._processes is None:
+            self._start_processes(feedback)
+        begun = ((group, self._processes.judge(group, feedback)) for group in groups)
+        judged = Stream(begun, ahead=AHEAD_OF_A_PROCESS * self._num_processes)
+        try:
+            for group, future in judged:
+                self._counts.round = group.round
+                seconds, verdicts = future.result()
+                self._counts.seconds[group.round] += seconds
+                yield ScoredGroup(group=group, verdicts=verdicts)
+        finally:
+            judged.close()
+
+    def _start_processes(self, feedback: Feedback) -> None:
+        self._processes = FeedbackProcesses(
+            feedback, number=self._num_processes, deadline_s=self._deadline_s, on_death=self._counts.death
+        )
 
     def _heard(self, part: PartialResult, round: int) -> None:
         self._counts.round = round

@@ -36,6 +36,8 @@ from rlsys.seeding import child_seed
 
 PROBE_TOKENS = 32
 """Longest answer of a probe."""
+AHEAD_OF_A_PROCESS = 4
+"""Groups that may wait, for each process of a feedback that asks no judge."""
 
 
 class RolloutStage:

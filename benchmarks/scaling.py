@@ -127,7 +127,7 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
         feedback=FeedbackStage(feedback=feedback, model="scripted", **scripted),
         learner=CountingLearner(),
         weights=NoSync(),
-        evaluate=lambda round: {},
+        evaluate=lambda round, *, ends=False: {},
         gate=MetricGate(config=GateConfig()),
         journal=Journal(root / JOURNAL),
         checkpoints=Checkpoints(root / "checkpoints", initial_policy=root),

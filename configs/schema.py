@@ -98,7 +98,10 @@ class EngineRoleConfig:
 
 @dataclass(kw_only=True)
 class RoleConfig(EngineRoleConfig):
-    """The engines of a named role: `judge`, or any that a plug-in asks. An engine that is not chosen is as the policy's."""
+    """The engines of a named role: `judge`, or any that a plug-in asks. An engine that is not chosen is as the policy's.
+
+    Of feedback that asks no engine, the judge's `num_actors` is the number of processes that compute it.
+    """
 
     model: str = ""
     """A Hugging Face folder or name; `scenes` (made on the spot and cached); or `policy`: the policy's own engines answer,
@@ -233,12 +236,32 @@ class RunConfig:
             raise ConfigError("schedule.reference=initial needs learner.initial_copy=true, or LoRA")
         if "ema" in references and not self.learner.ema_decay:
             raise ConfigError("schedule.reference=ema needs learner.ema_decay > 0")
-        if self.gate.kl_budget is not None and not keeps_initial:
-            raise ConfigError("gate.kl_budget needs learner.initial_copy=true, or LoRA")
+        self._check_kl_budget(schedule)
         if self.gate.looks_at_metric and (not self.eval.every or isinstance(self.evaluation, NoEvaluation)):
             raise ConfigError(
                 "gate.refuse and gate.patience need rounds that are evaluated: eval.every > 0, an evaluation"
             )
+        if not hasattr(self.evaluation, "directions"):
+            raise ConfigError(
+                f"evaluation={type(self.evaluation).__name__} must have `directions`: its metrics, and -1, +1 or 0 for each"
+            )
+        self.gate.direction(self.evaluation.directions)
+
+    def _check_kl_budget(self, schedule: Schedule) -> None:
+        """A budget that is never held against anything would stop nothing, without a word."""
+        if self.gate.kl_budget is None:
+            return
+        if not (self.learner.initial_copy or self.learner.has_adapter):
+            raise ConfigError("gate.kl_budget needs learner.initial_copy=true, or LoRA")
+        if not self.learner.kl_responses:
+            raise ConfigError("gate.kl_budget needs learner.kl_responses > 0, got 0")
+        for plan in map(schedule.plan, range(schedule.num_rounds)):
+            if 1.0 not in plan.temperatures or plan.top_p < 1:
+                given = ", ".join(f"{temperature:g}" for temperature in plan.temperatures)
+                raise ConfigError(
+                    "gate.kl_budget needs answers at schedule.temperatures 1 and schedule.top_p 1 in every round: KL is "
+                    f"estimated on no others; round {plan.round} has temperatures {given} and top_p {plan.top_p:g}"
+                )
 
     def _check_roles(self) -> None:
         """Every engine that a plug-in asks is named, and can give what is asked of it."""

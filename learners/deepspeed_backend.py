@@ -225,6 +225,14 @@ class Engine:
         torch.distributed.all_reduce(tensor, op=kind)
         return tensor.tolist()
 
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in the order of ranks. Small values: they are pickled."""
+        if self._world_size == 1:
+            return [value]
+        found: list[Any] = [None] * self._world_size
+        torch.distributed.all_gather_object(found, value)
+        return found
+
     def close(self) -> None:
         """Leave the process group."""
         if torch.distributed.is_initialized():

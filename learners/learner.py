@@ -81,7 +81,7 @@ class LearnerRank:
         """This rank's part in weight updates."""
         self._sample = self._fresh_sample()
         self._references_of: dict[int, list[torch.Tensor]] = {}
-        self._round: int | None = None
+        self._plan: FitPlan | None = None
         gc.collect()
         gc.freeze()  # a full collection walks all modules and the model: 0.2 s in the middle of a step
 
@@ -94,7 +94,7 @@ class LearnerRank:
         torch.manual_seed(child_seed(plan.seed, "dropout", plan.policy_version, self._rendezvous.rank))
         self._references_of = {}
         self._sample = self._fresh_sample()
-        self._round = plan.round
+        self._plan = plan
         if not plan.accumulated:
             # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
             self._processor.forget_images()
@@ -121,6 +121,7 @@ class LearnerRank:
         (num_passes,) = self._engine.reduce([len(batches)], "max")
         examples, tokens = self._engine.reduce(counts, "sum")
         batches += [self._collator.empty() for _ in range(int(num_passes) - len(batches))]
+        self._sample.add(tree for micro in batches if micro.examples for tree in micro.trees if self._counts(tree))
         references = self._references(batches, batch)
         denominator = {"examples": examples, "tokens": tokens}[self._objective.denominator]
         sums = {"examples": float(counts[0]), "tokens": float(counts[1])}
@@ -141,12 +142,13 @@ class LearnerRank:
         """Close a stretch of training.
 
         Returns:
-            This rank's `kl_sum` and `kl_responses` (copies counted) on a sample of the round's answers it was trained on,
-            `kl_initial_sum` (from their sampler to version 0) if version 0 is at hand, `reference_checked` answers, and
-            `seconds`.
+            This rank's `kl_sum` and `kl_responses` (copies counted; 0 if none was sampled at temperature 1 and top_p 1) on a
+            sample of the round's answers it was trained on, `kl_initial_sum` (from their sampler to version 0) if version 0
+            is at hand, `reference_checked` answers, and `seconds`.
         """
         started = time.monotonic()
-        batches = self._collator.of_trees(self._sample.trees)
+        seen = self._engine.gather(self._sample.seen)[: self._rendezvous.rank]
+        batches = self._collator.of_trees(self._sample.without(set().union(*seen)))
         found = {"kl_sum": self._kl_sum(batches)}
         if self._reference.knows_initial:
             with self._reference.initial_weights():
@@ -223,14 +225,13 @@ class LearnerRank:
         if batch not in self._references_of:
             (forward,) = self._engine.reduce([self._reference.needs_forward(batches)], "max")
             self._references_of[batch] = self._reference.logps(batches, forward=bool(forward))
-            self._sample.add(
-                [tree for micro in batches if micro.examples for tree in micro.trees if self._counts(tree)]
-            )
         return self._references_of[batch]
 
     def _counts(self, tree: Tree) -> bool:
-        """Whether KL is estimated on its answers: those of earlier rounds had another sampler."""
-        return self._round is None or tree.round == self._round
+        """Whether KL may be estimated on its answers: those of earlier rounds had another sampler, and with top_p below 1 none
+        comes from all that the policy would say."""
+        plan = self._plan
+        return plan.top_p == 1 and (plan.round is None or tree.round == plan.round)
 
     def _loss(self, batch: MicroBatch, reference: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
         logps_L, logits_L = output_2L = self._engine(batch, self._dummy_image)

@@ -31,11 +31,15 @@ class FitPlan:
     reference: str = "previous"
     """`initial`, `previous` or `ema`; used by objectives on pairs."""
     round: int | None = None
-    """Whose own answers KL is estimated on; `None` is all that are trained on."""
+    """The round whose own answers are told from those of earlier rounds: KL is estimated on them, and under the reference
+    rule `previous` their recorded log-probabilities are the reference. `None` is training outside of rounds."""
     policy_version: int = 0
     """Version of the weights that training starts from."""
     lag: int = 0
-    """Versions by which samples may be older than that."""
+    """Rounds by which answers may have been sampled ahead of their training. The weights at the starts of as many earlier
+    stretches are kept, so that those answers can be checked."""
+    top_p: float = 1.0
+    """At which the round's answers were sampled."""
     accumulated: bool = False
     """Whether pairs of earlier stretches are among those to come."""
     seed: int = 0
@@ -64,6 +68,7 @@ class FitPlan:
             round=plan.round,
             policy_version=policy_version,
             lag=plan.lag,
+            top_p=plan.top_p,
             accumulated=plan.data == "accumulated",
             seed=seed,
         )

@@ -4,10 +4,12 @@ Where the reference is the policy that sampled an answer, they came with the ans
 (`reference_check.py`). Otherwise they are computed with weights kept for it:
 
     rule       reference of an answer sampled by version v            weights kept
-    previous   v itself: recorded, if v is this round's (or its lag's)
-               else the weights at the round's start                  a copy of those, for accumulated data
+    previous   v itself: recorded, if the answer was sampled for this
+               round; else the weights at the round's start           a copy of those, for accumulated data
     initial    version 0: recorded, if v is 0                         the first ones, or the LoRA adapter switched off
     ema        the moving average                                     the average
+
+Versions are never counted with: a refused round uses two of them, so their differences say nothing about rounds.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Reference:
         self.initial = weight_copies.take(engine) if config.initial_copy and not self._has_adapter else None
         self.average = weight_copies.take(engine, dtype=torch.float32) if config.ema_decay else None
         self._starts: dict[int, weight_copies.Weights] = {}
-        """Weights at the start of this stretch and of as many before it as the lag."""
+        """Weights at the start of this stretch and of as many before it as the lag, by version."""
         self._plan: FitPlan | None = None
         self._has_stepped = False
 
@@ -60,7 +62,9 @@ class Reference:
             raise ConfigError("reference=ema needs learner.ema_decay > 0")
         self._plan = plan
         self._has_stepped = False
-        self._starts = {v: w for v, w in self._starts.items() if v >= plan.policy_version - plan.lag}
+        # Versions grow from stretch to stretch, by one or, after a refusal, by two: the last `lag` of them are counted.
+        earlier = sorted(version for version in self._starts if version < plan.policy_version)
+        self._starts = {version: self._starts[version] for version in earlier[max(0, len(earlier) - plan.lag) :]}
         if plan.lag or (plan.accumulated and plan.reference == "previous"):
             self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
@@ -71,12 +75,13 @@ class Reference:
 
     def restore(self, kept: dict[str, weight_copies.Weights]) -> None:
         """Take what belongs to the weights now in place, instead of what belonged to those before; the initial copy
-        stays.
+        stays. The weights at starts stay as well: a refused round's weights are gone, and answers that other weights gave
+        before it are still to come.
 
         Args:
             kept: from `kept`; a moving average that is not in it begins anew with the weights in place.
         """
-        self._starts = {int(name): weights for name, weights in kept.items() if name != _AVERAGE}
+        self._starts |= {int(name): weights for name, weights in kept.items() if name != _AVERAGE}
         if self.average is not None:
             self.average = kept.get(_AVERAGE) or weight_copies.take(self._engine, dtype=torch.float32)
 
@@ -118,7 +123,8 @@ class Reference:
         if tree.policy_version is None:  # what a rank works on while others still have examples
             return False
         if plan.reference == "previous":
-            return tree.policy_version >= plan.policy_version - plan.lag
+            # Outside of rounds only the version tells whether the weights in place at the start gave the answer.
+            return tree.policy_version == plan.policy_version if plan.round is None else tree.round == plan.round
         return plan.reference == "initial" and tree.policy_version == 0
 
     @property
@@ -146,8 +152,8 @@ class Reference:
         kept = {"ema": self.average, "previous": self._starts.get(plan.policy_version)}
         if kept[plan.reference] is None:
             raise LearnerError(
-                f"reference={plan.reference}: answers older than version {plan.policy_version - plan.lag}, and no "
-                "weights kept for them; schedule.data=accumulated keeps those of the round's start"
+                f"reference={plan.reference}: answers that were not sampled for round {plan.round}, and no weights kept "
+                "for them; schedule.data=accumulated keeps those of the round's start"
             )
         with weight_copies.using(self._engine, kept[plan.reference]):
             yield

@@ -1,33 +1,75 @@
-"""A bounded, evenly spread sample of the answers a stretch of training saw, and the KL estimate made on it."""
+"""A bounded, evenly spread sample of the answers a stretch of training saw, and the KL estimate made on it.
+
+The estimate is one of the policy's own distribution, at temperature 1 and of all tokens. Answers that were sampled otherwise
+come from another distribution: they are left out, and if none is left there is no estimate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
 from learners.micro_batch import MicroBatch
-from learners.trees import Tree
+from learners.trees import Branch, Tree
+from rlsys.common.checksum import content_key
 
 
 class ResponseSample:
-    """Keeps trees with at most so many answers in all, evenly spread over everything that was added."""
+    """Keeps trees with at most so many answers in all, evenly spread over everything that was added. Only answers that an
+    engine sampled at temperature 1 are kept, and each of them once, in however many batches it comes: a prompt's pairs may
+    lie in several.
+    """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._stride = 1
-        self._seen = 0
+        self._num_offered = 0
+        self.seen: set[bytes] = set()
+        """Keys of all answers that were offered and could be kept."""
         self.trees: list[Tree] = []
 
-    def add(self, trees: Sequence[Tree]) -> None:
+    def add(self, trees: Iterable[Tree]) -> None:
         """Offer trees, in order."""
         for tree in trees:
-            if self._limit and self._seen % self._stride == 0:
-                self.trees.append(tree.copy())
-            self._seen += 1
+            answers = [answer for answer in tree.answers if self._is_new(tree, answer)] if self._limit else []
+            if not answers:
+                continue
+            if self._num_offered % self._stride == 0:
+                self.trees.append(replace(tree, answers=answers).copy())
+            self._num_offered += 1
             while len(self.trees) > 1 and sum(len(kept.answers) for kept in self.trees) > self._limit:
                 self.trees = self.trees[::2]
                 self._stride *= 2
+
+    def without(self, others: set[bytes]) -> list[Tree]:
+        """The kept trees without the answers that another rank counts.
+
+        Args:
+            others: keys of answers that it was offered.
+        """
+        left = [
+            replace(tree, answers=[answer for answer in tree.answers if _key(tree, answer) not in others])
+            for tree in self.trees
+        ]
+        return [tree for tree in left if tree.answers]
+
+    def _is_new(self, tree: Tree, answer: Branch) -> bool:
+        """Whether an answer can be kept and was not offered before."""
+        if answer.rollout is None or answer.rollout.temperature != 1.0:
+            return False
+        key = _key(tree, answer)
+        is_new = key not in self.seen
+        self.seen.add(key)
+        return is_new
+
+
+def _key(tree: Tree, answer: Branch) -> bytes:
+    """By which an answer to a prompt is known again in other batches and on other ranks."""
+    images = "".join(image.digest for image in tree.images).encode()
+    sizes = repr((tree.round, len(tree.prompt_ids), len(images))).encode()
+    return content_key(sizes, tree.prompt_ids.tobytes(), images, answer.token_ids.tobytes())
 
 
 def num_candidates(batch: MicroBatch) -> int:
@@ -40,7 +82,8 @@ def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
 
     k3 estimate (Schulman, "Approximating KL divergence", 2020) on the sampler's own answers: sum over tokens of
     exp(u) - 1 - u with u = log policy - log sampler, never negative. An answer that was sampled several times counts as
-    often: else rare ones would weigh as much as frequent ones. Both log-probabilities are those at temperature 1.
+    often: else rare ones would weigh as much as frequent ones. Both log-probabilities are those at temperature 1, at which
+    the answers must have been sampled, from all tokens (top_p 1).
 
     Args:
         logps_L: the policy's log-probabilities of the answers' tokens.

@@ -57,7 +57,11 @@ class Feedback(Protocol):
     """Engines that it asks, such as `("judge",)`; empty if it only computes."""
 
     def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
-        """One verdict per response. A judgement that cannot be read is counted as failed, never scored."""
+        """One verdict per response. A judgement that cannot be read is counted as failed, never scored.
+
+        The program of a feedback without roles runs in a process of its own, to which the plug-in goes by pickle: its class
+        must be importable there by its module's name.
+        """
 
 
 @runtime_checkable
@@ -199,14 +203,26 @@ class Evaluation(Protocol):
         """Metrics, each with its bootstrap 95 % interval."""
 
 
+class Evaluate(Protocol):
+    """Measures the engines' current weights on the held-out prompts."""
+
+    def __call__(self, round: int, *, ends: bool = False) -> dict[str, Interval]:
+        """Held-out metrics after a round; empty if it is not that round's turn.
+
+        Args:
+            ends: the run ends with this round, which makes it its turn.
+        """
+
+
 class Gate(Protocol):
     """Decides after every round whether its weights stay and whether the run goes on."""
 
     def accepts(self, report: RoundReport) -> bool:
-        """Whether the round's weights stay. Called once per round, before `stops`."""
+        """Whether the round's weights stay. Called once per round."""
 
     def stops(self, report: RoundReport) -> str | None:
-        """Why the run ends here, or `None`."""
+        """Why the run ends here, or `None`. Changes nothing. Asked after `accepts`, and of a round that was not evaluated also
+        before: one that the run ends with is then evaluated."""
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to go on deciding, JSON values only."""

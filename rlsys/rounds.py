@@ -24,18 +24,19 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
     Invariant: a round's answers come from one version, the one the engines held when its generation began; with `lag` 0 that
     is the version the round trains, and never more than `lag` rounds lie between the two. A refused round publishes twice.
     """
-    schedule = components.schedule
+    schedule, starts = components.schedule, _starts(components, first)
     with Pipeline(components, first) as pipeline:
         pipeline.launch(first)
         for round in range(first, schedule.num_rounds):
             plan, started, current = schedule.plan(round), time.monotonic(), pipeline.next
+            starts[round] = version
             examples = chain(current.examples, earlier_pairs(components.journal, plan))
             fit = components.learner.fit(examples, plan, version=version)
             pipeline.trained()
             sync = components.weights.publish(version + 1)
             # From here on an engine that is replaced must come back with the weights of the others.
             components.checkpoints.stage(components.learner, version + 1, executor=pipeline.saving)
-            report = current.recorder.report(fit, sync, trained_version=version, evaluate=components.evaluate)
+            report = current.recorder.report(fit, sync, starts=starts)
             version += 1
             if not components.gate.accepts(report):
                 version += 1
@@ -58,3 +59,15 @@ def earlier_pairs(journal: Journal, plan: RoundPlan) -> Iterator[PreferencePair]
     if plan.data == "accumulated":
         for round in range(plan.round):
             yield from journal.read(round, PreferencePair)
+
+
+def _starts(components: RunComponents, first: int) -> dict[int, int]:
+    """Versions that those rounds before `first` started from which may have given answers to later ones."""
+    lag = max(
+        (components.schedule.plan(round).lag for round in range(first, components.schedule.num_rounds)), default=0
+    )
+    found: dict[int, int] = {}
+    for round in range(max(0, first - lag), first):
+        reports = list(components.journal.read(round - 1, RoundReport)) if round else []
+        found[round] = reports[-1].policy_version if reports else 0
+    return found

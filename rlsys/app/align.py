@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
 from rlsys.app.cluster import cluster, look
+from rlsys.app.evaluate import evaluator
 from rlsys.app.models import policy_folder, role_folders
 from rlsys.app.report import write
-from rlsys.app.starting import Context
+from rlsys.app.starting import Context, start_rollouts
 from rlsys.checkpoints import checkpoint
 from rlsys.common import files
 from rlsys.errors import ConfigError, ResourceError
@@ -141,7 +142,7 @@ def _align(run: Run) -> int:
     config = run.config
     schedule = config.schedule.build()
     done = _progress_so_far(run)
-    gate = MetricGate(config=config.gate)
+    gate = MetricGate(config=config.gate, directions=config.evaluation.directions)
     first = len(done.history)
     if done.state:
         schedule = schedule.going_on(first, done.state["cursor"])
@@ -150,7 +151,7 @@ def _align(run: Run) -> int:
     stopped = gate.stops(done.history[-1]) if done.history else None
     if stopped or first >= schedule.num_rounds:
         print(f"{run.directory}: {stopped or f'all {schedule.num_rounds} rounds are done'}")
-        _metrics(run, done, tensorboard=False).close()  # a kill may have come before the last round's were written
+        _finish(run, done)
         print(f"report: {write(run.directory, examples=config.output.examples)}")
         return 0
     with cluster(config.ray_address) as machine, Progress() as progress, ExitStack() as stack:
@@ -179,11 +180,26 @@ def _align(run: Run) -> int:
     return 0
 
 
+def _finish(run: Run, done: Progressed) -> None:
+    """Write the numbers of a run that ends without another round: a kill may have come before the last round's were written.
+    If the last round was none that is evaluated, its weights are measured now.
+    """
+    config = run.config
+    with _metrics(run, done, tensorboard=False) as metrics:
+        if metrics.is_last_evaluated or not config.eval.every or not config.evaluation.prompts():
+            return
+        with cluster(config.ray_address) as machine, Progress() as progress:
+            context = Context(machine=machine, progress=progress)
+            with closing(start_rollouts(config, context, done.good / "policy")) as stage:
+                metrics.evaluated(evaluator(config, stage, progress)())
+
+
 def _metrics(run: Run, done: Progressed, **sinks: Any) -> RunMetrics:
     return RunMetrics(
         run.directory,
         config=OmegaConf.to_container(run.tree, resolve=True),
         history=done.history if run.resumed else None,
+        directions=run.config.evaluation.directions,
         **sinks,
     )
 

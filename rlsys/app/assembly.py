@@ -75,6 +75,7 @@ def assembled(
         own.update(zip(config.roles(), others, strict=True))
         own.update(dict.fromkeys(config.roles_of_policy(), rollouts))
         feedback = feedback_stage(config, own)
+        stack.callback(feedback.close)
         if good:
             learner.load(str(good))
         weights = WeightSync(
@@ -87,8 +88,8 @@ def assembled(
         measure = evaluator(config, rollouts, context.progress)
         every = config.eval.every
 
-        def evaluate(round: int) -> dict[str, Interval]:
-            due = every and ((round + 1) % every == 0 or round + 1 == schedule.num_rounds)
+        def evaluate(round: int, *, ends: bool = False) -> dict[str, Interval]:
+            due = every and (ends or (round + 1) % every == 0 or round + 1 == schedule.num_rounds)
             return measure() if due else {}
 
         yield (
@@ -113,5 +114,7 @@ def assembled(
 
 def fingerprint(config: Any) -> str:
     """What decides a round's responses beside its plan (`RunComponents.fingerprint`). The policy is named as it was
-    configured: on another machine the same one may lie elsewhere."""
+    configured: on another machine the same one may lie elsewhere. The source of the prompts is named by its options:
+    `RoundRecorder` compares what it holds.
+    """
     return f"policy {config.policy.model}, seed {config.seed}, {config.prompts}"

@@ -18,7 +18,7 @@ from rlsys.schedules.phases import Phase
 from rlsys.worlds.scenes.annotate import critique_pairs
 
 ANSWERING_BATCH = 32
-"""Prompts per engine call, whatever the run's: a critic is the same for all of them."""
+"""Prompts per engine call, whatever the run asks for in its rounds and evaluations: a critic is the same for all runs."""
 ANSWERING_ROUND = -2
 """Round number of the policy's answers to annotated prompts; rounds of a run count from 0, evaluation is -1."""
 

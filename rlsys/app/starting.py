@@ -50,7 +50,7 @@ def start_rollouts(
     Args:
         model: Hugging Face folder of the policy.
         placements: one per worker; if `None`, the workers share all there is.
-        batch: prompts per engine call, instead of the run's.
+        batch: prompts per engine call, instead of both the run's own (of its rounds and of its evaluations).
         roles: engines besides the policy's, which a conversation may ask.
         checkpoints: where the current weights are, if they will change; a worker that is replaced loads those.
 
@@ -69,7 +69,7 @@ def start_rollouts(
         placements=placements,
         seed=config.seed,
         batch=batch or config.rollout.batch,
-        held_out_batch=config.eval.batch,
+        held_out_batch=batch or config.eval.batch,
         deadline_s=config.rollout.deadline_s,
         probe_prompts=probe_prompts(config) if checkpoints else (),
         probe_file=checkpoints.probes if checkpoints else None,
@@ -116,7 +116,9 @@ def feedback_stage(config: Any, roles: Mapping[str, Any]) -> FeedbackStage:
         roles=roles,
         own=[roles[name] for name in config.roles()],
         num_workers=sum(role.num_actors for role in asked) or config.rollout.num_actors,
+        num_processes=config.engines["judge"].num_actors,
         batch=config.engines["judge"].batch,
+        deadline_s=config.engines["judge"].deadline_s,
     )
 
 

@@ -4,9 +4,9 @@ Metrics of `scenes` (descriptions): `chair_i`, `chair_s`, `chair_s_refined`, `re
 `unparsable` (share of answers with a piece that is no sentence of the language), `false_position` (share of true
 mentions said to be at a wrong place), `partner_share` (share of false mentions that are partners of an object in the
 scene: co-occurrence, not noise).
-Metrics of `scenes_polar`: `accuracy`, `f1`, `yes_ratio`, read as POPE reads (what is not no is yes); `unparsable`, the
-answers that are neither; `accuracy_single` (questions about colour and shape of the object in a cell), where those are
-wrong.
+Metrics of `scenes_polar`: `accuracy`, `f1`, `yes_ratio`; `accuracy_single` (questions about colour and shape of the object
+in a cell); `unparsable`, the share of answers that say neither yes nor no, or both. Those are wrong, and no yes: POPE's
+original rule would take them for one (`rlsys.evaluations.polar`).
 A metric that would be 0/0 is absent. Resampled are prompts, each with all its answers; copies of an answer count.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from rlsys import registry
 from rlsys.errors import ConfigError
 from rlsys.evaluations.bootstrap import Bootstrap
 from rlsys.evaluations.hallucination import Ratios, object_ratios
-from rlsys.evaluations.polar import is_polar, read_polar
+from rlsys.evaluations.polar import read_polar
 from rlsys.records import Interval, Prompt, RolloutGroup
 from rlsys.worlds.scenes.language import is_so, read_question
 from rlsys.worlds.scenes.source import make_prompt, scene_of
@@ -80,6 +81,17 @@ def _add(rows: Iterable[tuple[int, Ratios]]) -> Ratios:
 class ScenesEvaluation(_HeldOut):
     """Descriptions: CHAIR, recall, length."""
 
+    directions: ClassVar[dict[str, int]] = {
+        "chair_i": -1,
+        "chair_s": -1,
+        "chair_s_refined": -1,
+        "false_position": -1,
+        "unparsable": -1,
+        "recall": +1,
+        "mean_length": 0,
+        "partner_share": 0,
+    }
+
     def prompts(self) -> list[Prompt]:
         return self._prompts("describe")
 
@@ -123,6 +135,14 @@ def _false_positions(answer: Answer, scene: Scene) -> tuple[float, float]:
 class ScenesPolarEvaluation(_HeldOut):
     """Polar questions: half are answered yes; the absent objects asked for are likely ones (POPE adversarial)."""
 
+    directions: ClassVar[dict[str, int]] = {
+        "accuracy": +1,
+        "accuracy_single": +1,
+        "f1": +1,
+        "unparsable": -1,
+        "yes_ratio": 0,
+    }
+
     def prompts(self) -> list[Prompt]:
         return self._prompts("polar")
 
@@ -145,14 +165,15 @@ class ScenesPolarEvaluation(_HeldOut):
 
 def polar_ratios(text: str, truth: bool, form: str) -> Ratios:
     """What one answer to a polar question adds to the metrics of `scenes_polar`."""
-    readable, said = is_polar(text), read_polar(text)
-    right, true_positive = said == truth, said and truth
+    said = read_polar(text)
+    true_positive = said is True and truth
+    missed, made_up = truth and said is not True, said is True and not truth
     row: dict[str, tuple[float, float]] = {
-        "accuracy": (right, 1),
-        "f1": (2 * true_positive, 2 * true_positive + (not right)),
-        "yes_ratio": (said, 1),
-        "unparsable": (not readable, 1),
+        "accuracy": (said == truth, 1),
+        "f1": (2 * true_positive, 2 * true_positive + made_up + missed),
+        "yes_ratio": (said is True, 1),
+        "unparsable": (said is None, 1),
     }
     if form != "exists":
-        row["accuracy_single"] = (readable and right, 1)
+        row["accuracy_single"] = (said == truth, 1)
     return row

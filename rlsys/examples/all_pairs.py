@@ -7,7 +7,7 @@ from itertools import combinations
 
 from rlsys import registry
 from rlsys.errors import ConfigError
-from rlsys.examples.pairing import PairOptions
+from rlsys.examples.pairing import PairOptions, distinct
 from rlsys.records import PreferencePair, ScoredGroup
 from rlsys.seeding import generator
 
@@ -31,7 +31,7 @@ class AllPairs(PairOptions):
             raise ConfigError(f"examples.max_per_prompt must be at least 0, got {self.max_per_prompt}")
 
     def __call__(self, scored: ScoredGroup) -> list[PreferencePair]:
-        candidates = (self.prefer(scored, one, other) for one, other in combinations(scored.scored, 2))
+        candidates = (self.prefer(scored, one, other) for one, other in combinations(distinct(scored), 2))
         pairs = [pair for pair in candidates if pair is not None]
         if self.max_per_prompt == 0 or len(pairs) <= self.max_per_prompt:
             return pairs

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlsys import registry
-from rlsys.examples.pairing import PairOptions
+from rlsys.examples.pairing import PairOptions, distinct
 from rlsys.records import PreferencePair, ScoredGroup
 
 
@@ -15,7 +15,7 @@ class BestWorst(PairOptions):
     """Builds at most one pair per prompt; of equal scores the response that appeared first is taken."""
 
     def __call__(self, scored: ScoredGroup) -> list[PreferencePair]:
-        responses = scored.scored
+        responses = distinct(scored)
         if len(responses) < 2:
             return []
         best = max(responses, key=lambda response: response[1])

@@ -12,6 +12,19 @@ from rlsys.records import PreferencePair, Response, ScoredGroup
 Scored = tuple[Response, float]
 
 
+def distinct(scored: ScoredGroup) -> list[Scored]:
+    """Scored responses of a group, those of the same tokens once: else a pair would be trained once for every temperature
+    that gave one of its responses. The one at temperature 1 stays, on which KL can be estimated, else the first.
+    """
+    found: dict[bytes, Scored] = {}
+    for response, score in scored.scored:
+        key = response.token_ids.tobytes()
+        known = found.setdefault(key, (response, score))
+        if response.sampled.temperature == 1.0 != known[0].sampled.temperature:
+            found[key] = (response, score)
+    return list(found.values())
+
+
 @dataclass(kw_only=True)
 class PairOptions:
     """Base of the plug-ins that build preference pairs."""

@@ -47,9 +47,15 @@ class Judge:
         raise NotImplementedError
 
     def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
-        """One verdict per response; critiques that did not come or cannot be read are counted as failed."""
-        generations = yield [self._ask(group, response.text) for response in group.responses]
-        return tuple(map(self._verdict, generations))
+        """One verdict per response; critiques that did not come or cannot be read are counted as failed.
+
+        The judge is asked once per distinct text: responses that read the same (of two temperatures, for example) get the
+        same verdict.
+        """
+        texts = list(dict.fromkeys(response.text for response in group.responses))
+        generations = yield [self._ask(group, text) for text in texts]
+        verdicts = dict(zip(texts, map(self._verdict, generations), strict=True))
+        return tuple(verdicts[response.text] for response in group.responses)
 
     def _ask(self, group: RolloutGroup, text: str) -> Ask:
         prompt = judge_prompt(self.template, group.prompt, text)

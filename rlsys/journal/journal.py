@@ -133,9 +133,13 @@ class Journal:
 
     def is_sealed(self, round: int, what: str, *, attempt: int | None = None) -> bool:
         """Whether the attempt (`None`: the newest) was sealed for `what`; `False` too if there is none."""
+        return what in self.seals(round, attempt=attempt)
+
+    def seals(self, round: int, *, attempt: int | None = None) -> list[str]:
+        """What the attempt (`None`: the newest) was sealed for; empty too if there is none."""
         if not self.attempts(round):
-            return False
-        return any(seal.what == what for seal in self._read(round, Seal, attempt))
+            return []
+        return [seal.what for seal in self._read(round, Seal, attempt)]
 
     def _read(self, round: int, kind: type, attempt: int | None) -> Iterator:
         attempts = self.attempts(round)

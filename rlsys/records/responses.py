@@ -54,7 +54,7 @@ class Response:
     finish_reason: str = "stop"
     """`stop` (end-of-sequence) or `length` (cut at the token limit)."""
     count: int = 1
-    """How many of the prompt's candidates were this very token sequence, at least 1."""
+    """How many candidates of its request were this very token sequence, at least 1."""
     sampled: Sampled | None = None
     """`None` where no engine of this run sampled it."""
 
@@ -101,7 +101,8 @@ class RolloutGroup:
     prompt_token_ids: TokenIds
     """int32 [S], as the engine saw them: chat template applied, image placeholders expanded."""
     responses: tuple[Response, ...]
-    """Distinct responses in order of first appearance."""
+    """Distinct responses of every request in order of first appearance. A prompt is asked once per temperature: the same tokens
+    at two temperatures are two entries, so that what each says of its sampling is true of all its copies."""
     failed: int = 0
     """Candidates asked for and not delivered."""
 

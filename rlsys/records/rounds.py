@@ -69,7 +69,7 @@ class FitReport:
     loss: float
     """Mean over the pairs of all epochs."""
     metrics: dict[str, float]
-    """Means over pairs: `implicit_accuracy`, `reward_margin`, `grad_norm`, `kl`, ..."""
+    """Means over examples of what the objective gives (`implicit_accuracy`, ...), and `grad_norm`, `kl`, ..."""
     seconds: float
 
 
@@ -88,14 +88,16 @@ class RoundReport:
     failed: dict[str, int]
     """`rollouts`, `critiques`, `workers`: what was asked for and did not come."""
     staleness: int
-    """Version trained minus version that sampled, the largest in the round."""
+    """Rounds between the start of the round whose weights sampled the responses and the start of this one; at most the lag."""
     loss: float
-    implicit_accuracy: float
-    """Share of pairs whose chosen answer has the larger implicit reward, before the step that used the pair."""
     kl: float
-    """KL(the policy that answered || the policy after the round), nats per answer at temperature 1: k3 estimate on those of
-    the round's own answers that take part in pairs, copies counted."""
+    """KL(the policy that responded || the policy after the round), nats per response at temperature 1: k3 estimate on those of
+    the round's own responses that take part in examples, each once with its copies counted. Responses that were sampled at
+    another temperature, or with top_p below 1, come from another distribution and are left out; not a number if none is
+    left."""
     metrics: dict[str, float]
+    """What the learner reports: the objective's own metrics (`implicit_accuracy` where it has implicit rewards, ...),
+    `grad_norm`, `kl_initial`, ..."""
     sync: SyncReport
     eval: dict[str, Interval]
     """`chair_i`, `chair_s`, `recall`, `mean_length`, ... of the weights that the round trained, also if the gate then refused

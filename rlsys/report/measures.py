@@ -45,15 +45,15 @@ MEASURES = {
         relative=True, from_zero=True,
     ),
     "unparsable": Measure(
-        title="Unparsable", unit="share of answers with a part that could not be read; lower is better",
+        title="Unparsable", unit="share of answers that could not be read, or not all of them; lower is better",
         from_zero=True,
     ),
     "partner_share": Measure(
         title="Partners among the false", unit="share of false objects that often appear beside a real one",
     ),
-    "accuracy": Measure(title="POPE accuracy", unit="share of yes-or-no questions answered rightly"),
-    "f1": Measure(title="POPE F1", unit="of the answer yes"),
-    "yes_ratio": Measure(title="POPE yes ratio", unit="share of questions answered with yes"),
+    "accuracy": Measure(title="Yes-or-no accuracy", unit="share of yes-or-no questions answered rightly"),
+    "f1": Measure(title="Yes-or-no F1", unit="of the answer yes"),
+    "yes_ratio": Measure(title="Yes ratio", unit="share of questions answered with yes"),
 }  # fmt: skip
 
 

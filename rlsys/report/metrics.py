@@ -50,8 +50,7 @@ def plain(value: Any) -> Any:
 def scalars(report: RoundReport) -> dict[str, float]:
     """The numbers of a round as flat names (`eval/chair_i`, `seconds/rollout`, ...), those that are finite."""
     flat: dict[str, float] = {
-        name: getattr(report, name)
-        for name in ("num_prompts", "num_rollouts", "num_pairs", "staleness", "loss", "implicit_accuracy", "kl")
+        name: getattr(report, name) for name in ("num_prompts", "num_rollouts", "num_pairs", "staleness", "loss", "kl")
     }
     flat["accepted"] = float(report.accepted)
     flat["sync/max_logprob_gap"] = report.sync.max_logprob_gap
@@ -88,6 +87,7 @@ class RunMetrics:
         *,
         config: Mapping[str, Any],
         history: Iterable[RoundReport] | None = None,
+        directions: Mapping[str, int] | None = None,
         tensorboard: bool = True,
         wandb: Mapping[str, Any] | None = None,
     ) -> None:
@@ -97,6 +97,7 @@ class RunMetrics:
             config: the run's configuration, written into `summary.json`.
             history: reports of the finished rounds of a run that is resumed (empty if none had finished): the files
                 then hold these rounds and no later one. `None` is a new run.
+            directions: of the evaluation (`rlsys.contracts.Evaluation`): the report tells by it what got better.
             tensorboard: write events under `tensorboard/`.
             wandb: arguments of `wandb.init`; `None` is no Weights & Biases.
 
@@ -105,11 +106,19 @@ class RunMetrics:
         """
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
-        earlier = self._start_of_summary() if history is not None else {}
+        earlier = self._earlier_summary() if history is not None else {}
         rounds = [plain(asdict(report)) for report in history or ()]
-        self._summary = {"start": earlier, "rounds": rounds, "versions": versions(), "config": plain(config)}
-        files.replace(self._lines, "".join(_line(entry) for entry in rounds))
-        self._write_summary()
+        for entry, known in zip(rounds, earlier.get("rounds", []), strict=False):
+            if not entry["eval"] and entry["policy_version"] == known["policy_version"]:
+                entry["eval"] = known["eval"]  # measured after the round had been put into the journal
+        self._summary = {
+            "start": earlier.get("start", {}),
+            "rounds": rounds,
+            "directions": dict(directions or {}),
+            "versions": versions(),
+            "config": plain(config),
+        }
+        self._write_all()
         self._sinks: list[Sink] = []
         if tensorboard:
             self._sinks.append(TensorBoardSink(self._directory / "tensorboard", first_step=len(rounds) + 1))
@@ -121,6 +130,18 @@ class RunMetrics:
         self._summary["start"] = plain({"eval": {name: asdict(interval) for name, interval in evaluation.items()}})
         self._write_summary()
         self._log(eval_scalars(evaluation), step=0)
+
+    @property
+    def is_last_evaluated(self) -> bool:
+        """Whether there are held-out metrics of the last round."""
+        return bool(self._summary["rounds"] and self._summary["rounds"][-1]["eval"])
+
+    def evaluated(self, evaluation: Mapping[str, Interval]) -> None:
+        """Write down held-out metrics of the last round, which was finished without any."""
+        last = self._summary["rounds"][-1]
+        last["eval"] = plain({name: asdict(interval) for name, interval in evaluation.items()})
+        self._write_all()
+        self._log(eval_scalars(evaluation), step=last["round"] + 1)
 
     def append(self, report: RoundReport) -> None:
         """Write down a finished round (round r is step r + 1); its line is on disk before this returns."""
@@ -155,9 +176,13 @@ class RunMetrics:
         for sink in self._sinks:
             sink.log(values, step)
 
-    def _start_of_summary(self) -> dict[str, Any]:
+    def _earlier_summary(self) -> dict[str, Any]:
         path = self._directory / "summary.json"
-        return json.loads(path.read_text())["start"] if path.exists() else {}
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _write_all(self) -> None:
+        files.replace(self._lines, "".join(_line(entry) for entry in self._summary["rounds"]))
+        self._write_summary()
 
     def _write_summary(self) -> None:
         text = json.dumps(self._summary, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

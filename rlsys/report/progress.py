@@ -6,6 +6,7 @@ The bars are drawn on a terminal only; in a file or a pipe the lines alone appea
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import threading
@@ -142,7 +143,12 @@ def round_line(report: RoundReport) -> str:
     parts = [f"round {report.round}", *_evaluation(report.eval)]
     parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs")
     if report.num_pairs:
-        parts.append(f"loss {report.loss:.3f}, right {report.implicit_accuracy:.0%}, KL {report.kl:.3g}")
+        learned = [f"loss {report.loss:.3f}"]
+        if "implicit_accuracy" in report.metrics:
+            learned.append(f"right {report.metrics['implicit_accuracy']:.0%}")
+        if math.isfinite(report.kl):
+            learned.append(f"KL {report.kl:.3g}")
+        parts.append(", ".join(learned))
     parts.append(f"sync gap {report.sync.max_logprob_gap:.1e}")
     failures = [f"{count} {what}" for what, count in report.failed.items() if count]
     if failures:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.evaluations.directions import DIRECTIONS
 from rlsys.report.measures import HEADLINE, change, measure, number, percent
 from rlsys.report.svg import Format, Point, line_chart, short, stacked_bars
 
@@ -23,7 +22,8 @@ def headline(summary: Summary) -> str:
     """What became of every held-out metric, and how much work it was."""
     ends = _ends(summary)
     names = [name for name in HEADLINE if name in ends] or list(ends)[: len(HEADLINE)]
-    tiles = [_metric_tile(name, *ends[name]) for name in names]
+    directions = summary.get("directions", {})
+    tiles = [_metric_tile(name, *ends[name], direction=directions.get(name, 0)) for name in names]
     rounds = summary["rounds"]
     if rounds:
         answers, pairs = (sum(entry[key] for entry in rounds) for key in ("num_rollouts", "num_pairs"))
@@ -49,7 +49,7 @@ def curves(summary: Summary) -> str:
 
 
 def training(summary: Summary) -> str:
-    """Loss, implicit accuracy, KL and pairs over the rounds."""
+    """Loss, implicit accuracy if the objective has any, KL and pairs over the rounds."""
     rounds = summary["rounds"]
     shown: tuple[tuple[str, str, str, Format], ...] = (
         ("loss", "Loss", "mean over the pairs of all epochs", short),
@@ -59,7 +59,9 @@ def training(summary: Summary) -> str:
     )
     cards = []
     for key, title, unit, form in shown:
-        points = [_flat_point(str(entry["round"]), number(entry[key])) for entry in rounds]
+        if rounds and not any(key in entry or key in entry["metrics"] for entry in rounds):
+            continue
+        points = [_flat_point(str(entry["round"]), _of_training(entry, key)) for entry in rounds]
         zero = key in ("kl", "num_pairs")
         cards.append(_card(title, unit, line_chart(points, title=f"{title} over rounds", form=form, from_zero=zero)))
     return _charts(cards)
@@ -108,7 +110,7 @@ def _round_row(entry: Mapping[str, Any]) -> str:
             failed or "0",
             str(entry["staleness"]),
             _known(number(entry["loss"]), "{:.4f}"),
-            _known(number(entry["implicit_accuracy"]), "{:.1%}"),
+            _known(_of_training(entry, "implicit_accuracy"), "{:.1%}"),
             _known(number(entry["kl"]), "{:.3g}"),
             f"{sync['num_tensors']:,}",
             f"{sync['num_bytes'] / 1e6:,.1f} MB",
@@ -126,10 +128,15 @@ def _ends(summary: Summary) -> dict[str, tuple[Mapping[str, Any], Mapping[str, A
     return {name: (value, evaluated[-1][name]) for name, value in start.items() if evaluated and name in evaluated[-1]}
 
 
-def _metric_tile(name: str, start: Mapping[str, Any], end: Mapping[str, Any]) -> str:
+def _of_training(entry: Mapping[str, Any], key: str) -> float:
+    """A number of a round, its own or one of the objective's metrics; not a number if there is none."""
+    return number(entry[key] if key in entry else entry["metrics"].get(key))
+
+
+def _metric_tile(name: str, start: Mapping[str, Any], end: Mapping[str, Any], *, direction: int) -> str:
     what, first, last = measure(name), number(start["value"]), number(end["value"])
     numbers = f"<small>{what.form(first)} →</small> {what.form(last)}"
-    better = DIRECTIONS.get(name, 0) * (last - first)
+    better = direction * (last - first)
     kind = "" if better == 0 or math.isnan(better) else "better" if better > 0 else "worse"
     interval = f"[{what.form(number(end['low']))}, {what.form(number(end['high']))}]"
     words = f'<span class="{kind}">{change(name, first, last)}</span> <span class="note">now {interval}</span>'

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlsys.checkpoints.run import Checkpoints
-from rlsys.contracts import ExampleBuilder, FeedbackStage, Gate, Learner, PromptSource, RolloutStage, Tracker, Weights
+from rlsys.contracts import (
+    Evaluate,
+    ExampleBuilder,
+    FeedbackStage,
+    Gate,
+    Learner,
+    PromptSource,
+    RolloutStage,
+    Tracker,
+    Weights,
+)
 from rlsys.journal import Journal
-from rlsys.records import Interval
 from rlsys.schedules.phases import Schedule
 
 
@@ -26,8 +34,7 @@ class RunComponents:
     builder: ExampleBuilder
     learner: Learner
     weights: Weights
-    evaluate: Callable[[int], dict[str, Interval]]
-    """Held-out metrics of the engines' current weights, for a round number; empty if that round is not evaluated."""
+    evaluate: Evaluate
     gate: Gate
     journal: Journal
     checkpoints: Checkpoints

@@ -38,7 +38,7 @@ class Pipeline:
     with Pipeline(components, first) as pipeline:
         pipeline.launch(first)                     # and as many rounds after it as may run ahead
         train(pipeline.next.examples)
-        pipeline.trained()                         # that round is out; none is being answered any more
+        pipeline.trained()                         # that round is out; none is being answered or judged any more
         with pipeline.launching(first + 1):        # the engines go on while their weights are put on disk
             commit_and_report()
     """
@@ -78,16 +78,18 @@ class Pipeline:
             self._unlaunched += 1
 
     def trained(self) -> None:
-        """The next round is trained; wait for the answers of those after it, because the engines change version only between
-        two rounds' answers.
+        """The next round is trained; wait for the answers of those after it and for their verdicts, because the engines change
+        version only between two rounds' answers, and a judge that asks the policy's weights must have the same ones for all
+        answers of a round. It is never a wait for ever: the streams of a round that runs ahead hold all of it.
 
         Raises:
-            Exception: what their stage raised. Nothing may be published then: the resumed run would answer their prompts
+            Exception: what their stages raised. Nothing may be published then: the resumed run would answer their prompts
                 with weights that they were not to come from.
         """
         self._rounds.popleft()
         for later in self._rounds:
             later.groups.wait()
+            later.scored.wait()
 
     @contextmanager
     def launching(self, round: int | None) -> Iterator[None]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlsys.errors import ConfigError, RoundRefused
-from rlsys.evaluations.directions import DIRECTIONS
 from rlsys.records import Interval, RoundReport
 
 
@@ -16,7 +15,7 @@ class GateConfig:
     """Stop rules and the gate. Everything is off by default."""
 
     metric: str = "chair_i"
-    """Held-out metric that the rules below look at; one that `rlsys.evaluations.directions` does not know is better higher."""
+    """Held-out metric that the rules below look at, one of the evaluation's `directions`."""
     refuse: bool = False
     """Refuse a round whose metric got worse than the best accepted one by more than `tolerance`, and go back."""
     tolerance: float = 0.0
@@ -27,7 +26,8 @@ class GateConfig:
     """Stop after this many evaluated rounds in a row without a better metric."""
     kl_budget: float | None = None
     """Stop once KL(the policy that answered the round || the initial policy) reaches this, nats per answer. Needs the
-    initial policy at hand: `learner.initial_copy=true`, or LoRA."""
+    initial policy at hand (`learner.initial_copy=true`, or LoRA) and, in every round, answers that it can be estimated on
+    (`learner.kl_responses` > 0, a temperature of 1, `top_p` 1)."""
 
     def __post_init__(self) -> None:
         if self.max_refusals < 0:
@@ -36,15 +36,25 @@ class GateConfig:
             raise ConfigError(f"gate.tolerance must be >= 0, got {self.tolerance}")
         if self.patience is not None and self.patience < 1:
             raise ConfigError(f"gate.patience must be at least 1, got {self.patience}")
-        if self.looks_at_metric and not self.direction:
-            raise ConfigError(f"gate.metric={self.metric} is neither better lower nor better higher")
         if self.kl_budget is not None and self.kl_budget <= 0:
             raise ConfigError(f"gate.kl_budget must be > 0, got {self.kl_budget}")
 
-    @property
-    def direction(self) -> int:
-        """-1 if the metric gets better as it falls, +1 as it rises."""
-        return DIRECTIONS.get(self.metric, +1)
+    def direction(self, directions: Mapping[str, int]) -> int:
+        """-1 if the metric gets better as it falls, +1 as it rises; where no rule looks at it, 0 may stand for unknown.
+
+        Args:
+            directions: of the evaluation (`rlsys.contracts.Evaluation`).
+
+        Raises:
+            ConfigError: a rule looks at the metric, and the evaluation does not know it, or it has no better way.
+        """
+        found = directions.get(self.metric, 0)
+        if self.looks_at_metric and self.metric not in directions:
+            known = ", ".join(sorted(directions)) or "none"
+            raise ConfigError(f"gate.metric={self.metric} is no metric of the evaluation; there are: {known}")
+        if self.looks_at_metric and not found:
+            raise ConfigError(f"gate.metric={self.metric} is neither better lower nor better higher")
+        return found
 
     @property
     def looks_at_metric(self) -> bool:
@@ -57,9 +67,14 @@ class MetricGate:
     """Remembers the best held-out metric of a run; its state is part of every checkpoint."""
 
     config: GateConfig
+    directions: Mapping[str, int] = field(default_factory=dict)
+    """Of the evaluation."""
     best: float | None = None
     rounds_without_gain: int = 0
     refusals: int = 0
+
+    def __post_init__(self) -> None:
+        self._direction = self.config.direction(self.directions)
 
     def begin(self, metrics: Mapping[str, Interval]) -> None:
         """Take the starting policy's held-out metrics as the best so far.
@@ -73,7 +88,7 @@ class MetricGate:
             self.best = self._value(metrics)
 
     def accepts(self, report: RoundReport) -> bool:
-        """Whether the round's weights stay. Call once per round, before `stops`. A round that was not evaluated stays and
+        """Whether the round's weights stay. Call once per round. A round that was not evaluated stays and
         changes nothing. One whose metric is absent or not a number is worse than any other: a policy that has collapsed may
         say nothing any more that the metric could be measured on.
 
@@ -98,7 +113,7 @@ class MetricGate:
         return not refused
 
     def stops(self, report: RoundReport) -> str | None:
-        """Why the run ends after this round, or `None`."""
+        """Why the run ends after this round, or `None`. Changes nothing."""
         patience, budget = self.config.patience, self.config.kl_budget
         if patience is not None and self.rounds_without_gain >= patience:
             best = "never measured" if self.best is None else f"best {self.best:g}"
@@ -140,7 +155,7 @@ class MetricGate:
         return None if math.isnan(value) else value
 
     def _better(self, value: float, than: float) -> bool:
-        return self.config.direction * (value - than) > 0
+        return self._direction * (value - than) > 0
 
     def _worse(self, value: float, than: float) -> bool:
-        return self.config.direction * (value - than) < -self.config.tolerance
+        return self._direction * (value - than) < -self.config.tolerance

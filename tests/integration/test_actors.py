@@ -340,7 +340,10 @@ class Longer:
 def test_feedback_without_a_judge_gives_every_answer_its_own_verdict():
     groups = [make_group(texts=("long answer", "short")), make_group(texts=("a",))]
     stage = FeedbackStage(feedback=Longer())
-    scored = list(stage.stream(iter(groups)))
+    try:
+        scored = list(stage.stream(iter(groups)))
+    finally:
+        stage.close()
     assert all(one.group is group for one, group in zip(scored, groups, strict=True))
     assert [[verdict.score for verdict in one.verdicts] for one in scored] == [[11.0, 5.0], [1.0]]
     assert stage.count(groups[0].round)["seconds"] > 0

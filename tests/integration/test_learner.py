@@ -276,7 +276,7 @@ def _references(meeting: Rendezvous, folder: Path, options: dict, plan_options: 
     learner.begin(PLAN)
     learner.step(frame, lr=1e-2, batch=0)
     start = scores_of(learner, pairs)
-    learner.begin(replace(PLAN, policy_version=1, **plan_options))
+    learner.begin(replace(PLAN, **{"policy_version": 1, **plan_options}))
     learner.step(frame_of(make_pairs(folder, 4, seed=5, version=1), meeting), lr=1e-2, batch=0)
     before = scores_of(learner, pairs)
     learner.step(frame, lr=1e-3, batch=1)
@@ -299,7 +299,8 @@ def test_references_by_rule(one, folder, stage):
     (accumulated,) = one.run(_references, folder, options, {"accumulated": True})
     assert accumulated["used"] == pytest.approx(accumulated["start"], abs=1e-4)
     assert np.abs(np.subtract(accumulated["start"], accumulated["initial"])).max() > 1e-2
-    (lagged,) = one.run(_references, folder, options, {"lag": 1})
+    # Version 3, one round after version 0: the round between was refused.
+    (lagged,) = one.run(_references, folder, options, {"lag": 1, "round": 0, "policy_version": 3})
     assert lagged["used"] == pytest.approx(lagged["recorded"], abs=1e-4)
     (average,) = one.run(_references, folder, options, {"reference": "ema"})
     for other in ("recorded", "start", "before", "initial"):
@@ -338,6 +339,47 @@ def _kl_of_accumulated_data(meeting: Rendezvous, folder: Path) -> dict:
 def test_kl_is_estimated_on_the_rounds_own_answers(one, folder):
     (end,) = one.run(_kl_of_accumulated_data, folder)
     assert end["kl_responses"] == 9 and end["kl_sum"] == pytest.approx(0.0, abs=1e-5)
+
+
+def _kl_over_batches(meeting: Rendezvous, folder: Path, given: dict) -> dict:
+    """Pairs of a few prompts in batches of two, which cut prompts apart, twice; the policy does not move."""
+    learner = make_learner(meeting, folder, initial_copy=True)
+    pairs = with_logprobs(make_pairs(folder, 9), [values - 1.0 for values in scores_of(learner, make_pairs(folder, 9))])
+    changes = [{side: replace(getattr(pair, side), **given) for side in ("chosen", "rejected")} for pair in pairs]
+    pairs = [replace(pair, **changed) for pair, changed in zip(pairs, changes, strict=True)]
+    learner.begin(replace(PLAN, round=0))
+    for _ in range(2):
+        for batch in range(0, 9, 2):
+            learner.step(frame_of(pairs[batch : batch + 2], meeting), lr=0.0, batch=batch)
+    return learner.end()
+
+
+def test_kl_counts_every_answer_once_over_batches_epochs_and_ranks(one, two, folder):
+    pairs = make_pairs(folder, 9)
+    answers = {(pair.prompt.id, one.token_ids.tobytes()) for pair in pairs for one in (pair.chosen, pair.rejected)}
+    num_tokens = sum(len(tokens) // 4 for _, tokens in answers)
+    for ranks in (one, two):
+        ends = ranks.run(_kl_over_batches, folder, {})
+        assert sum(end["kl_responses"] for end in ends) == len(answers)
+        for name in ("kl_sum", "kl_initial_sum"):  # u = 1 at every token
+            assert sum(end[name] for end in ends) == pytest.approx(num_tokens * (math.e - 2), rel=1e-3)
+
+
+def test_kl_is_not_estimated_on_answers_of_another_temperature(two, folder):
+    for end in two.run(_kl_over_batches, folder, {"temperature": 0.7}):
+        assert (end["kl_responses"], end["kl_sum"], end["kl_initial_sum"]) == (0.0, 0.0, 0.0)
+
+
+def _kl_of_a_nucleus(meeting: Rendezvous, folder: Path) -> dict:
+    learner = make_learner(meeting, folder)
+    learner.begin(replace(PLAN, round=0, top_p=0.9))
+    learner.step(frame_of(make_pairs(folder, 4), meeting), lr=0.0, batch=0)
+    return learner.end()
+
+
+def test_kl_is_not_estimated_on_answers_without_the_tail_of_the_distribution(one, folder):
+    (end,) = one.run(_kl_of_a_nucleus, folder)
+    assert end["kl_responses"] == 0.0
 
 
 def _initial_reference(meeting: Rendezvous, folder: Path, options: dict) -> dict:

@@ -31,7 +31,6 @@ def report(rollout, learn):
         failed={},
         staleness=0,
         loss=0.6,
-        implicit_accuracy=0.5,
         kl=0.1,
         metrics={},
         sync=sync,

@@ -205,14 +205,6 @@ def test_shares_are_even_complete_and_keep_prompts_together(processor):
     assert [len(part) for part in shards([pair(processor, prompt("p"), [20 + i], [30]) for i in range(8)], 2)] == [4, 4]
 
 
-def test_the_sample_is_bounded_and_spread_over_everything():
-    sample = ResponseSample(limit=4)
-    trees = [Tree(prompt_ids=np.int32([i]), answers=[Branch(token_ids=np.zeros(1))]) for i in range(16)]
-    sample.add(trees[:7])
-    sample.add(trees[7:])
-    assert [int(tree.prompt_ids[0]) for tree in sample.trees] == [0, 4, 8, 12]
-
-
 def test_a_sample_does_not_keep_the_frames_that_its_trees_came_in(processor):
     asked = prompt("p", picture(0))
     frame = wire.encode_many([pair(processor, asked, [20, 21], [22])])

@@ -3,6 +3,8 @@
 import json
 import os
 from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,8 +17,12 @@ from rlsys.app.assembly import fingerprint
 from rlsys.app.evaluate import main as evaluate
 from rlsys.app.plan import ModelSize, check, learner_role, placements
 from rlsys.app.starting import probe_prompts
+from rlsys.checkpoints import checkpoint
 from rlsys.errors import ConfigError
+from rlsys.journal import Journal
 from rlsys.placement.machine import Machine
+from rlsys.records import Interval, RoundReport, SyncReport
+from rlsys.schedules.gate import GateConfig, MetricGate
 
 MISTAKES = [
     ("schedule.round=3", "schedule.round", "did you mean schedule.rounds?"),
@@ -106,6 +112,47 @@ def test_options_that_a_resumed_run_cannot_start_with_are_not_kept(tmp_path, cap
     assert configuration.load_saved(tmp_path / "mine", [])[0].rollout.cores == 0
 
 
+@pytest.mark.parametrize(("every", "measured"), [(5, 1), (0, 0)])
+def test_a_resumed_run_that_has_nothing_left_to_do_is_measured_if_its_last_round_was_not(
+    tmp_path, capsys, monkeypatch, every, measured
+):
+    """Killed in the middle, and resumed with fewer rounds than it has done."""
+    started = []
+
+    def evaluator(config, stage, progress):
+        return lambda: {"chair_i": Interval(value=0.25, low=0.2, high=0.3)}
+
+    stage = SimpleNamespace(close=lambda: None)
+    monkeypatch.setattr(align, "cluster", lambda address: nullcontext(Machine(num_cpus=2, num_gpus=0, memory_gib=64)))
+    monkeypatch.setattr(align, "start_rollouts", lambda config, host, policy: started.append(policy) or stage)
+    monkeypatch.setattr(align, "evaluator", evaluator)
+    run = tmp_path / "mine"
+    run.mkdir()
+    words = ["preset=scenes", "schedule.rounds=4", f"eval.every={every}", "output.tensorboard=false"]
+    configuration.save(configuration.load(words)[1], words, run)
+    sync = SyncReport(
+        version=1, num_tensors=1, num_bytes=1, digest="", seconds=0.0, max_logprob_gap=0.0, num_probe_tokens=1
+    )
+    with Journal(run / "journal") as journal:
+        for round in range(2):
+            numbers = dict.fromkeys(("num_prompts", "num_rollouts", "num_pairs", "staleness"), 0)
+            report = RoundReport(
+                round=round, policy_version=round + 1, **numbers, failed={}, loss=0.0, kl=0.0, metrics={}, sync=sync,
+                eval={}, seconds={},
+            )  # fmt: skip
+            journal.begin(round)
+            journal.append(round, report)
+    gate = MetricGate(config=GateConfig()).state()
+    state = {"round": 1, "version": 2, "cursor": 512, "gate": gate}
+    checkpoint.save(run / "checkpoints", 1, lambda target: (target / "policy").mkdir(), state)
+    for _ in range(2):
+        assert main([f"resume={run}", "schedule.rounds=2"]) == 0
+        assert "all 2 rounds are done" in capsys.readouterr().out
+        rounds = json.loads((run / "summary.json").read_text())["rounds"]
+        assert [entry["eval"].get("chair_i", {}).get("value") for entry in rounds] == [None, 0.25 if measured else None]
+    assert started == [run / "checkpoints" / "round-0001" / "policy"] * measured
+
+
 def test_no_cluster_at_the_address_is_one_line(tmp_path, capsys, monkeypatch):
     import ray
 
@@ -125,6 +172,49 @@ def test_no_cluster_at_the_address_is_one_line(tmp_path, capsys, monkeypatch):
 def test_a_gate_without_evaluations_is_refused(off):
     with pytest.raises(ConfigError, match=r"gate\.refuse and gate\.patience need rounds that are evaluated"):
         configuration.load(["preset=scenes", "gate.refuse=true", off])
+
+
+def test_a_gate_on_a_metric_that_is_not_measured_is_refused_before_the_start():
+    known = "chair_i, chair_s, chair_s_refined, false_position, mean_length, partner_share, recall, unparsable"
+    with pytest.raises(ConfigError, match=f"gate.metric=accuracy is no metric of the evaluation; there are: {known}"):
+        configuration.load(["gate.refuse=true", "gate.metric=accuracy"])
+    assert configuration.load(["gate.refuse=true", "gate.metric=accuracy", "evaluation=scenes_polar"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], r"gate\.kl_budget needs learner\.initial_copy=true, or LoRA"),
+        (
+            ["learner.initial_copy=true", "learner.kl_responses=0"],
+            r"gate\.kl_budget needs learner\.kl_responses > 0, got 0",
+        ),
+        (["learner.initial_copy=true", "schedule.temperatures=[0.7]"], r"round 0 has temperatures 0\.7 and top_p 1"),
+        (["learner.initial_copy=true", "schedule.top_p=0.9"], r"round 0 has temperatures 1 and top_p 0\.9"),
+        (
+            ["learner.lora.r=4", "schedule.phases=[{rounds: 1}, {rounds: 1, temperatures: [0.5, 0.7]}]"],
+            r"round 1 has temperatures 0\.5, 0\.7 and top_p 1",
+        ),
+    ],
+)
+def test_a_kl_budget_that_nothing_would_be_held_against_is_refused(words, message):
+    with pytest.raises(ConfigError, match=message):
+        configuration.load(["gate.kl_budget=5", *words])
+
+
+def test_a_kl_budget_needs_one_temperature_of_1():
+    assert configuration.load(["gate.kl_budget=5", "learner.lora.r=4", "schedule.temperatures=[0.5, 1.0]"])
+
+
+def test_an_evaluation_must_say_which_way_its_metrics_get_better():
+    @dataclass(kw_only=True)
+    class Silent:
+        def prompts(self):
+            return []
+
+    config, _ = configuration.load([])
+    with pytest.raises(ConfigError, match="evaluation=Silent must have `directions`"):
+        replace(config, evaluation=Silent())
 
 
 def test_resume_shows_the_runs_own_configuration(tmp_path, capsys):

@@ -1,16 +1,19 @@
 import numpy as np
 import pytest
 
+from rlsys import registry
 from rlsys.errors import ConfigError
 from rlsys.evaluations.bootstrap import Bootstrap
 from rlsys.evaluations.hallucination import amber_score, object_scores
-from rlsys.evaluations.polar import is_polar, polar_scores, read_polar
+from rlsys.evaluations.polar import polar_scores, read_polar, read_pope
 from rlsys.evaluations.scenes import ScenesEvaluation, ScenesPolarEvaluation
 from rlsys.records import RolloutGroup
 from rlsys.worlds.scenes.language import describe, read_question, true_answer
 from rlsys.worlds.scenes.source import make_prompt, scene_of
 from rlsys.worlds.scenes.world import partner
 from tests.fakes import sampled_response
+
+registry.discover()
 
 
 def test_chair_and_recall_of_three_responses():
@@ -89,22 +92,66 @@ def test_the_positive_class_changes_f1_but_not_accuracy():
     "text, said",
     [
         ("yes", True),
+        ("Yes, there is a cat.", True),
+        ("YES!", True),
+        ("no", False),
+        ("NO", False),
+        ("No!", False),
+        ("No; a dog.", False),
+        ('"No"', False),
+        ("(no)", False),
         ("No, there is not", False),
-        ("there is no cat . yes", False),
-        ("yes . no", True),
-        ("", True),
+        ("There isn’t any.", False),
         ("it is not red", False),
         ("there is none, no, nothing", False),
+        ("north blue , red , no", False),
+        ("north circle blue other , south circle red yes", True),
+        ("A picture of a room. Yes.", True),
+        ("No. Yes, that is a dog, but no cat.", False),
+        ("yes and no", None),
+        ("Yes, there is no cat.", None),
+        ("", None),
+        ("red", None),
+        ("know nothing noteworthy", None),
     ],
 )
 def test_reading_a_polar_answer(text, said):
     assert read_polar(text) is said
 
 
-def test_finding_answers_that_are_not_polar():
-    assert [is_polar(text) for text in ("yes", "No.", "it is not", "red", "", "know")] == [True, True, True] + [
-        False
-    ] * 3
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("yes", True),
+        ("No, there is not", False),
+        ("there is no cat . yes", False),
+        ("it is not red", False),
+        ("yes . no", True),
+        ("", True),
+        ("NO", True),
+        ("No!", True),
+        ("No;", True),
+    ],
+)
+def test_the_original_rule_of_pope_takes_for_a_yes_what_it_cannot_read(text, said):
+    assert read_pope(text) is said
+
+
+def test_polar_scores_of_the_field_s_example():
+    """TP 40, FP 10, TN 40, FN 10."""
+    predicted = [True] * 50 + [False] * 50
+    truth = [True] * 40 + [False] * 10 + [False] * 40 + [True] * 10
+    found = polar_scores(predicted, truth)
+    assert (found.accuracy, found.precision, found.recall, found.f1) == (0.8, 0.8, 0.8, 0.8)
+    assert (found.yes_ratio, found.unparsable) == (0.5, 0.0)
+
+
+def test_answers_that_cannot_be_read_are_wrong_and_no_yes():
+    """Of four answers two are right; TP 2, FP 0, FN 1."""
+    found = polar_scores([True, None, None, True], [True, True, False, True])
+    assert (found.accuracy, found.yes_ratio, found.unparsable) == (0.5, 0.5, 0.5)
+    assert (found.precision, found.recall) == (1.0, pytest.approx(2 / 3))
+    assert found.f1 == pytest.approx(4 / 5)
 
 
 def test_bootstrap_of_a_mean_has_the_width_of_theory():
@@ -211,15 +258,26 @@ def test_polar_evaluation():
     half = [truth if one else "red" for truth, one in zip(truths, single, strict=True)]
     partly = evaluation.measure([group(prompt, text) for prompt, text in zip(prompts, half, strict=True)])
     assert partly["accuracy_single"].value == 1.0
-    # POPE reads what is neither yes nor no as yes: right where the truth is yes.
-    guessed = sum(truth.endswith("yes") for truth, one in zip(truths, single, strict=True) if not one)
-    assert partly["accuracy"].value == (sum(single) + guessed) / 40
+    assert partly["accuracy"].value == sum(single) / 40
+    assert partly["unparsable"].value == (40 - sum(single)) / 40
     always = evaluation.measure([group(prompt, "yes") for prompt in prompts])
     assert always["accuracy"].value == num_yes / 40
     assert always["yes_ratio"].value == 1.0
     mute = evaluation.measure([group(prompt, "red") for prompt in prompts])
-    assert (mute["accuracy"].value, mute["yes_ratio"].value) == (num_yes / 40, 1.0)
+    assert (mute["accuracy"].value, mute["yes_ratio"].value, mute["f1"].value) == (0.0, 0.0, 0.0)
+    shouted = evaluation.measure([group(prompt, truth.rsplit(" ", 1)[-1].upper() + "!") for prompt, truth in
+                                  zip(prompts, truths, strict=True)])  # fmt: skip
+    assert (shouted["accuracy"].value, shouted["unparsable"].value) == (1.0, 0.0)
     assert (mute["accuracy_single"].value, mute["unparsable"].value) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", sorted(registry.evaluation))
+def test_an_evaluation_says_of_every_metric_which_way_it_gets_better(name):
+    evaluation = registry.evaluation.make(name, **({} if name == "none" else {"num_scenes": 30, "resamples": 10}))
+    texts = ["yes", "circle red at north . square blue at south ."]
+    found = evaluation.measure([group(prompt, *texts) for prompt in evaluation.prompts()])
+    assert set(found) <= set(evaluation.directions)
+    assert set(evaluation.directions.values()) <= {-1, 0, 1}
 
 
 def test_polar_evaluation_refuses_other_questions():

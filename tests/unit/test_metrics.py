@@ -22,7 +22,7 @@ def report(round: int, *, loss: float = 0.6) -> RoundReport:
     )  # fmt: skip
     return RoundReport(
         round=round, policy_version=round + 1, num_prompts=8, num_rollouts=64, num_pairs=100,
-        failed={"rollouts": 0, "critiques": 2, "workers": 0}, staleness=0, loss=loss, implicit_accuracy=0.7, kl=0.01,
+        failed={"rollouts": 0, "critiques": 2, "workers": 0}, staleness=0, loss=loss, kl=0.01,
         metrics={"grad_norm": 1.5}, sync=sync, eval=EVAL, seconds={"rollout": 3.0, "round": 5.0},
     )  # fmt: skip
 
@@ -52,8 +52,8 @@ def test_summary_has_start_and_rounds_with_the_fields_readers_rely_on(tmp_path):
     assert written["versions"]["numpy"]
     (entry,) = written["rounds"]
     assert set(entry) >= {
-        "eval", "num_prompts", "num_rollouts", "num_pairs", "failed", "staleness", "loss", "implicit_accuracy", "kl",
-        "sync", "seconds",
+        "eval", "num_prompts", "num_rollouts", "num_pairs", "failed", "staleness", "loss", "kl", "sync",
+        "seconds",
     }  # fmt: skip
     assert set(entry["eval"]) == {"chair_i", "chair_s", "recall", "mean_length"}
     assert entry["sync"]["max_logprob_gap"] == 2e-5
@@ -92,6 +92,27 @@ def test_a_resumed_run_keeps_its_start_and_its_finished_rounds_alone(tmp_path):
     assert [(entry["round"], entry["loss"]) for entry in lines(tmp_path)] == [(0, 0.6), (1, 0.6), (2, 0.5)]
     assert summary(tmp_path)["rounds"] == lines(tmp_path)
     assert summary(tmp_path)["start"]["eval"]["recall"]["value"] == 0.2
+
+
+def test_a_round_that_was_evaluated_after_its_end_stays_so_when_the_run_is_resumed(tmp_path):
+    unseen = [replace(report(round), eval={}) for round in range(2)]
+    with open_metrics(tmp_path, directions={"chair_i": -1}) as metrics:
+        for one in unseen:
+            metrics.append(one)
+        assert not metrics.is_last_evaluated
+        metrics.evaluated(EVAL)
+        assert metrics.is_last_evaluated
+    for _ in range(2):
+        assert [entry["eval"].get("recall", {}).get("value") for entry in lines(tmp_path)] == [None, 0.2]
+        assert summary(tmp_path)["rounds"] == lines(tmp_path)
+        assert open_metrics(tmp_path, history=unseen).is_last_evaluated
+    again = replace(unseen[1], policy_version=7)  # trained again, not this one
+    assert not open_metrics(tmp_path, history=[unseen[0], again]).is_last_evaluated
+
+
+def test_the_summary_tells_which_way_metrics_get_better(tmp_path):
+    open_metrics(tmp_path, directions={"chair_i": -1, "recall": 1})
+    assert summary(tmp_path)["directions"] == {"chair_i": -1, "recall": 1}
 
 
 def test_a_new_run_in_an_old_folder_keeps_nothing(tmp_path):

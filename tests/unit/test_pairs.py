@@ -141,3 +141,14 @@ def test_the_choice_of_pairs_follows_the_runs_seed():
     )
     other = replace(group, group=replace(group.group, responses=responses))
     assert names(build(group)) != names(build(other))
+
+
+@pytest.mark.parametrize("builder", [AllPairs(), BestWorst()])
+@pytest.mark.parametrize("temperatures", [(0.7, 1.0), (1.0, 0.7)])
+def test_an_answer_of_two_temperatures_takes_part_once_and_as_the_one_at_temperature_1(builder, temperatures):
+    group = scored([1.0, 0.0, 1.0], texts=["good", "bad", "good"])
+    first, second, third = group.group.responses
+    again = replace(third, token_ids=first.token_ids, temperature=temperatures[1])
+    responses = (replace(first, temperature=temperatures[0]), second, again)
+    (pair,) = builder(replace(group, group=replace(group.group, responses=responses)))
+    assert (pair.chosen.text, pair.chosen.sampled.temperature, pair.rejected.text) == ("good", 1.0, "bad")

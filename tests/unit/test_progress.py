@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -13,8 +14,8 @@ from rlsys.report.progress import QUIET_ENV, Progress, quiet_libraries, round_li
 
 REPORT = RoundReport(
     round=2, policy_version=3, num_prompts=256, num_rollouts=2048, num_pairs=1100,
-    failed={"rollouts": 0, "critiques": 3, "workers": 1}, staleness=0, loss=0.51234, implicit_accuracy=0.731, kl=0.0123,
-    metrics={}, sync=SyncReport(
+    failed={"rollouts": 0, "critiques": 3, "workers": 1}, staleness=0, loss=0.51234, kl=0.0123,
+    metrics={"implicit_accuracy": 0.731}, sync=SyncReport(
         version=3, num_tensors=93, num_bytes=10, digest="d", seconds=0.2, max_logprob_gap=2.31e-5, num_probe_tokens=64
     ),
     eval={"chair_i": Interval(value=0.1234, low=0.1, high=0.15), "mean_length": Interval(value=9.5, low=9, high=10)},
@@ -46,6 +47,11 @@ def test_a_round_in_one_line():
         "round 2 · CHAIR_i 12.3% · length 9.5 · 2,048 answers, 1,100 pairs · loss 0.512, right 73%, KL 0.0123 · "
         "sync gap 2.3e-05 · failed: 3 critiques, 1 workers · refused, weights went back · 34.1 s"
     )
+
+
+def test_a_round_whose_objective_gives_no_accuracy_and_whose_kl_was_not_measured():
+    line = round_line(replace(REPORT, metrics={}, kl=float("nan")))
+    assert " · loss 0.512 · sync gap" in line
 
 
 def test_a_pipe_gets_lines_only():

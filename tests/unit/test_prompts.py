@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from rlsys import registry
 from rlsys.contracts import PromptSource
 from rlsys.errors import ConfigError, PromptsExhausted
 from rlsys.prompts.datasets import DatasetPrompts
+from rlsys.prompts.fingerprint import Fingerprint
 from rlsys.prompts.images import load_images
 from rlsys.prompts.jsonl import JsonlPrompts
 from rlsys.prompts.scenes import ScenesPrompts
@@ -145,6 +147,29 @@ def test_jsonl_may_begin_with_a_byte_order_mark_and_must_be_utf8(tmp_path):
     (tmp_path / "latin.jsonl").write_bytes(b'{"id": "a", "prompt": "x"}\n{"id": "b", "prompt": "caf\xe9"}\n')
     with pytest.raises(ConfigError, match=r"latin\.jsonl:2: not UTF-8"):
         list(JsonlPrompts(path=str(tmp_path / "latin.jsonl")).take(0, 2))
+
+
+def known_by(file):
+    return Fingerprint(JsonlPrompts(path=file).take(0, 2)).hex
+
+
+def test_prompts_are_known_by_what_they_ask_and_not_by_where_they_are_stored(folder, tmp_path_factory):
+    rows = [{"id": "a", "prompt": "What?", "image": "pictures/red.png"}, {"id": "b", "prompt": "Where?"}]
+    file = folder / "prompts.jsonl"
+    told = [known_by(write_lines(file, rows))]
+    moved = tmp_path_factory.mktemp("moved")
+    shutil.copytree(folder, moved, dirs_exist_ok=True)
+    assert known_by(str(moved / "prompts.jsonl")) == told[0]
+    assert known_by(write_lines(file, [*rows, {"id": "c", "prompt": "Who?"}])) == told[0]
+    told.append(known_by(write_lines(file, [rows[0], {**rows[1], "prompt": "When?"}])))
+    told.append(known_by(write_lines(file, [rows[0], {**rows[1], "id": "c"}])))
+    told.append(known_by(write_lines(file, [rows[1], rows[0]])))
+    told.append(known_by(write_lines(file, [{**rows[0], "image": "pictures/blue.png"}, rows[1]])))
+    system = [{"role": "system", "text": "Be brief."}, {"role": "user", "text": "Where?"}]
+    told.append(known_by(write_lines(file, [rows[0], {"id": "b", "turns": system}])))
+    write_lines(file, rows)
+    (folder / "pictures" / "red.png").write_bytes(png(BLUE))
+    assert known_by(str(file)) == told[4] and len(set(told)) == 6
 
 
 def test_jsonl_without_a_file(tmp_path):

@@ -107,7 +107,7 @@ def report(round: int) -> RoundReport:
     return RoundReport(
         round=round, policy_version=round + 1, num_prompts=12, num_rollouts=96, num_pairs=70 - 5 * round,
         failed={"rollouts": 0, "critiques": 4, "workers": 0}, staleness=0, loss=0.69 - 0.04 * round,
-        implicit_accuracy=0.55 + 0.05 * round, kl=0.01 * (round + 1), metrics={"grad_norm": 1.0}, sync=sync,
+        kl=0.01 * (round + 1), metrics={"grad_norm": 1.0, "implicit_accuracy": 0.55 + 0.05 * round}, sync=sync,
         eval=evaluation(0.235 * 0.7 ** (round + 1), 0.96 - 0.003 * round, 11.5 - 0.5 * round),
         seconds={
             "rollout": 6.0, "feedback": 5.0 + round, "learn": 8.0, "sync": 0.3, "evaluate": 3.0, "checkpoint": 0.4,
@@ -254,6 +254,27 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
         pass
     page = Page(write_report(tmp_path, journal=FakeJournal()).read_text())
     assert "0 examples" in " ".join(page.words)
+
+
+def test_what_got_better_is_what_the_evaluation_says(tmp_path):
+    found = {}
+    for direction in (-1, 0, 1):
+        with RunMetrics(tmp_path, config={}, directions={"chair_i": direction}, tensorboard=False) as metrics:
+            metrics.start(evaluation(0.4, 0.9, 12.0))
+            metrics.append(replace(report(0), eval=evaluation(0.2, 0.9, 12.0)))
+        classes = Page(write_report(tmp_path, journal=FakeJournal()).read_text()).classes()
+        found[direction] = [kind for kind in classes if kind in ("better", "worse")]
+    assert found == {-1: ["better"], 0: [], 1: ["worse"]}
+
+
+def test_an_objective_without_implicit_rewards_has_no_curve_of_their_accuracy(tmp_path):
+    words = {}
+    for name, metrics_of in (("with", {"implicit_accuracy": 0.5}), ("without", {"grad_norm": 1.0})):
+        with RunMetrics(tmp_path / name, config={}, tensorboard=False) as metrics:
+            metrics.append(replace(report(0), metrics=metrics_of))
+        words[name] = Page(write_report(tmp_path / name, journal=FakeJournal()).read_text()).words
+    assert "Implicit accuracy" in words["with"] and "Implicit accuracy" not in words["without"]
+    assert "Loss" in words["without"]
 
 
 def test_numbers_that_are_not_finite_leave_a_gap(tmp_path):

@@ -124,7 +124,7 @@ class World:
         proof = {"num_tensors": 1, "num_bytes": 4, "digest": "d", "max_logprob_gap": 0.0, "num_probe_tokens": 1}
         return SyncReport(version=version, seconds=0.0, **proof)
 
-    def evaluate(self, round):
+    def evaluate(self, round, *, ends=False):
         self.fuse()
         return {"chair_i": Interval(value=self.chairs[round], low=0.0, high=1.0)} if round in self.chairs else {}
 
@@ -177,7 +177,7 @@ class Scenario:
         root.mkdir(exist_ok=True)
         journal = FusedJournal(root / "journal").passing(fuse)
         reports, good = whole_rounds(root, journal)
-        gate = MetricGate(config=GateConfig(**self.gate))
+        gate = MetricGate(config=GateConfig(**self.gate), directions={"chair_i": -1})
         if good:
             gate.restore(checkpoint.load_state(good)["gate"])
         else:

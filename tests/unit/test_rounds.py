@@ -14,6 +14,7 @@ from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
 from rlsys.errors import CheckpointError, LearnerError
 from rlsys.journal import Journal
+from rlsys.prompts.fingerprint import Fingerprint
 from rlsys.records import (
     FitReport,
     Interval,
@@ -22,6 +23,7 @@ from rlsys.records import (
     RoundReport,
     ScoredGroup,
     SyncReport,
+    Turn,
 )
 from rlsys.rounds import run_rounds
 from rlsys.run.components import RunComponents
@@ -35,7 +37,8 @@ registry.discover()
 def seal(round):
     """Of the answers to three prompts a round."""
     asked = "3 x 2 at 1, top_p 1, 16 tokens, at most 0 rounds ahead"
-    return f"groups {asked}, from prompt {3 * round} on, of the world"
+    prompts = Fingerprint(make_prompt(f"p{3 * round + place}") for place in range(3)).hex
+    return f"groups {asked}, from prompt {3 * round} on, of the world, to prompts {prompts}"
 
 
 class World:
@@ -99,7 +102,7 @@ class World:
         self.trained.append(taken)
         self.versions.append(version)
         self.events.append(("fit", plan.round))
-        metrics = {"implicit_accuracy": 1.0, "kl": 0.0}
+        metrics = {"kl": 0.0}
         return FitReport(num_pairs=len(taken), num_steps=1, loss=0.5, metrics=metrics, seconds=0.0)
 
     def save(self, directory):
@@ -123,10 +126,12 @@ class World:
             num_probe_tokens=1,
         )
 
-    def evaluate(self, round):
-        if round not in self.chair:
+    def evaluate(self, round, *, ends=False):
+        if ends:
+            self.events.append(("evaluate at the end", round))
+        if round not in self.chair and not ends:
             return {}
-        return {"chair_i": Interval(value=self.chair[round], low=0.0, high=1.0)}
+        return {"chair_i": Interval(value=self.chair.get(round, 0.3), low=0.0, high=1.0)}
 
     def track(self, stage, items, total):
         yield from items
@@ -144,7 +149,7 @@ def parts(world, root, phases, gate=None):
         learner=world,
         weights=world,
         evaluate=world.evaluate,
-        gate=MetricGate(config=gate or GateConfig()),
+        gate=MetricGate(config=gate or GateConfig(), directions={"chair_i": -1}),
         journal=Journal(root / "journal"),
         checkpoints=Checkpoints(root / "checkpoints", initial_policy=initial),
         tracker=world,
@@ -457,6 +462,103 @@ def test_a_checkpoint_says_where_the_prompts_go_on(tmp_path):
     list(run_rounds(parts(World(), tmp_path, [phase(2), phase(1, num_prompts=5)])))
     states = [checkpoint.load_state(tmp_path / "checkpoints" / f"round-000{round}") for round in range(3)]
     assert [state["cursor"] for state in states] == [3, 6, 11]
+
+
+def test_staleness_counts_rounds_though_a_refusal_uses_two_versions(tmp_path):
+    world = World(chair={0: 0.2, 1: 0.4, 2: 0.5, 3: 0.1, 4: 0.1, 5: 0.1})
+    made = parts(world, tmp_path, [phase(6, lag=2)], GateConfig(refuse=True))
+    reports = list(run_rounds(made))
+    assert [report.accepted for report in reports] == [True, False, False, True, True, True]
+    assert [report.policy_version for report in reports] == [1, 3, 5, 6, 7, 8]
+    assert world.versions == [0, 1, 3, 5, 6, 7]
+    assert [pairs[0].policy_version for pairs in world.trained] == [0, 0, 0, 1, 3, 5]
+    assert [report.staleness for report in reports] == [0, 1, 2, 2, 2, 2]
+
+
+def test_staleness_of_a_run_that_goes_on_is_that_of_one_that_was_not_stopped(tmp_path):
+    chair = {0: 0.2, 1: 0.4, 2: 0.5, 3: 0.1}
+    going = run_rounds(parts(World(chair=chair), tmp_path, [phase(5, lag=2)], GateConfig(refuse=True)))
+    next(going), next(going)
+    going.close()
+    again = World(chair=chair)
+    again.version = 3
+    made = parts(again, tmp_path, [phase(5, lag=2)], GateConfig(refuse=True))
+    made.gate.best = 0.2
+    good = tmp_path / "checkpoints" / "round-0001"
+    made = replace(made, checkpoints=Checkpoints(good.parent, initial_policy=tmp_path / "initial", good=good))
+    reports = list(run_rounds(made, first=2, version=3))
+    assert [pairs[0].policy_version for pairs in again.trained] == [0, 1, 3]
+    assert [report.staleness for report in reports] == [2, 2, 2]
+
+
+def test_weights_change_only_when_a_later_round_is_judged(tmp_path):
+    class Slow(World):
+        def _feedback(self, groups):
+            for scored in super()._feedback(groups):
+                time.sleep(0.005)
+                self.events.append(("judged", scored.group.round, self.version))
+                yield scored
+
+    world = Slow()
+    list(run_rounds(parts(world, tmp_path, [phase(5, lag=2, num_prompts=4)])))
+    versions = {}
+    for event in world.events:
+        if event[0] == "judged":
+            versions.setdefault(event[1], set()).add(event[2])
+    assert versions == {0: {0}, 1: {0}, 2: {0}, 3: {1}, 4: {2}}
+
+
+def test_nothing_is_published_when_a_round_ahead_could_not_be_judged(tmp_path):
+    class Broken(World):
+        def _feedback(self, groups):
+            for scored in super()._feedback(groups):
+                if scored.group.round == 1:
+                    raise OSError("no space left")
+                yield scored
+
+    world = Broken()
+    with pytest.raises(OSError, match="no space left"):
+        list(run_rounds(parts(world, tmp_path, [phase(3, lag=1)])))
+    assert not [event for event in world.events if event[0] == "publish"]
+
+
+class Drifting(World):
+    """Three nats further from the initial policy every round."""
+
+    def fit(self, pairs, plan, *, version):
+        found = super().fit(pairs, plan, version=version)
+        return replace(found, metrics={"kl": 0.0, "kl_initial": 3.0 * (plan.round + 1)})
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_the_round_that_a_gate_stops_a_run_with_is_evaluated(tmp_path, lag):
+    world = Drifting()
+    reports = list(run_rounds(parts(world, tmp_path, [phase(5, lag=lag)], GateConfig(kl_budget=5.0))))
+    assert [report.eval.get("chair_i") for report in reports] == [None, Interval(value=0.3, low=0.0, high=1.0)]
+    assert [event for event in world.events if event[0] == "evaluate at the end"] == [("evaluate at the end", 1)]
+    assert list(Journal(tmp_path / "journal").read(1, RoundReport)) == [reports[-1]]
+
+
+def test_the_evaluation_of_the_last_round_may_refuse_it(tmp_path):
+    world = Drifting(chair={0: 0.1})
+    gate = GateConfig(kl_budget=5.0, refuse=True)
+    reports = list(run_rounds(parts(world, tmp_path, [phase(5)], gate)))
+    assert [report.accepted for report in reports] == [True, False]
+    assert [report.policy_version for report in reports] == [1, 3]
+
+
+def test_answers_to_prompts_that_were_edited_since_are_not_taken_again(tmp_path):
+    class Edited(World):
+        def take(self, start, count):
+            for prompt in super().take(start, count):
+                yield replace(prompt, turns=(Turn(role="user", text="what else is there ?"),))
+
+    rounds = run_rounds(parts(World(), tmp_path, [phase(2)]))
+    next(rounds)
+    rounds.close()
+    for world, again in ((World(), False), (Edited(), True)):
+        list(run_rounds(parts(world, tmp_path, [phase(1)])))
+        assert bool([event for event in world.events if event[0] == "rollout"]) == again
 
 
 def test_the_learner_is_told_the_version_it_starts_from(tmp_path):

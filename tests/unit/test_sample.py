@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from learners.metrics import Tally
 from learners.sample import ResponseSample, k3_sum, num_candidates
 from learners.trees import Branch, Tree
+from tests.fakes import make_rollout
 
 
 def batch(*answers):
@@ -35,9 +37,66 @@ def test_copies_weigh_as_often_as_they_were_sampled():
     assert k3_sum(found, policy(0.5, 0.5)) / num_candidates(found) == pytest.approx(divergence, abs=1e-5)
 
 
+def tree(prompt, *answers):
+    """Of texts that were sampled at temperature 1, or of (text, changes)."""
+    given = [(answer, {}) if isinstance(answer, str) else answer for answer in answers]
+    rollouts = [make_rollout(text, **changes) for text, changes in given]
+    return Tree(
+        prompt_ids=np.int32([prompt]), answers=[Branch(token_ids=one.token_ids, rollout=one) for one in rollouts]
+    )
+
+
+def kept(trees):
+    return [(int(one.prompt_ids[0]), [answer.rollout.text for answer in one.answers]) for one in trees]
+
+
 def test_a_sample_is_spread_over_all_that_was_added():
     sample = ResponseSample(4)
-    trees = [Tree(prompt_ids=np.int32([i]), answers=[Branch(token_ids=np.int32([1]))]) for i in range(16)]
+    trees = [tree(number, "a") for number in range(16)]
     sample.add(trees[:10])
     sample.add(trees[10:])
-    assert [tree.prompt_ids.tolist() for tree in sample.trees] == [[0], [4], [8], [12]]
+    assert [prompt for prompt, _ in kept(sample.trees)] == [0, 4, 8, 12]
+
+
+def test_an_answer_counts_once_in_however_many_batches_its_pairs_lie():
+    sample = ResponseSample(100)
+    sample.add([tree(1, "a", "b"), tree(2, "a")])
+    sample.add([tree(1, "b", "c"), tree(2, "a")])
+    sample.add([tree(1, "a", "b")])  # the next epoch
+    assert kept(sample.trees) == [(1, ["a", "b"]), (2, ["a"]), (1, ["c"])]
+
+
+def test_an_answer_counts_on_one_rank_only():
+    first, second = ResponseSample(100), ResponseSample(100)
+    first.add([tree(1, "a", "b")])
+    second.add([tree(1, "b", "c"), tree(2, "a")])
+    assert kept(second.without(first.seen)) == [(1, ["c"]), (2, ["a"])]
+    second = ResponseSample(100)
+    second.add([tree(1, "a")])
+    assert second.without(first.seen) == []
+
+
+def test_answers_of_other_temperatures_are_left_out():
+    sample = ResponseSample(100)
+    sample.add([tree(1, "a", ("b", {"temperature": 0.7})), tree(2, ("a", {"temperature": 1.2}))])
+    assert kept(sample.trees) == [(1, ["a"])]
+
+
+def test_answers_that_nobody_sampled_are_left_out():
+    sample = ResponseSample(100)
+    sample.add([Tree(prompt_ids=np.int32([1]), answers=[Branch(token_ids=np.int32([2]))])])
+    assert sample.trees == []
+
+
+def end(**changes):
+    return {"kl_sum": 0.0, "kl_responses": 0.0, "reference_checked": 0.0, "seconds": 0.0, **changes}
+
+
+def test_without_any_answer_at_temperature_1_there_is_no_kl():
+    tally = Tally()
+    step = SimpleNamespace(
+        sums={"loss": 1.0, "examples": 2.0, "tokens": 9.0}, denominator=2.0, grad_norm=1.0, seconds=0.0
+    )
+    tally.add([step])
+    assert "kl" not in tally.report([end()]).metrics
+    assert tally.report([end(), end(kl_sum=3.0, kl_responses=6.0)]).metrics["kl"] == 0.5

@@ -67,7 +67,6 @@ def report(chair, *, round=0, kl=0.0):
         failed={},
         staleness=0,
         loss=0.0,
-        implicit_accuracy=0.5,
         kl=0.0,
         metrics={"kl_initial": kl},
         sync=sync,
@@ -77,7 +76,7 @@ def report(chair, *, round=0, kl=0.0):
 
 
 def test_gate_refuses_what_got_worse_and_remembers_the_best():
-    gate = MetricGate(config=GateConfig(refuse=True, tolerance=0.01))
+    gate = make_gate(refuse=True, tolerance=0.01)
     gate.begin({"chair_i": Interval(value=0.3, low=0.2, high=0.4)})
     assert gate.accepts(report(0.2))
     assert gate.accepts(report(0.205))
@@ -85,14 +84,23 @@ def test_gate_refuses_what_got_worse_and_remembers_the_best():
     assert gate.best == 0.2
 
 
-@pytest.mark.parametrize("metric", ["unparsable", "false_position", "recall", "of_a_plug_in"])
+DIRECTIONS = {"chair_i": -1, "unparsable": -1, "recall": +1, "of_a_plug_in": +1, "mean_length": 0}
+
+
+def make_gate(best=None, rounds_without_gain=0, **rules):
+    return MetricGate(
+        config=GateConfig(**rules), directions=DIRECTIONS, best=best, rounds_without_gain=rounds_without_gain
+    )
+
+
+@pytest.mark.parametrize("metric", ["unparsable", "recall", "of_a_plug_in"])
 def test_gate_knows_which_way_a_metric_gets_better(metric):
-    falls = metric in ("unparsable", "false_position")
+    falls = metric == "unparsable"
 
     def found(value):
         return replace(report(0.0), eval={metric: Interval(value=value, low=value, high=value)})
 
-    gate = MetricGate(config=GateConfig(metric=metric, refuse=True, tolerance=0.05, patience=1))
+    gate = make_gate(metric=metric, refuse=True, tolerance=0.05, patience=1)
     gate.begin(found(0.5).eval)
     assert gate.accepts(found(0.25 if falls else 0.75)) and gate.rounds_without_gain == 0
     assert gate.accepts(found(0.28 if falls else 0.72)) and gate.rounds_without_gain == 1
@@ -102,18 +110,26 @@ def test_gate_knows_which_way_a_metric_gets_better(metric):
 
 def test_a_metric_without_a_better_way_is_no_gate():
     with pytest.raises(ConfigError, match=r"gate\.metric=mean_length is neither better lower nor better higher"):
-        GateConfig(metric="mean_length", refuse=True)
+        make_gate(metric="mean_length", refuse=True)
+
+
+@pytest.mark.parametrize("rule", [{"refuse": True}, {"patience": 1}])
+def test_a_metric_that_the_evaluation_does_not_know_is_refused_and_the_known_ones_are_named(rule):
+    known = "chair_i, mean_length, of_a_plug_in, recall, unparsable"
+    with pytest.raises(ConfigError, match=f"gate.metric=recal is no metric of the evaluation; there are: {known}"):
+        make_gate(metric="recal", **rule)
+    assert make_gate(metric="recal").stops(report(0.2)) is None
 
 
 def test_gate_gives_up_after_too_many_refusals():
-    gate = MetricGate(config=GateConfig(refuse=True, max_refusals=1), best=0.1)
+    gate = make_gate(best=0.1, refuse=True, max_refusals=1)
     assert not gate.accepts(report(0.2))
     with pytest.raises(RoundRefused, match=r"chair_i 0\.3 is worse than the best 0\.1; 2 rounds"):
         gate.accepts(report(0.3))
 
 
 def test_patience_and_budget_stop_a_run():
-    gate = MetricGate(config=GateConfig(patience=2, kl_budget=5.0), best=0.1)
+    gate = make_gate(best=0.1, patience=2, kl_budget=5.0)
     for value, stops in ((0.2, False), (0.3, True)):
         gate.accepts(report(value))
         assert bool(gate.stops(report(value))) is stops
@@ -122,61 +138,61 @@ def test_patience_and_budget_stop_a_run():
 
 
 def test_gate_state_survives_a_restart():
-    gate = MetricGate(config=GateConfig(patience=3), best=0.1)
+    gate = make_gate(best=0.1, patience=3)
     gate.accepts(report(0.2))
-    other = MetricGate(config=GateConfig(patience=3))
+    other = make_gate(patience=3)
     other.restore(gate.state())
     assert other.state() == {"metric": "chair_i", "best": 0.1, "rounds_without_gain": 1, "refusals": 0}
 
 
 def test_a_gate_that_goes_on_with_another_metric_does_not_compare_the_two():
-    state = MetricGate(config=GateConfig(refuse=True), best=0.05, rounds_without_gain=2).state()
+    state = make_gate(best=0.05, rounds_without_gain=2, refuse=True).state()
     evaluated = [{"recall": Interval(value=value, low=0.0, high=1.0)} for value in (0.9, 0.8)]
-    gate = MetricGate(config=GateConfig(refuse=True, metric="recall"))
+    gate = make_gate(refuse=True, metric="recall")
     gate.restore(state, evaluated)
     assert gate.state() == {"metric": "recall", "best": 0.8, "rounds_without_gain": 0, "refusals": 0}
-    with pytest.raises(ConfigError, match=r"gate\.metric 'recal' is not measured"):
-        MetricGate(config=GateConfig(refuse=True, metric="recal")).restore(state, evaluated)
-    gate = MetricGate(config=GateConfig(refuse=True, metric="recall"))
+    with pytest.raises(ConfigError, match=r"gate\.metric 'unparsable' is not measured"):
+        make_gate(refuse=True, metric="unparsable").restore(state, evaluated)
+    gate = make_gate(refuse=True, metric="recall")
     gate.restore(
         state, [*evaluated, {"chair_i": Interval(value=0.1, low=0.0, high=1.0)}]
     )  # the last says nothing of it
     assert gate.best == 0.8
-    same = MetricGate(config=GateConfig(refuse=True))
+    same = make_gate(refuse=True)
     same.restore(state, evaluated)  # a policy that has collapsed had no chair_i
     assert (same.best, same.rounds_without_gain) == (0.05, 2)
-    older = MetricGate(config=GateConfig())
+    older = make_gate()
     older.restore({"best": 0.1, "rounds_without_gain": 1, "refusals": 0})  # of a checkpoint that names no metric
     assert (older.best, older.rounds_without_gain) == (0.1, 1)
 
 
 def test_rounds_that_were_not_evaluated_change_nothing():
-    gate = MetricGate(config=GateConfig(refuse=True, patience=1), best=0.1)
+    gate = make_gate(best=0.1, refuse=True, patience=1)
     unseen = replace(report(0.5), eval={})
     assert gate.accepts(unseen) and gate.stops(unseen) is None
     assert gate.state() == {"metric": "chair_i", "best": 0.1, "rounds_without_gain": 0, "refusals": 0}
 
 
 def test_a_gate_says_at_once_that_its_metric_is_not_measured():
-    gate = MetricGate(config=GateConfig(patience=1, metric="recal"))
-    with pytest.raises(ConfigError, match=r"gate\.metric 'recal' is not measured; there are: \['chair_i'\]"):
+    gate = make_gate(patience=1, metric="recall")
+    with pytest.raises(ConfigError, match=r"gate\.metric 'recall' is not measured; there are: \['chair_i'\]"):
         gate.begin({"chair_i": Interval(value=0.3, low=0.2, high=0.4)})
 
 
 @pytest.mark.parametrize("found", [{}, {"chair_i": Interval(value=math.nan, low=0.0, high=0.0)}])
 def test_a_policy_that_says_nothing_to_be_measured_is_refused(found):
     collapsed = replace(report(0.0), eval={"unparsable": Interval(value=1.0, low=1.0, high=1.0), **found})
-    gate = MetricGate(config=GateConfig(refuse=True, max_refusals=1), best=0.1)
+    gate = make_gate(best=0.1, refuse=True, max_refusals=1)
     assert not gate.accepts(collapsed)
     assert gate.state() == {"metric": "chair_i", "best": 0.1, "rounds_without_gain": 1, "refusals": 1}
     with pytest.raises(RoundRefused, match=r"chair_i could not be measured and is worse than the best 0\.1; 2 rounds"):
         gate.accepts(collapsed)
-    patient = MetricGate(config=GateConfig(patience=1), best=0.1)
+    patient = make_gate(best=0.1, patience=1)
     assert patient.accepts(collapsed) and patient.stops(collapsed)
 
 
 def test_a_metric_that_is_not_a_number_is_no_gain():
-    gate = MetricGate(config=GateConfig(patience=1))
+    gate = make_gate(patience=1)
     gate.begin({"chair_i": Interval(value=math.nan, low=0.0, high=0.0)})
     gate.accepts(report(math.nan))
     assert gate.stops(report(math.nan)) == "chair_i has not got better for 1 rounds (never measured)"

@@ -9,26 +9,22 @@ from dataclasses import dataclass
 
 import pytest
 
+from actors.feedback import FeedbackStage
 from actors.feedback_processes import FeedbackProcesses, RemoteTraceback
-from actors.stages import FeedbackStage
 from rlsys.errors import ConfigError
-from rlsys.records import Critique, Verdict
-from tests.fakes import make_group
+from tests.fakes import make_group, make_verdict
 
 
 @dataclass(kw_only=True)
 class Words:
     """Scores an answer by its length; some words do what a plug-in should not."""
 
-    needs_engine = False
+    roles = ()
     scale: float = 1.0
 
-    def requests(self, group):
-        return []
-
-    def verdicts(self, group, generations):
-        assert not list(generations)
-        texts = [rollout.text for rollout in group.rollouts]
+    def judge(self, group):
+        yield from ()
+        texts = [response.text for response in group.responses]
         if "raise" in texts:
             raise FileNotFoundError("no table of words")
         if "die" in texts:
@@ -36,14 +32,14 @@ class Words:
         if "sleep" in texts:
             time.sleep(60)
         if "pid" in texts:
-            return [Verdict(critiques=(Critique(text=str(os.getpid()), score=0.0),))]
+            return (make_verdict(0.0, str(os.getpid())),)
         time.sleep(0.02 * (group.index % 3))
-        return [Verdict(critiques=(Critique(text="", score=self.scale * len(text)),)) for text in texts]
+        return tuple(make_verdict(self.scale * len(text)) for text in texts)
 
 
 @dataclass
 class Unpicklable:
-    needs_engine = False
+    roles = ()
 
     def __reduce__(self):
         raise TypeError("holds a lock")
@@ -133,7 +129,7 @@ from actors.feedback_processes import FeedbackProcesses
 if __name__ == "__main__":
     registry.discover()
     processes = FeedbackProcesses(registry.feedback.make("short"), number=1, deadline_s=60.0)
-    from tests.fakes import make_group
+    from tests.fakes import make_group, make_verdict
     print([v.score for v in processes.judge(make_group(texts=("a",))).result()[1]], *processes.pids(), flush=True)
     processes.judge(make_group(texts=("sleep",)))
     sys.stdin.read()

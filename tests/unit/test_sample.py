@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from learners.metrics import Tally
+from learners.metrics import FitMetrics
 from learners.sample import ResponseSample, k3_sum, num_candidates
 from learners.trees import Branch, Tree
-from tests.fakes import make_rollout
+from tests.fakes import sampled_response
 
 
 def batch(*answers):
@@ -40,7 +40,7 @@ def test_copies_weigh_as_often_as_they_were_sampled():
 def tree(prompt, *answers):
     """Of texts that were sampled at temperature 1, or of (text, changes)."""
     given = [(answer, {}) if isinstance(answer, str) else answer for answer in answers]
-    rollouts = [make_rollout(text, **changes) for text, changes in given]
+    rollouts = [sampled_response(text, **changes) for text, changes in given]
     return Tree(
         prompt_ids=np.int32([prompt]), answers=[Branch(token_ids=one.token_ids, rollout=one) for one in rollouts]
     )
@@ -93,7 +93,7 @@ def end(**changes):
 
 
 def test_without_any_answer_at_temperature_1_there_is_no_kl():
-    tally = Tally()
+    tally = FitMetrics()
     step = SimpleNamespace(
         sums={"loss": 1.0, "examples": 2.0, "tokens": 9.0}, denominator=2.0, grad_norm=1.0, seconds=0.0
     )

@@ -92,9 +92,10 @@ def test_critique_reads_the_logit_of_the_score_token_alone():
         completion("no logits"),
     ],
 )
-def test_a_critique_that_cannot_be_read_is_absent_and_counted(unreadable):
+def test_a_critique_that_cannot_be_read_keeps_its_text_has_no_score_and_is_counted(unreadable):
     (verdict,) = CritiqueFeedback().verdicts(group("a"), [generation(unreadable)])
-    assert (verdict.critiques, verdict.failed, verdict.score) == ((), 1, None)
+    assert verdict.critiques == (Critique(text=unreadable.text, score=None),)
+    assert (verdict.scores, verdict.failed, verdict.score) == ({}, 1, None)
 
 
 def test_several_critiques_are_averaged_over_those_that_could_be_read():
@@ -105,7 +106,8 @@ def test_several_critiques_are_averaged_over_those_that_could_be_read():
         completion("z", logits=[0.0, 4.0]),
     )
     (verdict,) = feedback.verdicts(group("a"), [delivered])
-    assert (verdict.score, len(verdict.critiques), verdict.failed) == (2.5, 2, 2)
+    assert (verdict.score, verdict.failed) == (2.5, 2)
+    assert [(critique.text, critique.score) for critique in verdict.critiques] == [("x", 1.0), ("y", None), ("z", 4.0)]
 
 
 def test_verdicts_refuse_a_wrong_number_of_generations():

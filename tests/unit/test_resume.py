@@ -18,6 +18,7 @@ import pytest
 from rlsys import registry
 from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
+from rlsys.examples.all_pairs import AllPairs
 from rlsys.journal import Journal
 from rlsys.records import (
     FitReport,
@@ -192,6 +193,7 @@ class Scenario:
         parts = RunComponents(
             schedule=schedule,
             **stages,
+            builder=AllPairs(),
             fingerprint="the world",
             evaluate=world.evaluate,
             gate=gate,

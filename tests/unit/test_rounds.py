@@ -13,6 +13,7 @@ from rlsys import registry
 from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
 from rlsys.errors import CheckpointError, LearnerError
+from rlsys.examples.all_pairs import AllPairs
 from rlsys.journal import Journal
 from rlsys.records import (
     FitReport,
@@ -141,6 +142,7 @@ def parts(world, root, phases, gate=None):
         fingerprint="the world",
         rollouts=world,
         feedback=world,
+        builder=AllPairs(),
         learner=world,
         weights=world,
         evaluate=world.evaluate,

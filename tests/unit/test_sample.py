@@ -13,7 +13,10 @@ from learners.trees import Branch, Tree
 
 def batch(*answers):
     """Of (sampler's probabilities of the tokens, count)."""
-    rollouts = [SimpleNamespace(logprobs=np.log(np.float32(probabilities)), count=n) for probabilities, n in answers]
+    rollouts = [
+        SimpleNamespace(sampled=SimpleNamespace(logprobs=np.log(np.float32(probabilities))), count=n)
+        for probabilities, n in answers
+    ]
     return SimpleNamespace(trees=[SimpleNamespace(answers=[SimpleNamespace(rollout=rollout) for rollout in rollouts])])
 
 

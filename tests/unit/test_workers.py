@@ -57,11 +57,12 @@ def test_identical_candidates_are_kept_once_with_their_count_and_their_first_tem
         )
 
     hot, cold = Sampling(temperature=1.0, seed=5), Sampling(temperature=0.5, seed=6)
-    found = merged([(completion(1, 2), hot), (completion(3), hot), (completion(1, 2), cold)])
-    assert [(r.token_ids.tolist(), r.count, r.temperature, r.seed) for r in found] == [
+    found = merged([(completion(1, 2), hot), (completion(3), hot), (completion(1, 2), cold)], policy_version=3)
+    assert [(r.token_ids.tolist(), r.count, r.sampled.temperature, r.sampled.seed) for r in found] == [
         ([1, 2], 2, 1.0, 5),
         ([3], 1, 1.0, 5),
     ]
+    assert [r.sampled.policy_version for r in found] == [3, 3]
 
 
 def test_a_group_says_where_it_comes_from_and_leaves_its_images_behind():
@@ -112,8 +113,9 @@ def test_one_call_judges_many_groups_and_gives_each_its_verdicts():
     apart = [verdict for group in groups for verdict in records(worker.judge(wire.encode_many([group])), Verdict)]
     assert len(together) == sum(len(group.responses) for group in groups)
     assert together == apart
-    assert all(len(verdict.critiques) + verdict.failed == 2 for verdict in together)
-    assert any(verdict.critiques for verdict in together)
+    read = [sum(critique.score is not None for critique in verdict.critiques) for verdict in together]
+    assert all(count + verdict.failed == 2 for count, verdict in zip(read, together, strict=True))
+    assert any(read)
 
 
 # ---------------------------------------------------------------- parts

@@ -84,7 +84,7 @@ class World:
                 index=index,
                 policy_version=self.version,
                 prompt_token_ids=np.array([1, 2], np.int32),
-                responses=tuple(map(sampled_response, texts)),
+                responses=tuple(sampled_response(text, policy_version=self.version) for text in texts),
             )
 
     def _feedback(self, groups):

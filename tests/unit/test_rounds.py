@@ -72,7 +72,10 @@ class World:
             if self.hold is not None and index == plan.num_prompts - 1:
                 assert self.hold.wait(5.0), "training never began while generation was going on"
             self.events.append(("rollout", plan.round, index, self.version))
-            rollouts = tuple(sampled_response(f"{'x' * (n + 1)}{self.version}") for n in range(plan.num_candidates))
+            rollouts = tuple(
+                sampled_response(f"{'x' * (n + 1)}{self.version}", policy_version=self.version)
+                for n in range(plan.num_candidates)
+            )
             yield RolloutGroup(
                 prompt=prompt,
                 round=plan.round,

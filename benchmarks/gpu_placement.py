@@ -23,7 +23,7 @@ from benchmarks.round_sides import Job, our_rounds
 
 AFTER = ("sync", "checkpoint")
 """Stages that nothing runs beside, in either way."""
-PAIRS = ("schedule.num_candidates=8", "schedule.pairs=all_pairs", "schedule.max_pairs_per_prompt=6")
+PAIRS = ("schedule.num_candidates=8", "examples=all_pairs", "examples.max_per_prompt=6")
 CASES = {
     "3B, 128 prompts x 8 of 256 tokens": PAIRS,
     "3B, vision tower frozen": (*PAIRS, "learner.freeze=[visual]"),

@@ -157,7 +157,6 @@ def _pair(prompt: Prompt, ids: np.ndarray, chosen: Response, rejected: Response)
         margin=1.0,
         beta_scale=1.0,
         round=0,
-        policy_version=0,
     )
 
 
@@ -166,11 +165,15 @@ def with_logprobs(pairs: Sequence[PreferencePair], recorded: Sequence[np.ndarray
     return [
         replace(
             pair,
-            chosen=replace(pair.chosen, logprobs=recorded[2 * number]),
-            rejected=replace(pair.rejected, logprobs=recorded[2 * number + 1]),
+            chosen=_with_logprobs(pair.chosen, recorded[2 * number]),
+            rejected=_with_logprobs(pair.rejected, recorded[2 * number + 1]),
         )
         for number, pair in enumerate(pairs)
     ]
+
+
+def _with_logprobs(response: Response, logprobs: np.ndarray) -> Response:
+    return replace(response, sampled=replace(response.sampled, logprobs=logprobs))
 
 
 def as_text(pair: PreferencePair) -> dict[str, str]:

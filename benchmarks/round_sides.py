@@ -222,15 +222,11 @@ def our_rounds(job: Job) -> Iterator[Ours]:
         "num_prompts": job.num_prompts,
         "num_candidates": 2,
         "max_tokens": job.max_tokens,
-        "pairs": "best_worst",
-        "min_margin": 0,
-        "max_pairs_per_prompt": 0,
-        "scale_w": 0,
-        "beta": BETA,
         "lr": LR,
         "lag": 0,
     }
     given = [f"schedule.{name}={value}" for name, value in schedule.items()]
+    given += ["examples=best_worst", "examples.min_margin=0", "examples.scale_w=0", f"objective.beta={BETA}"]
     own = ["eval.every=0", "output.keep_checkpoints=2", f"learner.batch_size={job.batch}"]
     precision = [f"learner.precision={job.precision}", f"rollout.engine.dtype={DTYPES[job.precision]}"]
     config, _ = configuration.load(["preset=scenes", *given, *own, *precision, *job.words])

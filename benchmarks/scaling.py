@@ -106,6 +106,7 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
     from actors.stages import FeedbackStage, RolloutStage
     from rlsys import registry
     from rlsys.checkpoints.run import Checkpoints
+    from rlsys.examples.all_pairs import AllPairs
     from rlsys.feedback.critique import CritiqueFeedback
     from rlsys.journal import Journal
     from rlsys.placement import Placement
@@ -116,7 +117,7 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
 
     registry.discover()
     discover()
-    rules = {"rounds": 1, "num_candidates": CANDIDATES, "max_tokens": MAX_TOKENS, "max_pairs_per_prompt": 6}
+    rules = {"rounds": 1, "num_candidates": CANDIDATES, "max_tokens": MAX_TOKENS}
     scripted = {"engine": engine.make("scripted"), "placements": [Placement(num_cpus=0.5, cores=cores)]}
     feedback = CritiqueFeedback(max_tokens=MAX_TOKENS)
     return RunComponents(
@@ -125,6 +126,7 @@ def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
         fingerprint="scripted",
         rollouts=RolloutStage(current=lambda: ("scripted", 0), seed=0, **scripted),
         feedback=FeedbackStage(feedback=feedback, model="scripted", **scripted),
+        builder=AllPairs(max_per_prompt=6),
         learner=CountingLearner(),
         weights=NoSync(),
         evaluate=lambda round, *, ends=False: {},

@@ -21,7 +21,7 @@ from benchmarks.arguments import parse
 from benchmarks.harness import Row, Spread, Target, in_turn, seconds, write
 from rlsys import wire
 from rlsys.common.checksum import checksum
-from rlsys.records import Image, PreferencePair, Prompt, Response, RolloutGroup, Turn
+from rlsys.records import Image, PreferencePair, Prompt, Response, RolloutGroup, Sampled, Turn
 
 TITLE = "Frames between processes: a round's records with pictures, one core"
 LOOP_S = 0.1
@@ -51,7 +51,7 @@ def _group(rng: np.random.Generator, number: int, side: int) -> RolloutGroup:
     answers = tuple(_answer(rng, seed) for seed in range(8))
     tokens = rng.integers(0, 200, 24).astype(np.int32)
     return RolloutGroup(
-        prompt=prompt, round=0, index=number, policy_version=3, prompt_token_ids=tokens, rollouts=answers
+        prompt=prompt, round=0, index=number, policy_version=3, prompt_token_ids=tokens, responses=answers
     )
 
 
@@ -60,11 +60,12 @@ def _answer(rng: np.random.Generator, seed: int) -> Response:
     return Response(
         text=" ".join(f"word{token}" for token in token_ids),
         token_ids=token_ids,
-        logprobs=-rng.random(ANSWER_TOKENS).astype(np.float32),
-        count=1,
-        finish_reason="stop",
-        temperature=1.0,
-        seed=seed,
+        sampled=Sampled(
+            policy_version=3,
+            logprobs=-rng.random(ANSWER_TOKENS).astype(np.float32),
+            temperature=1.0,
+            seed=seed,
+        ),
     )
 
 
@@ -79,7 +80,6 @@ def _pair(group: RolloutGroup, chosen: int, rejected: int) -> PreferencePair:
         margin=1.25,
         beta_scale=1.2,
         round=0,
-        policy_version=3,
     )
 
 

@@ -91,7 +91,9 @@ class Registry(dict[str, type]):
         try:
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugin), changes))
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{self.group} {type(plugin).__name__}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(
+                f"{self.group} {type(plugin).__name__}, option {error.full_key}: {str(error).splitlines()[0]}"
+            ) from error
 
 
 prompts = Registry("prompts")

@@ -86,7 +86,9 @@ def _answer(
 
 
 def _critique(critique: Critique, *, several: bool) -> str:
-    score = f'<span class="note">{critique.score:+.2f}</span> ' if several else ""
+    score = f'<span class="note">{critique.score:+.2f}</span> ' if several and critique.score is not None else ""
+    if critique.score is None:
+        score = '<span class="badge rejected">unreadable</span> '
     text = escape(critique.text) or "<i>(no words)</i>"
     if len(critique.text) <= _LONG:
         return f'<p class="critique">{score}{text}</p>'

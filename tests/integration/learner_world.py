@@ -20,14 +20,14 @@ from rlsys.worlds.scenes.policy import Shape, make_policy
 from tests.fakes import sampled_response
 
 SHAPE = Shape(hidden=64, layers=2, mlp=96, vision_hidden=32, vision_layers=2, vision_mlp=64)
-PLAN = FitPlan(lr=1e-3, beta=0.1)
+PLAN = FitPlan(lr=1e-3, options={"beta": 0.1})
 
 
 def make_small(directory: Path, seed: int = 1) -> Path:
     return make_policy(directory, seed=seed, shape=SHAPE)
 
 
-def rollout(rng: np.random.Generator, length: int) -> Response:
+def rollout(rng: np.random.Generator, length: int, version: int = 0) -> Response:
     ids = rng.integers(12, 40, length).astype(np.int32)
     return sampled_response(
         text="x",
@@ -37,6 +37,7 @@ def rollout(rng: np.random.Generator, length: int) -> Response:
         finish_reason="stop",
         temperature=1.0,
         seed=0,
+        policy_version=version,
     )
 
 
@@ -56,7 +57,7 @@ def make_pairs(
             images=(Image(pixels=rng.integers(0, 256, (size, size, 3), dtype=np.uint8)),) if shown else (),
         )
         ids = processor.prompt_ids(prompt)
-        answers = [rollout(rng, int(rng.integers(1, 12))) for _ in range(3)]
+        answers = [rollout(rng, int(rng.integers(1, 12)), version) for _ in range(3)]
         for chosen, rejected in ((0, 1), (0, 2), (1, 2))[: 2 + number % 2]:
             pairs.append(
                 PreferencePair(
@@ -69,7 +70,6 @@ def make_pairs(
                     margin=1.0,
                     beta_scale=1.0 + 0.1 * number,
                     round=0,
-                    policy_version=version,
                 )
             )
     return pairs[:count]
@@ -92,11 +92,15 @@ def with_logprobs(pairs: list[PreferencePair], scores: list[np.ndarray]) -> list
     return [
         replace(
             pair,
-            chosen=replace(pair.chosen, logprobs=scores[2 * number]),
-            rejected=replace(pair.rejected, logprobs=scores[2 * number + 1]),
+            chosen=_with_logprobs(pair.chosen, scores[2 * number]),
+            rejected=_with_logprobs(pair.rejected, scores[2 * number + 1]),
         )
         for number, pair in enumerate(pairs)
     ]
+
+
+def _with_logprobs(response: Response, logprobs: np.ndarray) -> Response:
+    return replace(response, sampled=replace(response.sampled, logprobs=logprobs))
 
 
 def make_learner(meeting: Rendezvous, folder: Path, objective: Any = None, **options: Any) -> Any:

@@ -123,8 +123,8 @@ def test_sampled_tokens_come_with_the_models_own_logprobs(engine, truth):
     for prompt, generation in zip(prompts, generations, strict=True):
         assert len(generation.completions) == 4
         for one in generation.completions:
-            assert len(one.token_ids) == len(one.sampled.logprobs) and one.score_logits is None
-            np.testing.assert_allclose(one.sampled.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
+            assert len(one.token_ids) == len(one.logprobs) and one.score_logits is None
+            np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
 
 
 def test_logprobs_are_what_vllm_hands_out_to_others(engine):
@@ -137,8 +137,8 @@ def test_logprobs_are_what_vllm_hands_out_to_others(engine):
         assert [list(entry) for entry in entries] == [[token] for token in one.token_ids]
         assert [
             entry[token].logprob for entry, token in zip(entries, one.token_ids, strict=True)
-        ] == one.sampled.logprobs.tolist()
-        assert other.cumulative_logprob == pytest.approx(one.sampled.logprobs.sum(), abs=1e-4)
+        ] == one.logprobs.tolist()
+        assert other.cumulative_logprob == pytest.approx(one.logprobs.sum(), abs=1e-4)
 
 
 def test_prompt_tokens_are_those_of_the_processor(engine, truth):
@@ -157,7 +157,7 @@ def test_top_p_and_temperature_change_what_is_sampled_and_not_the_logprobs(engin
         [(prompt, Sampling(num_samples=4, temperature=0.5, top_p=0.8, max_tokens=8, seed=3))]
     )
     for one in generation.completions:
-        np.testing.assert_allclose(one.sampled.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
+        np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
 
 
 def test_special_tokens_never_appear_but_the_end_does(engine, truth, restored, sending, folder):
@@ -221,9 +221,7 @@ def test_answers_come_in_order_as_they_are_ready_and_requests_enter_as_others_le
         assert all(len(one.token_ids) <= wanted.max_tokens for one in generation.completions)
     for number in (0, 17, 39):  # the first, one in the middle and the last: each has the answers of its own prompt
         one = generations[number].completions[7]
-        np.testing.assert_allclose(
-            one.sampled.logprobs, truth.logprobs(crowd()[number][0], one.token_ids), atol=TOLERANCE
-        )
+        np.testing.assert_allclose(one.logprobs, truth.logprobs(crowd()[number][0], one.token_ids), atol=TOLERANCE)
 
 
 def test_how_often_answers_are_handed_over_does_not_change_them(engine, monkeypatch):
@@ -281,7 +279,7 @@ def test_joined_prompts_are_answered_as_if_each_were_alone(engine, truth, num_im
     assert num_images == [1, 2, 1, 1, 2, 2, 0, 2, 1]
     for (prompt, _), generation in zip(mixed(), together, strict=True):
         for one in generation.completions:
-            np.testing.assert_allclose(one.sampled.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
+            np.testing.assert_allclose(one.logprobs, truth.logprobs(prompt, one.token_ids), atol=TOLERANCE)
 
 
 def test_prompts_of_images_that_were_evicted_are_not_joined(engine, num_images, monkeypatch):

@@ -17,7 +17,7 @@ from learners.rendezvous import Rendezvous
 from rlsys.objectives.critique_reward import CritiqueReward
 from rlsys.objectives.dpo import DPO
 from rlsys.objectives.sft import SFT
-from rlsys.records import CritiquePair, Demonstration, Turn
+from rlsys.records import CritiquePair, Demonstration, Response, Turn
 from tests.integration.learner_world import (
     PLAN,
     frame_of,
@@ -324,13 +324,20 @@ def test_ranks_without_a_share_follow_where_older_answers_need_a_forward_pass(tw
     assert some["used"] == pytest.approx([some["before"]], abs=1e-4)
 
 
+def _of_version(response: Response, version: int) -> Response:
+    return replace(response, sampled=replace(response.sampled, policy_version=version))
+
+
 def _kl_of_accumulated_data(meeting: Rendezvous, folder: Path) -> dict:
     """The answers of round 1, and as many of round 0 whose sampler was another policy."""
     learner = make_learner(meeting, folder)
     pairs = make_pairs(folder, 6)
     true = with_logprobs(pairs, scores_of(learner, pairs))
     others = with_logprobs(pairs, [values - 1.0 for values in scores_of(learner, pairs)])
-    own = [replace(pair, round=1, policy_version=1) for pair in true]
+    own = [
+        replace(pair, round=1, chosen=_of_version(pair.chosen, 1), rejected=_of_version(pair.rejected, 1))
+        for pair in true
+    ]
     learner.begin(replace(PLAN, round=1, policy_version=1, accumulated=True))
     learner.step(frame_of([*others[:3], *own, *others[3:]], meeting), lr=0.0, batch=0)
     return learner.end()
@@ -529,7 +536,7 @@ def _two_steps_on_one_pair(meeting: Rendezvous, folder: Path) -> dict:
     pairs = make_pairs(folder, 1)
     (pair,) = with_logprobs(pairs, scores_of(learner, pairs))
     frame = frame_of([replace(pair, beta_scale=1.31606)], meeting)
-    learner.begin(replace(PLAN, beta=0.3))
+    learner.begin(replace(PLAN, options={"beta": 0.3}))
     learner.step(frame, lr=1e-3, batch=0)
     chosen, rejected = (float(values.sum()) for values in scores_of(learner, pairs))
     second = learner.step(frame, lr=1e-3, batch=0)
@@ -555,7 +562,7 @@ def _two_steps_on_critiques(meeting: Rendezvous, folder: Path) -> tuple[dict, di
     record = CritiquePair(
         chosen_prompt=good, rejected_prompt=bad, chosen_critique="a red circle", rejected_critique="a blue circle"
     )
-    learner.begin(replace(PLAN, beta=None))
+    learner.begin(replace(PLAN, options={}))
     return tuple(learner.step(frame_of([record], meeting), lr=1e-3, batch=0).sums for _ in range(2))
 
 
@@ -569,7 +576,7 @@ def _imitate(meeting: Rendezvous, folder: Path, options: dict) -> tuple[float, f
     learner = make_learner(meeting, folder, SFT(), **options)
     pairs = make_pairs(folder, 6)
     records = [Demonstration(prompt=pair.prompt, response="there is a red circle .") for pair in pairs]
-    learner.begin(replace(PLAN, beta=None))
+    learner.begin(replace(PLAN, options={}))
     outputs = [learner.step(frame_of(records, meeting), lr=3e-3, batch=number) for number in range(12)]
     return outputs[0].sums["nll"] / 6, outputs[-1].sums["nll"] / 6
 

@@ -33,19 +33,19 @@ def prompt(name, *images, text="describe the picture"):
     return Prompt(id=name, turns=(Turn(role="user", text=text),), images=images)
 
 
-def rollout(*tokens):
+def rollout(*tokens, version=0):
     ids = np.array(tokens, dtype=np.int32)
     return sampled_response(
         text="", token_ids=ids, logprobs=-np.ones(len(ids), np.float32), count=1, finish_reason="stop", temperature=1.0,
-        seed=0,
+        seed=0, policy_version=version,
     )  # fmt: skip
 
 
 def pair(processor, asked, chosen, rejected, version=0):
     return PreferencePair(
-        prompt=asked, prompt_token_ids=processor.prompt_ids(asked), chosen=rollout(*chosen),
-        rejected=rollout(*rejected), chosen_score=1.0, rejected_score=0.0, margin=1.0, beta_scale=1.0, round=0,
-        policy_version=version,
+        prompt=asked, prompt_token_ids=processor.prompt_ids(asked), chosen=rollout(*chosen, version=version),
+        rejected=rollout(*rejected, version=version), chosen_score=1.0, rejected_score=0.0, margin=1.0, beta_scale=1.0,
+        round=0,
     )  # fmt: skip
 
 

@@ -9,7 +9,9 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
+from actors.engines.scripted import Scripted
 from learners.config import LearnerConfig
+from rlsys import registry
 from rlsys.app import align
 from rlsys.app import config as configuration
 from rlsys.app.align import main
@@ -19,7 +21,11 @@ from rlsys.app.plan import ModelSize, check, learner_role, placements
 from rlsys.app.starting import probe_prompts
 from rlsys.checkpoints import checkpoint
 from rlsys.errors import ConfigError
+from rlsys.examples.all_pairs import AllPairs
+from rlsys.examples.best_worst import BestWorst
+from rlsys.feedback.text_judge import TextJudge
 from rlsys.journal import Journal
+from rlsys.objectives.dpo import DPO
 from rlsys.placement.machine import Machine
 from rlsys.records import Interval, RoundReport, SyncReport
 from rlsys.schedules.gate import GateConfig, MetricGate
@@ -30,8 +36,8 @@ MISTAKES = [
     ("preset=scene", "scene", "there are: qwen2_5_vl_3b, qwen2_5_vl_7b, scenes, scenes_ci"),
     ("rollout.num_actors=-1", "rollout.num_actors must be at least 1, got -1", ""),
     ("rollout.batch=0", "rollout.batch must be at least 1, got 0", ""),
-    ("critic.batch=0", "critic.batch must be at least 1, got 0", ""),
-    ("critic.deadline_s=0", "critic.deadline_s must be > 0, got 0.0", ""),
+    ("engines.judge.batch=0", "engines.judge.batch must be at least 1, got 0", ""),
+    ("engines.judge.deadline_s=0", "engines.judge.deadline_s must be > 0, got 0.0", ""),
     ("eval.batch=0", "eval.batch must be at least 1, got 0", ""),
     ("eval.every=-1", "eval.every must be at least 0, got -1", ""),
     ("output.keep_checkpoints=-1", "output.keep_checkpoints must be at least 0, got -1", ""),
@@ -53,8 +59,29 @@ MISTAKES = [
     ("+learner.rank=1", "learner.rank: no such option", ""),
     ("prompts=null", "prompts=null", ""),
     ("rollout.engine=scripted", "rollout.engine must be an engine, got 'scripted'", "engine@rollout.engine=NAME"),
-    ("engine@rollout.engine=scripted", "rollout.engine.max_model_len", "'max_model_len' not in 'Scripted'"),
-    ("objective=sft", "objective=SFT learns from Demonstration records", "preference pairs"),
+    (
+        "objective=sft",
+        "objective=SFT learns from Demonstration records",
+        "examples=AllPairs makes PreferencePair records",
+    ),
+    ("objective.beta=0", "objective.beta must be > 0, got 0.0", ""),
+    ("examples.min_margin=-1", "examples.min_margin must be at least 0, got -1.0", ""),
+    (
+        "schedule.phases=[{objective: {bta: 0.3}}]",
+        "objective DPO has no option 'bta'",
+        "there are: beta, label_smoothing, lambda_sft",
+    ),
+    (
+        "schedule.phases=[{rounds: 2}, {examples: {name: best_worst, max_per_prompt: 3}}]",
+        "examples BestWorst has no option 'max_per_prompt'",
+        "there are: min_margin, scale_w, scale_k",
+    ),
+    ("schedule.phases=[{examples: nope}]", "no examples named 'nope'", "there are: all_pairs, best_worst"),
+    ("schedule.phases=[{objective: {beta: hot}}]", "objective DPO, option beta: Value 'hot'", "converted to Float"),
+    ("schedule.phases=[{objective: {beta: 0}}]", "objective.beta must be > 0, got 0.0", ""),
+    ("schedule.phases=[{objective: 3}]", "objective must be options such as {name: value}, got 3", ""),
+    ("schedule.phases=[{rounds: 2}, {objective: sft}]", "objective=SFT learns from Demonstration records", "AllPairs"),
+    ("schedule.phases=[{pairs: best_worst}]", "schedule.phases.0: no key 'pairs'", "examples"),
     ("transport=nccl", "transport=nccl goes between GPUs", "rollout.gpus=0"),
     ("learner.gpus=2", "learner.gpus must be at most 1, as a rank works on one GPU; got 2", ""),
     ("sync.tolerance=-1", "sync.tolerance must be > 0, got -1.0", ""),
@@ -73,6 +100,41 @@ def test_a_mistake_gets_one_line_with_name_and_value(word, said, advice):
         configuration.load(["preset=scenes", word])
     message = str(caught.value)
     assert said in message and advice in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chosen"),
+    [
+        (["examples=best_worst"], ("examples", BestWorst(min_margin=0.5))),
+        (["examples=all_pairs"], ("examples", AllPairs(min_margin=0.5, max_per_prompt=6))),
+        (["feedback=text_judge"], ("feedback", TextJudge(max_tokens=96, seed=0))),
+        (["method=iterative_dpo"], ("examples", BestWorst(min_margin=0.5, scale_w=0.0))),
+        (["examples=best_worst", "examples.min_margin=0.25"], ("examples", BestWorst(min_margin=0.25))),
+        (["examples.max_per_prompt=2", "examples.min_margin=0"], ("examples", AllPairs(max_per_prompt=2))),
+        (["feedback.max_tokens=7", "feedback=text_judge"], ("feedback", TextJudge(max_tokens=7, seed=0))),
+    ],
+)
+def test_a_plug_in_gets_the_presets_options_for_it_alone_and_the_command_lines_beat_them(overrides, chosen):
+    group, plugin = chosen
+    assert getattr(configuration.load(["preset=scenes", *overrides])[0], group) == plugin
+
+
+def test_another_engine_meets_no_options_of_the_one_it_replaces():
+    config, _ = configuration.load(["preset=scenes", "engine@rollout.engine=scripted"])
+    assert config.rollout.engine == Scripted()
+    assert config.critic.engine.max_model_len == 512
+
+
+def test_a_phase_sets_options_of_plug_ins_and_names_others():
+    phases = "schedule.phases=[{rounds: 2}, {rounds: 1, examples: best_worst, objective: {beta: 0.3}}]"
+    config, _ = configuration.load(["preset=scenes", phases])
+    found = []
+    for plan in map(config.schedule.build().plan, range(3)):
+        builder = registry.examples.configured(config.examples, plan.options.get("examples", {}))
+        objective = registry.objective.configured(config.objective, plan.options.get("objective", {}))
+        found.append((builder, objective))
+    whole = AllPairs(min_margin=0.5, max_per_prompt=6), DPO(beta=0.1)
+    assert found == [whole, whole, (BestWorst(min_margin=0.5), DPO(beta=0.3))]
 
 
 @pytest.mark.parametrize(
@@ -257,11 +319,12 @@ def test_methods_are_those_of_their_papers():
     for method in ("mm_rlhf", "iterative_dpo"):
         config, _ = configuration.load(["preset=qwen2_5_vl_3b", f"method={method}"])
         plan = config.schedule.build().plan(0)
-        found[method] = (plan.pairs, plan.beta, plan.scale_w, plan.scale_k, plan.reference, plan.data)
-        found[method] += (plan.temperatures, plan.epochs, config.learner.initial_copy)
+        builder, objective = config.examples, config.objective
+        found[method] = (type(builder), objective.beta, builder.scale_w, builder.scale_k, plan.reference, plan.data)
+        found[method] += (plan.temperatures, plan.epochs, config.learner.initial_copy, plan.options)
     assert found == {
-        "mm_rlhf": ("all_pairs", 0.1, 0.5, 0.5, "previous", "current", (1.0,), 1, False),
-        "iterative_dpo": ("best_worst", 0.1, 0.0, 0.5, "initial", "accumulated", (1.0, 0.7), 2, True),
+        "mm_rlhf": (AllPairs, 0.1, 0.5, 0.5, "previous", "current", (1.0,), 1, False, {}),
+        "iterative_dpo": (BestWorst, 0.1, 0.0, 0.5, "initial", "accumulated", (1.0, 0.7), 2, True, {}),
     }
 
 
@@ -271,7 +334,7 @@ def test_every_preset_composes_for_every_cluster_and_prints_its_plan(preset, clu
     words = [f"preset={preset}", f"cluster={cluster}"]
     assert main([*words, "dry_run=true"]) == 0
     said = capsys.readouterr().out
-    assert "rollout " in said and "critic " in said and "learner " in said and "round 0: " in said
+    assert "rollout " in said and "judge " in said and "learner " in said and "round 0: " in said
     assert main([*words, "--cfg", "job"]) == 0
     assert f"preset_name: {preset}" in capsys.readouterr().out
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from rlsys import registry
-from tests.fakes import make_plan, make_scored_group
+from tests.fakes import make_scored_group
 
 ROOT = Path(__file__).parents[2]
 
@@ -13,14 +13,14 @@ def test_the_worked_example_of_contributing_runs():
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
     try:
         exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "worked_example"})
-        build = registry.pairs.make("closest")
+        build = registry.examples.make("closest", scale_w=0.0)
         scored = make_scored_group(texts=["a", "b", "c"], scores=[1.0, 4.0, 3.5])
-        (pair,) = build(scored, make_plan(scale_w=0.0))
+        (pair,) = build(scored)
         assert (pair.chosen.text, pair.rejected.text, pair.margin, pair.beta_scale) == ("b", "c", 0.5, 1.0)
-        assert build(scored, make_plan(min_margin=0.6))[0].margin == 2.5
-        assert build(make_scored_group(texts=["a", "b"], scores=[1.0, 1.0]), make_plan()) == []
+        assert registry.examples.make("closest", min_margin=0.6)(scored)[0].margin == 2.5
+        assert build(make_scored_group(texts=["a", "b"], scores=[1.0, 1.0])) == []
     finally:
-        registry.pairs.pop("closest", None)
+        registry.examples.pop("closest", None)
 
 
 def test_links_between_documents_lead_somewhere():

@@ -72,7 +72,6 @@ def make_pair(group, chosen=0, rejected=1):
         margin=1.5,
         beta_scale=1.25,
         round=group.round,
-        policy_version=group.policy_version,
     )
 
 
@@ -221,7 +220,9 @@ def test_records_appended_together_are_written_together_or_not_at_all(tmp_path, 
 
 def test_two_groups_that_differ_in_one_number_stay_two(tmp_path):
     group = make_group()
-    other = replace(group, failed=1, responses=(replace(group.responses[0], temperature=0.5), *group.responses[1:]))
+    first, *others = group.responses
+    first = replace(first, sampled=replace(first.sampled, temperature=0.5))
+    other = replace(group, failed=1, responses=(first, *others))
     with Journal(tmp_path) as journal:
         journal.begin(0)
         journal.append(0, make_scored(group))

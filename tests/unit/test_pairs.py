@@ -148,7 +148,8 @@ def test_the_choice_of_pairs_follows_the_runs_seed():
 def test_an_answer_of_two_temperatures_takes_part_once_and_as_the_one_at_temperature_1(builder, temperatures):
     group = scored([1.0, 0.0, 1.0], texts=["good", "bad", "good"])
     first, second, third = group.group.responses
-    again = replace(third, token_ids=first.token_ids, temperature=temperatures[1])
-    responses = (replace(first, temperature=temperatures[0]), second, again)
+    again = replace(third, token_ids=first.token_ids, sampled=replace(third.sampled, temperature=temperatures[1]))
+    cold = replace(first, sampled=replace(first.sampled, temperature=temperatures[0]))
+    responses = (cold, second, again)
     (pair,) = builder(replace(group, group=replace(group.group, responses=responses)))
     assert (pair.chosen.text, pair.chosen.sampled.temperature, pair.rejected.text) == ("good", 1.0, "bad")

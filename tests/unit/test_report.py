@@ -28,7 +28,8 @@ from rlsys.records import (
     Turn,
     Verdict,
 )
-from rlsys.report.gather import gather, shares
+from rlsys.report.examples import example_html
+from rlsys.report.gather import Example, gather, shares
 from rlsys.report.measures import change
 from rlsys.report.metrics import RunMetrics
 from rlsys.report.svg import Point, bin_edges, histogram, line_chart, short, stacked_bars, ticks
@@ -78,7 +79,7 @@ def scored_group(round: int, index: int) -> ScoredGroup:
         score = float(random.normal(1.5 - 1.2 * text.count("purple") + 0.2 * round, 0.6))
         words = "the squares are there." + (" there is no purple ring." if "purple" in text else " nothing is wrong.")
         critiques = () if number == 3 and index % 3 == 0 else (Critique(text=words, score=score),)
-        verdicts.append(Verdict(critiques=critiques, failed=1 - len(critiques)))
+        verdicts.append(Verdict.of_critiques(critiques, failed=1 - len(critiques)))
     prompt = Prompt(
         id=f"online/{round}-{index}", turns=(Turn(role="user", text="Describe the picture."),), images=(image,)
     )
@@ -216,6 +217,19 @@ def test_examples_show_picture_answers_scores_and_marks(html):
     assert "there is no purple ring." in first
 
 
+def test_a_critique_without_a_score_is_shown_as_unreadable():
+    scored = scored_group(0, 1)
+    critiques = (Critique(text="all is there. 2", score=2.0), Critique(text="nothing <to> read", score=None))
+    verdicts = (Verdict.of_critiques(critiques, failed=1), Verdict.of_critiques(critiques[1:], failed=1))
+    group = replace(scored.group, responses=scored.group.responses[:2])
+    shown = example_html(Example(scored=ScoredGroup(group=group, verdicts=verdicts), pairs=()), mark=None)
+    unreadable = '<span class="badge rejected">unreadable</span> nothing &lt;to&gt; read</p>'
+    assert f'<p class="critique">{unreadable}' in shown
+    assert shown.count(unreadable) == 2 and shown.count("1 critique failed") == 2
+    assert '<span class="note">+2.00</span> all is there. 2</p>' in shown
+    assert shown.count('class="score">no score<') == 1
+
+
 def test_everything_from_outside_is_escaped(html):
     assert "&lt;b&gt;&amp;" in html
     assert "<b>" not in html
@@ -227,7 +241,7 @@ def test_a_hostile_run_changes_nothing_of_the_page(tmp_path):
     scored = journal.groups[0][0]
     prompt = replace(scored.group.prompt, id=hostile, turns=(Turn(role=hostile, text=hostile),) * 2)
     rollouts = tuple(replace(rollout, text=hostile) for rollout in scored.group.responses)
-    verdicts = tuple(Verdict(critiques=(Critique(text=hostile * 20, score=1.0),) * 2) for _ in rollouts)
+    verdicts = tuple(Verdict.of_critiques((Critique(text=hostile * 20, score=1.0),) * 2) for _ in rollouts)
     group = replace(scored.group, prompt=prompt, responses=rollouts)
     journal.groups[0] = [ScoredGroup(group=group, verdicts=verdicts)]
     (tmp_path / "demo" / "config.yaml").write_text(hostile)

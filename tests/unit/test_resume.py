@@ -18,6 +18,7 @@ import pytest
 from rlsys import registry
 from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
+from rlsys.examples.all_pairs import AllPairs
 from rlsys.journal import Journal
 from rlsys.records import (
     FitReport,
@@ -83,7 +84,7 @@ class World:
                 index=index,
                 policy_version=self.version,
                 prompt_token_ids=np.array([1, 2], np.int32),
-                responses=tuple(map(sampled_response, texts)),
+                responses=tuple(sampled_response(text, policy_version=self.version) for text in texts),
             )
 
     def _feedback(self, groups):
@@ -192,6 +193,7 @@ class Scenario:
         parts = RunComponents(
             schedule=schedule,
             **stages,
+            builder=AllPairs(),
             fingerprint="the world",
             evaluate=world.evaluate,
             gate=gate,

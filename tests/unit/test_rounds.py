@@ -13,6 +13,7 @@ from rlsys import registry
 from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
 from rlsys.errors import CheckpointError, LearnerError
+from rlsys.examples.all_pairs import AllPairs
 from rlsys.journal import Journal
 from rlsys.prompts.fingerprint import Fingerprint
 from rlsys.records import (
@@ -74,7 +75,10 @@ class World:
             if self.hold is not None and index == plan.num_prompts - 1:
                 assert self.hold.wait(5.0), "training never began while generation was going on"
             self.events.append(("rollout", plan.round, index, self.version))
-            rollouts = tuple(sampled_response(f"{'x' * (n + 1)}{self.version}") for n in range(plan.num_candidates))
+            rollouts = tuple(
+                sampled_response(f"{'x' * (n + 1)}{self.version}", policy_version=self.version)
+                for n in range(plan.num_candidates)
+            )
             yield RolloutGroup(
                 prompt=prompt,
                 round=plan.round,
@@ -146,6 +150,7 @@ def parts(world, root, phases, gate=None):
         fingerprint="the world",
         rollouts=world,
         feedback=world,
+        builder=AllPairs(),
         learner=world,
         weights=world,
         evaluate=world.evaluate,

@@ -15,7 +15,10 @@ from tests.fakes import sampled_response
 
 def batch(*answers):
     """Of (sampler's probabilities of the tokens, count)."""
-    rollouts = [SimpleNamespace(logprobs=np.log(np.float32(probabilities)), count=n) for probabilities, n in answers]
+    rollouts = [
+        SimpleNamespace(sampled=SimpleNamespace(logprobs=np.log(np.float32(probabilities))), count=n)
+        for probabilities, n in answers
+    ]
     return SimpleNamespace(trees=[SimpleNamespace(answers=[SimpleNamespace(rollout=rollout) for rollout in rollouts])])
 
 

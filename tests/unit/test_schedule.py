@@ -35,7 +35,9 @@ def test_phases_follow_each_other_and_take_prompts_in_turn():
     ("options", "message"),
     [
         ({"reference": "other"}, "reference must be one of initial, previous, ema, got 'other'"),
-        ({"beta": 0.0}, "beta must be > 0, got 0"),
+        ({"objective": 0.2}, "objective must be options such as {name: value}, got 0.2"),
+        ({"objective": {"beta": {"start": "a", "end": 1}}}, "objective.beta.start must be a number, got 'a'"),
+        ({"examples": {"min_margin": {"start": 0, "end": 1, "shap": "x"}}}, "examples.min_margin: a ramp has the keys"),
         ({"lag": -1}, "lag must be >= 0, got -1"),
         ({"num_candidates": 3, "temperatures": [0.7, 1.0]}, "multiple of the 2 temperatures, got 3"),
         ({"lag": 0.5}, "lag must be a whole number, got 0.5"),
@@ -214,6 +216,15 @@ def test_every_number_may_ramp():
     assert [plan.temperatures for plan in plans] == [(1.0, 0.7), (0.75, 0.7), (0.5, 0.7)]
     assert [plan.top_p for plan in plans] == [1.0, 0.9, 0.8]
     assert [(plan.max_tokens, plan.epochs, plan.lag) for plan in plans] == [(32, 1, 2), (48, 2, 1), (64, 3, 0)]
+
+
+def test_options_of_plug_ins_may_ramp_and_a_name_stands_for_another_plug_in():
+    phase = Phase(rounds=3, objective={"beta": {"start": 0.1, "end": 0.5}}, examples="best_worst")
+    plans = [phase.plan(step, step) for step in range(3)]
+    assert [plan.options["objective"]["beta"] for plan in plans] == pytest.approx([0.1, 0.3, 0.5])
+    assert [plan.options["examples"] for plan in plans] == [{"name": "best_worst"}] * 3
+    assert all("feedback" not in plan.options for plan in plans)
+    assert Phase().plan(0, 0).options == {}
 
 
 def test_a_run_that_goes_on_by_another_schedule_takes_the_prompts_after_those_it_has_taken():

@@ -147,7 +147,7 @@ def test_arrays_are_read_only_views_of_the_frame():
     frame = encode(make_group(image=make_image()))
     group = decode(frame, RolloutGroup)
     whole = np.frombuffer(frame, np.uint8)
-    for array in (group.prompt_token_ids, group.responses[0].logprobs, group.prompt.images[0].pixels):
+    for array in (group.prompt_token_ids, group.responses[0].sampled.logprobs, group.prompt.images[0].pixels):
         assert np.shares_memory(array, whole)
         assert not array.flags.writeable and array.flags.aligned
     assert not decode(bytearray(frame), RolloutGroup).prompt_token_ids.flags.writeable
@@ -183,7 +183,7 @@ def test_bytes_after_the_frame():
 
 
 def test_another_schema():
-    with pytest.raises(SchemaMismatch, match="frame of schema 7, this program reads schema 2"):
+    with pytest.raises(SchemaMismatch, match="frame of schema 7, this program reads schema 3"):
         decode(frame_of(b"whatever", schema=7), Turn)
 
 
@@ -199,9 +199,9 @@ def test_wrong_record_and_wrong_form():
 
 def test_unknown_and_missing_fields():
     with pytest.raises(WrongType, match=r"fields of Turn: missing \['text'\], unknown \['mood'\]"):
-        decode(frame_of(body_of("Turn(role,mood)", "user", "glad")), Turn)
+        decode(frame_of(body_of("Turn(role,mood,token_ids)", "user", "glad", [])), Turn)
     with pytest.raises(WrongType, match="laid out as"):
-        decode(frame_of(body_of("Turn(text,role)", "user", "glad")), Turn)
+        decode(frame_of(body_of("Turn(text,role,token_ids)", "user", "glad", [])), Turn)
     with pytest.raises(WrongType, match="the frame holds '!!'"):
         decode(frame_of(body_of("!!")), Turn)
 
@@ -209,20 +209,26 @@ def test_unknown_and_missing_fields():
 @pytest.mark.parametrize(
     ("layout", "kind", "objects", "message"),
     [
-        ("Turn(role,text)", Turn, ("user", 3), "Turn.text: expected str, got int"),
-        ("Turn(role,text)", Turn, ("user", None), "Turn.text: expected str, got None"),
-        ("Turn(role,text)", Turn, ("user", b"x"), "Turn.text: expected str, got bytes"),
-        ("Turn(role,text)", Turn, ("user", ["x"]), "Turn.text: expected str, got sequence"),
-        ("Turn(role,text)", Turn, ("user", {"a": 1}), "Turn.text: expected str, got dict"),
-        ("Turn(role,text)", Turn, ("user", msgpack.Timestamp(1)), "Turn.text: expected str, got extension type"),
+        ("Turn(role,text,token_ids)", Turn, ("user", 3), "Turn.text: expected str, got int"),
+        ("Turn(role,text,token_ids)", Turn, ("user", None), "Turn.text: expected str, got None"),
+        ("Turn(role,text,token_ids)", Turn, ("user", b"x"), "Turn.text: expected str, got bytes"),
+        ("Turn(role,text,token_ids)", Turn, ("user", ["x"]), "Turn.text: expected str, got sequence"),
+        ("Turn(role,text,token_ids)", Turn, ("user", {"a": 1}), "Turn.text: expected str, got dict"),
         (
-            "Turn(role,text)",
+            "Turn(role,text,token_ids)",
+            Turn,
+            ("user", msgpack.Timestamp(1)),
+            "Turn.text: expected str, got extension type",
+        ),
+        (
+            "Turn(role,text,token_ids)",
             Turn,
             ("user", RawByte(0xC1)),
             "Turn.text: expected str, got a byte that msgpack never uses",
         ),
-        ("Critique(text,score)", Critique, ("", 1), "Critique.score: expected float, got int"),
-        ("Critique(text,score)", Critique, ("", True), "Critique.score: expected float, got bool"),
+        ("Critique(text,score)", Critique, ("", True, 1), "Critique.score: expected float, got int"),
+        ("Critique(text,score)", Critique, ("", True, True), "Critique.score: expected float, got bool"),
+        ("Critique(text,score)", Critique, ("", 1.0), "Critique.score: expected float or None, got float"),
     ],
 )
 def test_values_of_another_type_are_refused(layout, kind, objects, message):
@@ -236,7 +242,7 @@ def group_body(logprobs=("<f4", 0, 1), count: object = 1) -> bytes:
     layout = (
         "RolloutGroup(prompt,round,index,policy_version,prompt_token_ids,responses,failed)"
         " Prompt(id,turns,images) Response(id,text,token_ids,loss_mask,finish_reason,count,sampled)"
-        " Sampled(policy_version,logprobs,temperature,seed,top_p) Turn(role,text,token_ids)"
+        " Turn(role,text,token_ids) Sampled(policy_version,logprobs,temperature,seed,top_p)"
     )
     parts = [layout, [], 1, "p"]
     body = b"".join(msgpack.packb(each) for each in [*parts, [], [], 0, 0, 0, ["<i4", 0, 1]]) + b"\x91"
@@ -248,7 +254,7 @@ def group_body(logprobs=("<f4", 0, 1), count: object = 1) -> bytes:
 def test_a_frame_written_by_hand():
     group = decode(frame_of(group_body(), struct.pack("<f", 1.0)), RolloutGroup)
     assert group.prompt_token_ids.tolist() == [0x3F800000]
-    assert group.responses[0].logprobs.tolist() == [1.0]
+    assert group.responses[0].sampled.logprobs.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -283,12 +289,12 @@ def test_a_boolean_is_no_count():
 
 def test_a_body_that_contradicts_itself():
     with pytest.raises(CorruptFrame, match=r"Turn.text: msgpack ends inside a value"):
-        decode(frame_of(body_of("Turn(role,text)", "user") + b"\xdb\x7f\xff\xff\xff"), Turn)
+        decode(frame_of(body_of("Turn(role,text,token_ids)", "user") + b"\xdb\x7f\xff\xff\xff"), Turn)
     with pytest.raises(CorruptFrame, match=r"Turn.text: text is not UTF-8"):
-        decode(frame_of(body_of("Turn(role,text)", "user") + b"\xa1\xff"), Turn)
+        decode(frame_of(body_of("Turn(role,text,token_ids)", "user") + b"\xa1\xff"), Turn)
     with pytest.raises(CorruptFrame, match=r"Turn: 1 bytes of msgpack after the last record"):
-        decode(frame_of(body_of("Turn(role,text)", "user", "hi") + b"\x00"), Turn)
-    prompt = body_of("Prompt(id,turns,images) Turn(role,text)", "p", [])
+        decode(frame_of(body_of("Turn(role,text,token_ids)", "user", "hi", []) + b"\x00"), Turn)
+    prompt = body_of("Prompt(id,turns,images) Turn(role,text,token_ids)", "p", [])
     with pytest.raises(CorruptFrame, match=r"Prompt.images\[0\]: image 0 of a frame with 0"):
         decode(frame_of(prompt + b"\x91\x00"), Prompt)
     fit = body_of("FitReport(num_pairs,num_steps,loss,metrics,seconds)", 1, 1, 0.5)
@@ -298,7 +304,7 @@ def test_a_body_that_contradicts_itself():
 
 
 def test_an_image_table_of_another_shape():
-    body = msgpack.packb("Prompt(id,turns,images) Turn(role,text)") + msgpack.packb([["|u1", 0, 1, 1, 4]])
+    body = msgpack.packb("Prompt(id,turns,images) Turn(role,text,token_ids)") + msgpack.packb([["|u1", 0, 1, 1, 4]])
     with pytest.raises(WrongType, match=r"Prompt.<images>\[0\]: Image.pixels must be uint8 \[H, W, 3\]"):
         decode(frame_of(body, bytes(4)), Prompt)
 
@@ -307,10 +313,10 @@ def test_claims_of_size_allocate_nothing():
     import tracemalloc
 
     hostile = [
-        body_of("Prompt(id,turns,images) Turn(role,text)", "p") + b"\xdd\x00\x0f\xff\xff" * 50,
-        body_of("Turn(role,text)", "user") + b"\xdd\xff\xff\xff\xff" * 1000,
-        body_of("Turn(role,text)", "user") + b"\xdb\xff\xff\xff\xff",
-        msgpack.packb("Turn(role,text)") + b"\x90" + msgpack.packb(2**20),
+        body_of("Prompt(id,turns,images) Turn(role,text,token_ids)", "p") + b"\xdd\x00\x0f\xff\xff" * 50,
+        body_of("Turn(role,text,token_ids)", "user") + b"\xdd\xff\xff\xff\xff" * 1000,
+        body_of("Turn(role,text,token_ids)", "user") + b"\xdb\xff\xff\xff\xff",
+        msgpack.packb("Turn(role,text,token_ids)") + b"\x90" + msgpack.packb(2**20),
         b"\xdd\xff\xff\xff\xff" * 1000,
     ]
     for body in hostile:

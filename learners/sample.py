@@ -57,7 +57,7 @@ class ResponseSample:
 
     def _is_new(self, tree: Tree, answer: Branch) -> bool:
         """Whether an answer can be kept and was not offered before."""
-        if answer.rollout is None or answer.rollout.temperature != 1.0:
+        if answer.rollout is None or answer.rollout.sampled.temperature != 1.0:
             return False
         key = _key(tree, answer)
         is_new = key not in self.seen

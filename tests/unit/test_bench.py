@@ -148,7 +148,7 @@ def test_a_dry_run_prints_the_plan_of_the_rounds_that_would_be_measured(monkeypa
     words = ["preset=qwen2_5_vl_3b", f"output.runs_dir={tmp_path / 'runs'}", f"out={tmp_path / 'bench.json'}"]
     assert bench.main([*words, "dry_run=true"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "policy Qwen/Qwen2.5-VL-3B-Instruct, critic Qwen/Qwen2.5-VL-7B-Instruct"
+    assert lines[0] == "policy Qwen/Qwen2.5-VL-3B-Instruct, judge Qwen/Qwen2.5-VL-7B-Instruct"
     assert lines[1].startswith("role ")
     rounds = [line.partition(":")[0] for line in lines if line.startswith("round ")]
     assert rounds == ["round 0", "round 1", "round 2", "round 3"]  # of ten
@@ -199,7 +199,7 @@ def parts(on, monkeypatch):
                 yield replace(found, round=round, seconds={**found.seconds, "round": 4.0 + round})
 
     monkeypatch.setattr(bench, "policy_folder", lambda config, host: Path("policy"))
-    monkeypatch.setattr(bench, "judge_folder", lambda config, host, policy: Path("critic"))
+    monkeypatch.setattr(bench, "role_folders", lambda config, context, policy: {"judge": Path("judge")})
     monkeypatch.setattr(bench, "assembled", assembled)
     monkeypatch.setattr(bench, "run_rounds", run_rounds)
     return seen

@@ -122,7 +122,7 @@ def test_a_plug_in_gets_the_presets_options_for_it_alone_and_the_command_lines_b
 def test_another_engine_meets_no_options_of_the_one_it_replaces():
     config, _ = configuration.load(["preset=scenes", "engine@rollout.engine=scripted"])
     assert config.rollout.engine == Scripted()
-    assert config.critic.engine.max_model_len == 512
+    assert config.engines["judge"].engine.max_model_len == 512
 
 
 def test_a_phase_sets_options_of_plug_ins_and_names_others():

@@ -134,9 +134,9 @@ def test_verdicts_refuse_a_wrong_number_of_generations():
 
 def test_answers_that_read_the_same_are_judged_once_and_share_the_verdict():
     feedback, same = CritiqueFeedback(), group("a", "b", "a")
-    assert [prompt.question.count("[Answer]\na\n") for prompt, _ in feedback.requests(same)] == [1, 0]
+    assert [prompt.question.count("[Answer]\na\n") for prompt, _ in asked(feedback, same)] == [1, 0]
     delivered = [generation(completion(text, logits=[score])) for text, score in (("good", 2.0), ("bad", -1.0))]
-    found = feedback.verdicts(same, delivered)
+    found = verdicts_of(feedback, same, delivered)
     assert [verdict.score for verdict in found] == [2.0, -1.0, 2.0]
 
 

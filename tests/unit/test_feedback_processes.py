@@ -87,7 +87,7 @@ def test_an_error_of_the_plug_in_is_raised_with_its_place(stage):
     with pytest.raises(FileNotFoundError, match="no table of words") as caught:
         next(stream)
     assert caught.value.__notes__ == ["feedback Words, prompt 'p'"]
-    assert isinstance(caught.value.__cause__, RemoteTraceback) and "in verdicts" in str(caught.value.__cause__)
+    assert isinstance(caught.value.__cause__, RemoteTraceback) and "in judge" in str(caught.value.__cause__)
     assert scores(stage.stream([make_group(texts=("a",))])) == [[2.0]]  # the process lives
 
 
@@ -100,7 +100,7 @@ def test_answers_that_kill_the_process_have_failed_verdicts_and_are_counted(stag
 
 def test_a_process_that_is_late_counts_as_dead():
     processes = FeedbackProcesses(Words(), number=1, deadline_s=5.0)
-    slow = processes.judge(make_group(texts=("sleep",)))
+    slow = processes.judge(make_group(texts=("sleep",)), Words())
     processes._slots[0]._deadline_s = 0.05
     with pytest.raises(ConfigError, match="did not start"):  # the new one is given no longer
         slow.result(10.0)
@@ -110,7 +110,7 @@ def test_a_process_that_is_late_counts_as_dead():
 def test_closing_ends_processes_in_the_middle_of_a_group():
     processes = FeedbackProcesses(Words(), number=1, deadline_s=60.0)
     (pid,) = processes.pids()
-    future = processes.judge(make_group(texts=("sleep",)))
+    future = processes.judge(make_group(texts=("sleep",)), Words())
     processes.close()
     assert not alive(pid)
     assert future.exception(5.0) is not None or future.cancelled()
@@ -128,10 +128,11 @@ from actors.feedback_processes import FeedbackProcesses
 
 if __name__ == "__main__":
     registry.discover()
-    processes = FeedbackProcesses(registry.feedback.make("short"), number=1, deadline_s=60.0)
+    short = registry.feedback.make("short")
+    processes = FeedbackProcesses(short, number=1, deadline_s=60.0)
     from tests.fakes import make_group, make_verdict
-    print([v.score for v in processes.judge(make_group(texts=("a",))).result()[1]], *processes.pids(), flush=True)
-    processes.judge(make_group(texts=("sleep",)))
+    print([v.score for v in processes.judge(make_group(texts=("a",)), short).result()[1]], *processes.pids(), flush=True)
+    processes.judge(make_group(texts=("sleep",)), short)
     sys.stdin.read()
 """
 PLUG_IN = """

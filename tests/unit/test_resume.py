@@ -25,6 +25,7 @@ from rlsys.records import (
     Interval,
     PreferencePair,
     RolloutGroup,
+    RoundPlan,
     RoundReport,
     ScoredGroup,
     SyncReport,
@@ -72,7 +73,7 @@ class World:
         return (make_prompt(f"p{start + i}") for i in range(count))
 
     def stream(self, source, plan=None):
-        yield from self._feedback(source) if plan is None else self._rollouts(source, plan)
+        yield from self._rollouts(source, plan) if isinstance(plan, RoundPlan) else self._feedback(source)
 
     def _rollouts(self, prompts, plan):
         for index, prompt in enumerate(prompts):

@@ -21,6 +21,7 @@ from rlsys.records import (
     Interval,
     PreferencePair,
     RolloutGroup,
+    RoundPlan,
     RoundReport,
     ScoredGroup,
     SyncReport,
@@ -67,8 +68,9 @@ class World:
         return (make_prompt(f"p{start + i}") for i in range(count))
 
     def stream(self, source, plan=None):
-        with self.alone("feedback" if plan is None else "rollout"):
-            yield from self._rollouts(source, plan) if plan is not None else self._feedback(source)
+        of_feedback = not isinstance(plan, RoundPlan)  # options of the feedback
+        with self.alone("feedback" if of_feedback else "rollout"):
+            yield from self._feedback(source) if of_feedback else self._rollouts(source, plan)
 
     def _rollouts(self, prompts, plan):
         for index, prompt in enumerate(prompts):

@@ -241,11 +241,11 @@ def group_body(logprobs=("<f4", 0, 1), count: object = 1) -> bytes:
     """The body of a group of one rollout of one token, written by hand."""
     layout = (
         "RolloutGroup(prompt,round,index,policy_version,prompt_token_ids,responses,failed)"
-        " Prompt(id,turns,images) Response(id,text,token_ids,loss_mask,finish_reason,count,sampled)"
+        " Prompt(id,turns,script,images) Response(id,text,token_ids,loss_mask,finish_reason,count,sampled)"
         " Turn(role,text,token_ids) Sampled(policy_version,logprobs,temperature,seed,top_p)"
     )
     parts = [layout, [], 1, "p"]
-    body = b"".join(msgpack.packb(each) for each in [*parts, [], [], 0, 0, 0, ["<i4", 0, 1]]) + b"\x91"
+    body = b"".join(msgpack.packb(each) for each in [*parts, [], [], [], 0, 0, 0, ["<i4", 0, 1]]) + b"\x91"
     sampled = [True, 0, logprobs, 1.0, 0, 1.0]
     rollout = ["0", "text", ["<i4", 0, 1], None, "stop", count, *sampled]
     return body + b"".join(msgpack.packb(each) for each in [*rollout, 0])
@@ -294,7 +294,7 @@ def test_a_body_that_contradicts_itself():
         decode(frame_of(body_of("Turn(role,text,token_ids)", "user") + b"\xa1\xff"), Turn)
     with pytest.raises(CorruptFrame, match=r"Turn: 1 bytes of msgpack after the last record"):
         decode(frame_of(body_of("Turn(role,text,token_ids)", "user", "hi", []) + b"\x00"), Turn)
-    prompt = body_of("Prompt(id,turns,images) Turn(role,text,token_ids)", "p", [])
+    prompt = body_of("Prompt(id,turns,script,images) Turn(role,text,token_ids)", "p", [], [])
     with pytest.raises(CorruptFrame, match=r"Prompt.images\[0\]: image 0 of a frame with 0"):
         decode(frame_of(prompt + b"\x91\x00"), Prompt)
     fit = body_of("FitReport(num_pairs,num_steps,loss,metrics,seconds)", 1, 1, 0.5)
@@ -304,7 +304,9 @@ def test_a_body_that_contradicts_itself():
 
 
 def test_an_image_table_of_another_shape():
-    body = msgpack.packb("Prompt(id,turns,images) Turn(role,text,token_ids)") + msgpack.packb([["|u1", 0, 1, 1, 4]])
+    body = msgpack.packb("Prompt(id,turns,script,images) Turn(role,text,token_ids)") + msgpack.packb(
+        [["|u1", 0, 1, 1, 4]]
+    )
     with pytest.raises(WrongType, match=r"Prompt.<images>\[0\]: Image.pixels must be uint8 \[H, W, 3\]"):
         decode(frame_of(body, bytes(4)), Prompt)
 
@@ -313,7 +315,7 @@ def test_claims_of_size_allocate_nothing():
     import tracemalloc
 
     hostile = [
-        body_of("Prompt(id,turns,images) Turn(role,text,token_ids)", "p") + b"\xdd\x00\x0f\xff\xff" * 50,
+        body_of("Prompt(id,turns,script,images) Turn(role,text,token_ids)", "p") + b"\xdd\x00\x0f\xff\xff" * 50,
         body_of("Turn(role,text,token_ids)", "user") + b"\xdd\xff\xff\xff\xff" * 1000,
         body_of("Turn(role,text,token_ids)", "user") + b"\xdb\xff\xff\xff\xff",
         msgpack.packb("Turn(role,text,token_ids)") + b"\x90" + msgpack.packb(2**20),

@@ -21,6 +21,7 @@ from learners import weight_copies
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
 from learners.experience import answer_sums
+from learners.memory import keeps_start
 from learners.micro_batch import MicroBatch
 from learners.plan import FitPlan
 from learners.trees import Tree
@@ -61,7 +62,7 @@ class Reference:
         self._plan = plan
         self._has_stepped = False
         self._starts = {v: w for v, w in self._starts.items() if v >= plan.policy_version - plan.lag}
-        if plan.lag or (plan.accumulated and plan.reference == "previous"):
+        if keeps_start(lag=plan.lag, reference=plan.reference, accumulated=plan.accumulated):
             self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
     def kept(self) -> dict[str, weight_copies.Weights]:
@@ -130,7 +131,7 @@ class Reference:
     def initial_weights(self) -> Iterator[None]:
         """The module computes with the weights of version 0 inside. All ranks enter together."""
         if self._has_adapter:
-            with self._engine.module.model.disable_adapter():
+            with self._engine.without_adapter():
                 yield
         else:
             with weight_copies.using(self._engine, self.initial):

@@ -108,6 +108,9 @@ def dry_run(config: Any) -> str:
         f"policy {config.policy.model}, critic {config.critic.model}",
         planning.table(roles, look(config.ray_address)),
     ]
+    memory = planning.learner_memory(config.learner, policy, planning.round_plans(config))
+    if memory is not None:
+        lines.append(f"a learner rank holds {memory}, besides activations")
     for plan in map(schedule.plan, range(schedule.num_rounds)):
         lines.append(
             f"round {plan.round}: {plan.num_prompts} prompts x {plan.num_candidates}, {plan.pairs}, lr {plan.lr:g}, "

@@ -53,6 +53,9 @@ class LearnerConfig:
     grad_clip: float = 1.0
     """Largest gradient norm; 0 is no limit."""
     weight_decay: float = 0.0
+    """AdamW's decay of matrices: all parameters of two or more dimensions, embeddings and the output head among them. Norms
+    and biases are never decayed.
+    """
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     freeze: list[str] = field(default_factory=list)
     """Parameters whose name contains one of these as whole dotted parts, e.g. `visual` or `layers.0`, are not

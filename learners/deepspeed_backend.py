@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from learners.config import LearnerConfig
+from learners.memory import GATHERED_NUMEL, PREFETCHED_NUMEL, SUB_GROUP_NUMEL, bucket_numel
 from learners.rendezvous import Rendezvous
 
 
@@ -69,18 +71,35 @@ def _engine_config(config: LearnerConfig) -> dict[str, Any]:
             "stage": config.stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
-            # Kept small on CPU: the buffers are allocated whole, whatever the model's size.
-            **(
-                {}
-                if torch.cuda.is_available()
-                else {"reduce_bucket_size": 5_000_000, "allgather_bucket_size": 5_000_000}
-            ),
+            # Sizes that the memory plan counts with.
+            "reduce_bucket_size": bucket_numel(torch.cuda.is_available()),
+            "allgather_bucket_size": bucket_numel(torch.cuda.is_available()),
+            "sub_group_size": SUB_GROUP_NUMEL,
+            "stage3_max_live_parameters": GATHERED_NUMEL,
+            "stage3_prefetch_bucket_size": PREFETCHED_NUMEL,
         },
     }
 
 
+def parameter_groups(trained: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    """AdamW's parameter groups: matrices are decayed; norms and biases (fewer than two dimensions) are not.
+
+    Without decay all parameters form one group.
+    """
+    if not weight_decay:
+        return [{"params": list(trained), "weight_decay": 0.0}]
+    matrices = [parameter for parameter in trained if parameter.ndim >= 2]
+    vectors = [parameter for parameter in trained if parameter.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # DeepSpeed fails on an empty one
+
+
 class Engine:
-    """A module under DeepSpeed with its AdamW."""
+    """A module under DeepSpeed with its AdamW.
+
+    The parameters that require a gradient when the engine is made are trained, and no others, whatever their
+    `requires_grad` says later: PEFT switches it.
+    """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, rendezvous: Rendezvous) -> None:
         import deepspeed
@@ -88,10 +107,11 @@ class Engine:
         self._stage = config.stage
         self._grad_clip = config.grad_clip
         self._world_size = rendezvous.world_size
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            trained, lr=0.0, betas=tuple(config.betas), weight_decay=config.weight_decay, fused=True
-        )
+        self.trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        """The trained parameters by their names in the module, in the module's order."""
+        trained = list(self.trained.values())
+        groups = parameter_groups(trained, config.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, betas=tuple(config.betas), fused=True)
         buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
         self._engine, *_ = deepspeed.initialize(
             model=module, model_parameters=trained, optimizer=optimizer, config=_engine_config(config)
@@ -138,7 +158,7 @@ class Engine:
             group["lr"] = lr
         if self._stage == 0:
             # The engine of stage 0 keeps no norm; the gradients are already the same on all ranks.
-            with_gradient = [p for p in self.module.parameters() if p.grad is not None]
+            with_gradient = [p for p in self.trained.values() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
             if 0 < self._grad_clip < norm:
                 torch.nn.utils.clip_grads_with_norm_(with_gradient, self._grad_clip, norm)
@@ -154,9 +174,13 @@ class Engine:
         return getattr(wrapped, "optimizer", wrapped)
 
     def masters(self) -> list[torch.Tensor]:
-        """This rank's float32 weights that AdamW steps, in a fixed order; at stage 0 the parameters
-        themselves.
+        """This rank's float32 weights that AdamW steps, in a fixed order.
+
+        At stage 0 they are the parameters themselves, in the module's order. At stages 1 and 2 there is one flat
+        tensor per parameter group, at stage 3 one per sub-group of a parameter group.
         """
+        if self._stage == 0:
+            return list(self.trained.values())
         if self._stage == 3:
             return list(self._engine.optimizer.fp32_partitioned_groups_flat)
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
@@ -179,11 +203,7 @@ class Engine:
 
     def local_weights(self) -> dict[str, torch.Tensor]:
         """What this rank holds of every trained parameter (its shard under ZeRO-3), to be read or changed in place."""
-        found = {}
-        for name, parameter in self.module.named_parameters():
-            if parameter.requires_grad:
-                found[name] = getattr(parameter, "ds_tensor", parameter).data
-        return found
+        return {name: getattr(parameter, "ds_tensor", parameter).data for name, parameter in self.trained.items()}
 
     def exchange(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Let the module compute with other tensors in place of `local_weights()`, without copying.
@@ -193,12 +213,25 @@ class Engine:
         """
         self.release_gathered()
         before = {}
-        for name, parameter in self.module.named_parameters():
-            if name in weights:
-                held = getattr(parameter, "ds_tensor", parameter)
-                before[name] = held.data
-                held.data = weights[name].to(device=held.device, dtype=held.dtype)
+        for name, parameter in self.trained.items():
+            held = getattr(parameter, "ds_tensor", parameter)
+            before[name] = held.data
+            held.data = weights[name].to(device=held.device, dtype=held.dtype)
         return before
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The module computes without its LoRA adapter inside.
+
+        PEFT sets `requires_grad` of every adapter weight when the adapter is switched on again, of frozen ones too. It is
+        set back here, so that frozen weights gather no gradient.
+        """
+        try:
+            with self.module.model.disable_adapter():
+                yield
+        finally:
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(name in self.trained)
 
     def refresh_masters(self) -> None:
         """Take the float32 masters anew from the weights, after those were changed from outside."""

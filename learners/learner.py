@@ -194,21 +194,20 @@ class LearnerRank:
         """Go back to what `save` wrote.
 
         Raises:
-            CheckpointError: there is no such state, or it is of another number of ranks, ZeRO stage or model.
+            CheckpointError: there is no such state, or it is of another number of ranks, ZeRO stage or model, or of other
+                parameter groups.
         """
         kept = state.read(Path(directory), self._engine, **self._whose_state())
         self._reference.restore(kept)
 
     def reset(self) -> None:
         """Go back to the weights it started from, with a fresh optimizer."""
-        fresh = model.load(self._folder, self._config)
-        parameters = dict(self._engine.module.named_parameters())
+        fresh = dict(model.load(self._folder, self._config).named_parameters())
         self._engine.release_gathered()
-        for name, value in fresh.named_parameters():
-            if value.requires_grad:
-                with torch.no_grad(), self._engine.gathered([parameters[name]], writer=0):
-                    if self._rendezvous.rank == 0 or self._config.stage < 3:
-                        parameters[name].data.copy_(value)
+        for name, parameter in self._engine.trained.items():
+            with torch.no_grad(), self._engine.gathered([parameter], writer=0):
+                if self._rendezvous.rank == 0 or self._config.stage < 3:
+                    parameter.data.copy_(fresh[name])
         self._engine.refresh_masters()
         self._engine.set_moments([{} for _ in self._engine.masters()])
         self._reference.restore({})

@@ -26,12 +26,12 @@ def load(directory: Path, config: LearnerConfig) -> PolicyModule:
     model = _read(directory, DTYPES[config.precision])
     if config.has_adapter:
         model = _adapt(model, config.lora)
+    freeze(model, config.freeze)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"learner.freeze={config.freeze} leaves nothing to train")
     module = PolicyModule(
         model, path=config.path, head_chunk_mib=config.head_chunk_mib, image_cache_mib=config.image_cache_mib
     )
-    freeze(module, config.freeze)
-    if not any(parameter.requires_grad for parameter in module.parameters()):
-        raise ConfigError(f"learner.freeze={config.freeze} leaves nothing to train")
     if config.activation_checkpointing:
         base_model(model).gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return module
@@ -61,16 +61,18 @@ def _adapt(model: nn.Module, lora: LoraConfig) -> nn.Module:
         )
 
 
-def freeze(module: nn.Module, names: Sequence[str]) -> None:
+def freeze(model: nn.Module, names: Sequence[str]) -> None:
     """Stop training parameters by name.
 
     Args:
-        names: dotted parts: `visual` meets `model.visual.blocks.0.norm1.weight`, but not `model.visual_head.weight`.
+        model: a transformers or PEFT model, before it becomes part of a `PolicyModule`.
+        names: dotted parts of the names that the parameters have in a `PolicyModule`:
+            `visual` meets `model.visual.blocks.0.norm1.weight`, but not `model.visual_head.weight`.
 
     Raises:
         ConfigError: one of `names` meets no parameter.
     """
-    parameters = dict(module.named_parameters())
+    parameters = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     for wanted in names:
         met = [parameter for name, parameter in parameters.items() if f".{wanted}." in f".{name}."]
         if not met:

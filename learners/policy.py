@@ -33,7 +33,8 @@ class PolicyModule(nn.Module):
     def __init__(self, model: nn.Module, *, path: str, head_chunk_mib: int, image_cache_mib: int) -> None:
         """
         Args:
-            model: a transformers model, or a PEFT model around one.
+            model: a transformers model, or a PEFT model around one. What is to be frozen is frozen already: whether the
+                vision tower is trained is looked up here, once.
             path: `auto`, `shared` or `plain`.
 
         Raises:
@@ -49,6 +50,9 @@ class PolicyModule(nn.Module):
         can_share = supports_shared(base)
         if path == "shared" and not can_share:
             raise ConfigError(f"learner.path=shared: no such path for {type(base).__name__}; take auto or plain")
+        tower = getattr(base.model, "visual", model)
+        self.trains_vision = any(parameter.requires_grad for parameter in tower.parameters())
+        """Whether a part that only pictures go through is trained; `True` if that cannot be told apart."""
         self._path = (_SharedPath if can_share and path != "plain" else _PlainPath)(base, image_cache_mib)
 
     @property
@@ -70,12 +74,6 @@ class PolicyModule(nn.Module):
         hidden_LD = self._path(base, batch, dummy_image)
         targets = pad(batch.targets, (0, len(hidden_LD) - batch.num_target_tokens))  # any will do for fillers
         return base.get_output_embeddings()(hidden_LD, targets.to(hidden_LD.device))[:, : batch.num_target_tokens]
-
-    @property
-    def trains_vision(self) -> bool:
-        """Whether a part that only pictures go through is trained; `True` if that cannot be told apart."""
-        tower = getattr(base_model(self.model).model, "visual", self.model)
-        return any(parameter.requires_grad for parameter in tower.parameters())
 
 
 def base_model(model: nn.Module) -> Any:

@@ -23,6 +23,7 @@ from learners import weight_copies
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
 from learners.experience import answer_sums
+from learners.memory import keeps_start
 from learners.micro_batch import MicroBatch
 from learners.plan import FitPlan
 from learners.trees import Tree
@@ -65,7 +66,7 @@ class Reference:
         # Versions grow from stretch to stretch, by one or, after a refusal, by two: the last `lag` of them are counted.
         earlier = sorted(version for version in self._starts if version < plan.policy_version)
         self._starts = {version: self._starts[version] for version in earlier[max(0, len(earlier) - plan.lag) :]}
-        if plan.lag or (plan.accumulated and plan.reference == "previous"):
+        if keeps_start(lag=plan.lag, reference=plan.reference, accumulated=plan.accumulated):
             self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
     def kept(self) -> dict[str, weight_copies.Weights]:
@@ -136,7 +137,7 @@ class Reference:
     def initial_weights(self) -> Iterator[None]:
         """The module computes with the weights of version 0 inside. All ranks enter together."""
         if self._has_adapter:
-            with self._engine.module.model.disable_adapter():
+            with self._engine.without_adapter():
                 yield
         else:
             with weight_copies.using(self._engine, self.initial):

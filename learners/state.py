@@ -19,6 +19,7 @@ from learners.deepspeed_backend import Engine
 from rlsys.errors import CheckpointError
 
 _WEIGHTS, _KEPT = "weights", "kept"
+_OTHER_GROUPS = "learner.weight_decay makes other parameter groups when it is 0 and when it is not"
 
 
 def _path(directory: Path, rank: int) -> Path:
@@ -70,16 +71,29 @@ def read(
         sections |= _sections(_path(directory, weights_rank), layout, only=(_WEIGHTS, _KEPT))
     masters = {int(number): master for number, master in sections.get("masters", {}).items()}
     put(engine, sections[_WEIGHTS], masters)
-    moments: list[dict[str, torch.Tensor]] = [{} for _ in engine.masters()]
-    for name, tensor in sections.get("moments", {}).items():
-        number, _, key = name.partition("/")
-        moments[int(number)][key] = tensor
-    engine.set_moments(moments)
+    engine.set_moments(_moments(engine, sections.get("moments", {})))
     kept: dict[str, weight_copies.Weights] = {}
     for name, value in sections.get(_KEPT, {}).items():
         label, _, parameter = name.partition("/")
         kept.setdefault(label, {})[parameter] = value.to(engine.device)
     return kept
+
+
+def _moments(engine: Engine, tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    """AdamW's state of each master from tensors named `<number of the master>/<name>`.
+
+    Raises:
+        CheckpointError: a tensor does not have the shape of its master.
+    """
+    shapes = [master.shape for master in engine.masters()]
+    moments: list[dict[str, torch.Tensor]] = [{} for _ in shapes]
+    for name, tensor in tensors.items():
+        number, _, key = name.partition("/")
+        own = shapes[int(number)] if int(number) < len(shapes) else None
+        if own is None or (tensor.ndim and tensor.shape != own):  # the step count has no dimensions
+            raise CheckpointError(f"moments/{name}: shape {tuple(tensor.shape)} on disk, {own} here; {_OTHER_GROUPS}")
+        moments[int(number)][key] = tensor
+    return moments
 
 
 def _sections(path: Path, layout: dict[str, str], only: Sequence[str] = ()) -> dict[str, dict[str, torch.Tensor]]:
@@ -114,8 +128,9 @@ def put(engine: Engine, weights: weight_copies.Weights, masters: dict[int, torch
             raise CheckpointError(f"{name}: shape {tuple(value.shape)} on disk, {tuple(own[name].shape)} here")
         own[name].copy_(value)
     own_masters = _separate_masters(engine)
-    if own_masters.keys() != masters.keys():
-        raise CheckpointError(f"masters {sorted(masters)} on disk, {sorted(own_masters)} here")
+    here, on_disk = ({n: tuple(m.shape) for n, m in sorted(found.items())} for found in (own_masters, masters))
+    if here != on_disk:
+        raise CheckpointError(f"masters of shapes {on_disk} on disk, {here} here; {_OTHER_GROUPS}")
     for number, value in masters.items():
         own_masters[number].data.copy_(value)
 

@@ -21,6 +21,8 @@ class VisionFeatures:
 
     def __init__(self, base: Any, cache_mib: int) -> None:
         self._model = base.model
+        # Looked up once: PEFT switches `requires_grad` while an adapter is off.
+        self._is_frozen = not any(parameter.requires_grad for parameter in base.model.visual.parameters())
         self._image_token = base.config.image_token_id
         self._merge = base.model.visual.spatial_merge_size**2
         self._cache: ByteCache[str, torch.Tensor] = ByteCache(cache_mib * _MIB)
@@ -53,8 +55,7 @@ class VisionFeatures:
         return embeddings_ND.index_copy(0, places, shown.to(embeddings_ND.dtype))
 
     def _features(self, images: list[ImageTensors], *, keep: bool) -> list[torch.Tensor]:
-        frozen = not any(parameter.requires_grad for parameter in self._model.visual.parameters())
-        if not frozen:
+        if not self._is_frozen:
             return self._run([image.values for image in images])
         with torch.no_grad():
             missing = [image for image in images if not keep or image.digest not in self._cache]

@@ -109,6 +109,10 @@ def dry_run(config: Any) -> str:
         ", ".join(f"{role} {model}" for role, model in models.items()),
         planning.table(roles, look(config.ray_address)),
     ]
+    policy = planning.model_size(models["policy"], config.policy.num_parameters_b)
+    memory = planning.learner_memory(config.learner, policy, planning.round_plans(config))
+    if memory is not None:
+        lines.append(f"a learner rank holds {memory}, besides activations")
     for plan in map(schedule.plan, range(schedule.num_rounds)):
         lines.append(
             f"round {plan.round}: {plan.num_prompts} prompts x {plan.num_candidates}, lr {plan.lr:g}, "

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from learners.memory import Memory, Parameters, Shapes, max_starts, plan_memory
 from rlsys import registry
 from rlsys.errors import ConfigError, PromptsExhausted
 from rlsys.placement import Placement, Role, place, shortages
 from rlsys.placement.machine import GIB, Machine
+from rlsys.records import RoundPlan
 from rlsys.schedules.phases import Schedule
 
 WORKER_GIB = 1.5
 """Context memory of a worker process before it loads a model (Python, torch and vLLM imported), measured on CPU."""
-OPTIMIZER_BYTES = 12
-"""fp32 master weight and two Adam moments, per parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +27,8 @@ class ModelSize:
 
     num_parameters: int | None
     """`None` if unknown: memory is then not planned."""
+    shapes: Shapes | None = None
+    """Of the tensors on disk, where their headers could be read."""
 
     def gib(self, bytes_per_parameter: float) -> float:
         """Memory at so many bytes per parameter; 0 if the size is unknown."""
@@ -34,23 +36,24 @@ class ModelSize:
 
 
 def model_size(model: str, num_parameters_b: float | None) -> ModelSize:
-    """Parameters of a model: as configured, else counted in the headers of its safetensors files, else unknown.
+    """Parameters of a model: counted in the headers of its safetensors files, else as configured, else unknown.
 
     Raises:
         ConfigError: `num_parameters_b` is not positive.
     """
-    if num_parameters_b is not None:
-        if num_parameters_b <= 0:
-            raise ConfigError(f"num_parameters_b must be > 0, got {num_parameters_b}")
-        return ModelSize(num_parameters=int(num_parameters_b * 1e9))
+    if num_parameters_b is not None and num_parameters_b <= 0:
+        raise ConfigError(f"num_parameters_b must be > 0, got {num_parameters_b}")
     files = sorted(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-    return ModelSize(num_parameters=sum(map(_count, files)) if files else None)
+    if files:
+        shapes = {name: shape for path in files for name, shape in _shapes(path).items()}
+        return ModelSize(num_parameters=sum(map(math.prod, shapes.values())), shapes=shapes)
+    return ModelSize(num_parameters=None if num_parameters_b is None else int(num_parameters_b * 1e9))
 
 
-def _count(path: Path) -> int:
+def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
 
 
 def roles(config: Any, models: Mapping[str, str | Path]) -> list[Role]:
@@ -64,7 +67,7 @@ def roles(config: Any, models: Mapping[str, str | Path]) -> list[Role]:
     for name in config.roles():
         role = config.engines[name]
         found.append(engine_role(name, role, model_size(str(models[name]), role.num_parameters_b)))
-    return [*found, learner_role(config.learner, policy)]
+    return [*found, learner_role(config.learner, policy, round_plans(config))]
 
 
 def models_of(config: Any) -> dict[str, str]:
@@ -72,18 +75,35 @@ def models_of(config: Any) -> dict[str, str]:
     return {"policy": config.policy.model, **{name: config.engines[name].model for name in config.roles()}}
 
 
-def learner_role(learner: Any, policy: ModelSize) -> Role:
-    """All ranks of a learner. ZeRO 1 shares out the optimizer, 2 also the gradients, 3 also the weights."""
-    ranks = learner.num_ranks
-    weight = 2 if learner.precision == "bf16" else 4
-    shared = [ranks if learner.stage >= stage else 1 for stage in (3, 2, 1)]
-    per_rank = weight / shared[0] + weight / shared[1] + OPTIMIZER_BYTES / shared[2]
-    copies = sum([learner.initial_copy, learner.ema_decay > 0]) * weight / shared[0]
-    model = policy.gib(per_rank + copies)
+def round_plans(config: Any) -> list[RoundPlan]:
+    """The plans of all rounds of an `align` run."""
+    schedule = config.schedule.build()
+    return [schedule.plan(round) for round in range(schedule.num_rounds)]
+
+
+def learner_memory(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = ()) -> Memory | None:
+    """Memory of one rank, without what the process itself takes; `None` if the policy's size is unknown.
+
+    Args:
+        plans: of the rounds it is to train; they say how many copies of older weights it keeps.
+    """
+    if policy.num_parameters is None:
+        return None
+    if policy.shapes is None:
+        parameters = Parameters.of_number(policy.num_parameters, learner)
+    else:
+        parameters = Parameters.of_shapes(policy.shapes, learner)
+    return plan_memory(learner, parameters, num_starts=max_starts(plans))
+
+
+def learner_role(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = ()) -> Role:
+    """All ranks of a learner, with the memory of `learner_memory`."""
+    memory = learner_memory(learner, policy, plans)
+    model = memory.total / GIB if memory else 0.0
     on_gpu = learner.gpus > 0
     return Role(
         name="learner",
-        num_actors=ranks,
+        num_actors=learner.num_ranks,
         cores=learner.cores,
         gpus=learner.gpus,
         memory_gib=WORKER_GIB + (0 if on_gpu else model),

@@ -173,8 +173,14 @@ def _assert_exact_resume(found: dict) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"zero_stage": 0}, {"zero_stage": 2}, {"zero_stage": 3, "ema_decay": 0.9}, {"lora": LORA}],
-    ids=["zero0", "zero2", "zero3", "lora"],
+    [
+        {"zero_stage": 0},
+        {"zero_stage": 0, "weight_decay": 0.1},
+        {"zero_stage": 2},
+        {"zero_stage": 3, "ema_decay": 0.9},
+        {"lora": LORA},
+    ],
+    ids=["zero0", "zero0-decay", "zero2", "zero3", "lora"],
 )
 def test_going_on_from_disk_is_exact(one, folder, tmp_path, options):
     options = {**options, "lora": lora()} if "lora" in options else options
@@ -187,9 +193,9 @@ def test_going_on_from_disk_is_exact_on_two_ranks_and_in_bf16(one, two, folder, 
     # In bf16 DeepSpeed shares out the float32 state at stage 0 too: each rank has a part of its own to write.
     written = {}
     for name, options in {
-        "zero3": {"zero_stage": 3},
-        "zero2": {"zero_stage": 2, "ema_decay": 0.9},
-        "bf16": {"zero_stage": 0, "precision": "bf16"},
+        "zero3": {"zero_stage": 3, "weight_decay": 0.1},
+        "zero2": {"zero_stage": 2, "ema_decay": 0.9, "weight_decay": 0.1},
+        "bf16": {"zero_stage": 0, "precision": "bf16", "weight_decay": 0.1},
     }.items():
         for found in two.run(_save_go_on_and_return, folder, tmp_path / name, options):
             _assert_exact_resume(found)

@@ -347,11 +347,12 @@ def test_a_weight_updates_tolerance_follows_the_learners_precision_unless_it_is_
     assert list(found.values()) == [0.001, 0.5, 0.02]
 
 
-@pytest.mark.parametrize(("words", "gib"), [("fp32 0", 5.0), ("fp32 1", 3.5), ("bf16 0", 2.5), ("bf16 3", 2.0)])
+@pytest.mark.parametrize(("words", "gib"), [("fp32 0", 5.0), ("fp32 1", 7.225), ("bf16 0", 4.363), ("bf16 3", 3.681)])
 def test_a_ranks_memory_is_what_zero_leaves_it_and_bf16_shares_out_the_optimizer_always(words, gib):
     precision, stage = words.split()
     learner = LearnerConfig(num_ranks=2, precision=precision, zero_stage=int(stage), gpus=1)
-    assert learner_role(learner, ModelSize(num_parameters=1 << 28)).gpu_memory_gib == gib
+    role = learner_role(learner, ModelSize(num_parameters=1 << 28))
+    assert role.gpu_memory_gib == pytest.approx(gib, abs=1e-3)  # from stage 1 on with DeepSpeed's buffers
 
 
 def test_cfg_takes_the_word_job(capsys):
@@ -409,3 +410,11 @@ def test_probes_are_prompts_with_pictures_where_there_are_any(tmp_path):
     assert [prompt.id for prompt in probe_prompts(config)] == ["5", "9", "0", "1"]
     config, _ = configuration.load([*words, "schedule.rounds=1", "schedule.num_prompts=2"])
     assert [prompt.id for prompt in probe_prompts(config)] == ["0", "1"]
+
+
+def test_a_dry_run_says_what_a_learners_memory_is_made_of(capsys):
+    words = ["preset=qwen2_5_vl_7b", "cluster=one_gpu", "learner.lora.r=16", "schedule.lag=1", "learner.ema_decay=0.9"]
+    assert main([*words, "dry_run=true"]) == 0
+    # Of 8.29e9 parameters 1 % more in adapters; an average in float32 and two copies in bf16 of those.
+    said = "a learner rank holds weights 15.6, gradients 2.0, optimizer 0.9, copies 0.6 GiB, besides activations"
+    assert said in capsys.readouterr().out.splitlines()

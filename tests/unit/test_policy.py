@@ -9,11 +9,13 @@ import torch
 from learners import flash, model
 from learners.attention import TreeLayout, tree_attention
 from learners.collate import Collator
-from learners.config import LearnerConfig
+from learners.config import LearnerConfig, LoraConfig
+from learners.memory import Parameters
 from learners.names import CheckpointNames
 from learners.policy import PolicyModule, base_model, supports_shared
 from learners.tokens import Processor, RefusedRecord
 from learners.trees import Branch, Tree
+from rlsys.app.plan import model_size
 from rlsys.errors import ConfigError
 from rlsys.records import Image, Prompt, Turn
 from rlsys.worlds.scenes.policy import Shape, make_policy, make_tokenizer
@@ -155,6 +157,49 @@ def test_a_frozen_tower_gives_the_same_features_when_they_are_remembered(checkpo
     assert not any("visual" in name for name in gradients)
     trained, _ = outputs(load(checkpoints["vision"]), batch, mix)
     torch.testing.assert_close(first, trained, atol=1e-5, rtol=0)
+
+
+ALL_LINEAR = LoraConfig(r=3, target_modules=["all-linear"])
+
+
+def counted_cases():
+    anywhere = [
+        {},
+        {"freeze": ["layers.0"]},
+        {"lora": LoraConfig(r=4)},
+        {"lora": LoraConfig(r=2, target_modules=["proj", "down_proj"])},
+        {"lora": ALL_LINEAR},
+        {"lora": ALL_LINEAR, "freeze": ["layers.1", "self_attn"]},
+    ]
+    with_tower = [{"freeze": ["visual"]}, {"freeze": ["language_model"]}, {"freeze": ["visual"], "lora": ALL_LINEAR}]
+    yield from ((kind, options) for kind in ("vision", "qwen2", "qwen3", "tied") for options in anywhere)
+    yield from (("vision", options) for options in with_tower)
+    yield from ((kind, {"freeze": ["lm_head", "embed_tokens"]}) for kind in ("vision", "qwen2"))
+
+
+@pytest.mark.parametrize(("kind", "options"), counted_cases(), ids=str)
+def test_parameters_counted_on_disk_are_those_of_the_module(checkpoints, kind, options):
+    config = LearnerConfig(**options)
+    parameters = list(model.load(checkpoints[kind], config).parameters())
+    counted = Parameters.of_shapes(model_size(str(checkpoints[kind]), None).shapes, config)
+    assert counted.num_all == sum(parameter.numel() for parameter in parameters)
+    assert counted.num_trained == sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+
+
+@pytest.mark.parametrize(("frozen", "expected_runs"), [(["visual"], 1), ([], 2)])
+def test_whether_the_tower_is_trained_does_not_change_while_the_adapter_is_off(checkpoints, frozen, expected_runs):
+    """PEFT switches `requires_grad` of all adapters off with the adapter, and on again with it."""
+    batch = random_batch(Processor(checkpoints["vision"]), 1, pictures=True)
+    module = load(checkpoints["vision"], lora=LoraConfig(r=2, target_modules=["all-linear"]), freeze=frozen)
+    runs = []
+    base_model(module.model).model.visual.register_forward_hook(lambda *_: runs.append(1))
+    assert module.trains_vision is (frozen == [])
+    with module.model.disable_adapter(), torch.no_grad():
+        module(batch)
+        assert module.trains_vision is (frozen == [])
+    module(batch)
+    assert module.trains_vision is (frozen == [])
+    assert len(runs) == expected_runs  # features of a frozen tower are remembered
 
 
 @pytest.mark.parametrize("path", ["shared", "plain"])

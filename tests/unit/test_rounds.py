@@ -478,7 +478,7 @@ def test_staleness_counts_rounds_though_a_refusal_uses_two_versions(tmp_path):
     assert [report.accepted for report in reports] == [True, False, False, True, True, True]
     assert [report.policy_version for report in reports] == [1, 3, 5, 6, 7, 8]
     assert world.versions == [0, 1, 3, 5, 6, 7]
-    assert [pairs[0].policy_version for pairs in world.trained] == [0, 0, 0, 1, 3, 5]
+    assert [pairs[0].chosen.sampled.policy_version for pairs in world.trained] == [0, 0, 0, 1, 3, 5]
     assert [report.staleness for report in reports] == [0, 1, 2, 2, 2, 2]
 
 
@@ -494,7 +494,7 @@ def test_staleness_of_a_run_that_goes_on_is_that_of_one_that_was_not_stopped(tmp
     good = tmp_path / "checkpoints" / "round-0001"
     made = replace(made, checkpoints=Checkpoints(good.parent, initial_policy=tmp_path / "initial", good=good))
     reports = list(run_rounds(made, first=2, version=3))
-    assert [pairs[0].policy_version for pairs in again.trained] == [0, 1, 3]
+    assert [pairs[0].chosen.sampled.policy_version for pairs in again.trained] == [0, 1, 3]
     assert [report.staleness for report in reports] == [2, 2, 2]
 
 

@@ -37,7 +37,8 @@ class FitPlan:
     lag: int = 0
     """Versions by which samples may be older than that."""
     accumulated: bool = False
-    """Whether pairs of earlier stretches are among those to come."""
+    """Whether examples of earlier stretches, or of none, are among those to come: their responses were not sampled by the
+    weights that training starts from."""
     seed: int = 0
     """Of the order of batches from the second epoch on."""
 
@@ -64,7 +65,7 @@ class FitPlan:
             round=plan.round,
             policy_version=policy_version,
             lag=plan.lag,
-            accumulated=plan.data == "accumulated",
+            accumulated=plan.brings_others,
             seed=seed,
         )
 

@@ -147,7 +147,7 @@ class Reference:
         if kept[plan.reference] is None:
             raise LearnerError(
                 f"reference={plan.reference}: answers older than version {plan.policy_version - plan.lag}, and no "
-                "weights kept for them; schedule.data=accumulated keeps those of the round's start"
+                "weights kept for them; a replay keeps those of the round's start"
             )
         with weight_copies.using(self._engine, kept[plan.reference]):
             yield

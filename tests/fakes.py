@@ -16,7 +16,6 @@ def make_plan(**changes) -> RoundPlan:
         "epochs": 1,
         "lr": 1e-5,
         "reference": "previous",
-        "data": "current",
         "lag": 0,
     }
     return RoundPlan(**{**values, **changes})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,16 +122,24 @@ def check(config: Any, machine: Machine, schedule: Schedule | None = None) -> No
 
     Raises:
         ResourceError: its actors do not fit, as far as the models' sizes are known.
-        ConfigError: there are fewer prompts than the schedule takes.
+        ConfigError: there are fewer prompts than the schedule takes, or what a round's replay brings is missing.
     """
     policy = model_size(config.policy.model, config.policy.num_parameters_b)
     critic = model_size(config.critic.model, config.critic.num_parameters_b)
     placements(roles(config, policy=policy, critic=critic), machine)
-    num_prompts = (schedule or config.schedule.build()).num_prompts
+    schedule = schedule or config.schedule.build()
+    for options in _distinct(schedule.plan(round).options.get("replay", {}) for round in range(schedule.num_rounds)):
+        registry.replay.configured(config.replay, options).check()
+    num_prompts = schedule.num_prompts
     try:
         next(iter(config.prompts.take(num_prompts - 1, 1)))
     except PromptsExhausted as error:
         raise ConfigError(f"prompts: the schedule takes {num_prompts}; {error}") from error
+
+
+def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each once, in order."""
+    return list({repr(options): options for options in found}.values())
 
 
 def placements(planned: list[Role], machine: Machine) -> dict[str, list[Placement]]:

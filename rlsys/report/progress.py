@@ -140,8 +140,9 @@ class Progress:
 def round_line(report: RoundReport) -> str:
     """A round in one line."""
     parts = [f"round {report.round}", *_evaluation(report.eval)]
-    parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs")
-    if report.num_pairs:
+    others = "".join(f", {count:,} {source}" for source, count in report.replayed.items())
+    parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs{others}")
+    if report.num_pairs or others:
         parts.append(f"loss {report.loss:.3f}, right {report.implicit_accuracy:.0%}, KL {report.kl:.3g}")
     parts.append(f"sync gap {report.sync.max_logprob_gap:.1e}")
     failures = [f"{count} {what}" for what, count in report.failed.items() if count]

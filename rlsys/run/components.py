@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlsys.checkpoints.run import Checkpoints
-from rlsys.contracts import ExampleBuilder, FeedbackStage, Gate, Learner, PromptSource, RolloutStage, Tracker, Weights
+from rlsys.contracts import (
+    ExampleBuilder,
+    FeedbackStage,
+    Gate,
+    Learner,
+    PromptSource,
+    Replay,
+    RolloutStage,
+    Tracker,
+    Weights,
+)
 from rlsys.journal import Journal
 from rlsys.records import Interval
 from rlsys.schedules.phases import Schedule
@@ -24,6 +34,7 @@ class RunComponents:
     rollouts: RolloutStage
     feedback: FeedbackStage
     builder: ExampleBuilder
+    replay: Replay
     learner: Learner
     weights: Weights
     evaluate: Callable[[int], dict[str, Interval]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -11,6 +12,7 @@ from rlsys.contracts import ExampleBuilder
 from rlsys.records import (
     FitReport,
     Interval,
+    Replayed,
     RolloutGroup,
     RoundPlan,
     RoundReport,
@@ -47,6 +49,8 @@ class RoundRecorder:
         self.num_groups = self.num_rollouts = self.num_pairs = 0
         self.failed_rollouts = self.failed_critiques = 0
         self.oldest_version: int | None = None
+        self.replayed: Counter[str] = Counter()
+        """Examples of each source that were trained on."""
 
     def groups(self) -> Iterator[RolloutGroup]:
         """The round's rollout groups, in prompt order; from the journal if an earlier attempt had finished them."""
@@ -84,6 +88,16 @@ class RoundRecorder:
             self.num_pairs += len(examples)
             yield from examples
 
+    def trained(self, mixed: Iterable[Any]) -> Iterator[Any]:
+        """What the learner is given of a replay's mix: all examples. Those that are not the round's own are only counted; the
+        journal does not keep them twice.
+        """
+        for example in mixed:
+            if isinstance(example, Replayed):
+                self.replayed[example.source] += 1
+                example = example.example
+            yield example
+
     def report(
         self, fit: FitReport, sync: SyncReport, *, trained_version: int, evaluate: Callable[[int], dict[str, Interval]]
     ) -> RoundReport:
@@ -112,6 +126,7 @@ class RoundRecorder:
             kl=fit.metrics.get("kl", NOT_MEASURED),
             metrics=fit.metrics,
             sync=sync,
+            replayed=dict(self.replayed),
             eval=evaluation,
             seconds={
                 "rollout": rollout["seconds"],

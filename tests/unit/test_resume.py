@@ -83,7 +83,7 @@ class World:
                 index=index,
                 policy_version=self.version,
                 prompt_token_ids=np.array([1, 2], np.int32),
-                responses=tuple(map(sampled_response, texts)),
+                responses=tuple(sampled_response(text, policy_version=self.version) for text in texts),
             )
 
     def _feedback(self, groups):
@@ -162,7 +162,7 @@ class Scenario:
                 "num_prompts": draw.randint(1, 4),
                 "num_candidates": draw.randint(1, 3),
                 "lag": draw.choice([0, 0, 1, 2]),
-                "data": draw.choice(["current", "current", "accumulated"]),
+                "replay": draw.choice([None, None, "accumulated"]),
                 "max_tokens": 16,
             }
             for _ in range(draw.randint(1, 2))
@@ -192,6 +192,8 @@ class Scenario:
         parts = RunComponents(
             schedule=schedule,
             **stages,
+            builder=registry.examples.make("all_pairs"),
+            replay=registry.replay.make("none"),
             fingerprint="the world",
             evaluate=world.evaluate,
             gate=gate,

@@ -71,7 +71,8 @@ class World:
             if self.hold is not None and index == plan.num_prompts - 1:
                 assert self.hold.wait(5.0), "training never began while generation was going on"
             self.events.append(("rollout", plan.round, index, self.version))
-            rollouts = tuple(sampled_response(f"{'x' * (n + 1)}{self.version}") for n in range(plan.num_candidates))
+            texts = [f"{'x' * (n + 1)}{self.version}" for n in range(plan.num_candidates)]
+            rollouts = tuple(sampled_response(text, policy_version=self.version) for text in texts)
             yield RolloutGroup(
                 prompt=prompt,
                 round=plan.round,
@@ -132,7 +133,7 @@ class World:
         yield from items
 
 
-def parts(world, root, phases, gate=None):
+def parts(world, root, phases, gate=None, replay=None):
     initial = root / "initial"
     initial.mkdir(exist_ok=True, parents=True)
     return RunComponents(
@@ -141,6 +142,8 @@ def parts(world, root, phases, gate=None):
         fingerprint="the world",
         rollouts=world,
         feedback=world,
+        builder=registry.examples.make("all_pairs"),
+        replay=replay or registry.replay.make("none"),
         learner=world,
         weights=world,
         evaluate=world.evaluate,
@@ -352,7 +355,7 @@ def test_patience_ends_a_run(tmp_path):
 
 def test_accumulated_data_brings_the_earlier_pairs_again(tmp_path):
     world = World()
-    list(run_rounds(parts(world, tmp_path, [phase(3, data="accumulated")])))
+    list(run_rounds(parts(world, tmp_path, [phase(3, replay="accumulated")])))
     assert [len(pairs) for pairs in world.trained] == [3, 6, 9]
     assert [pair.round for pair in world.trained[2]] == [2] * 3 + [0] * 3 + [1] * 3
 

@@ -35,7 +35,7 @@ def test_phases_follow_each_other_and_take_prompts_in_turn():
     ("options", "message"),
     [
         ({"reference": "other"}, "reference must be one of initial, previous, ema, got 'other'"),
-        ({"beta": 0.0}, "beta must be > 0, got 0"),
+        ({"replay": 3}, "replay must be options such as {name: value}, got 3"),
         ({"lag": -1}, "lag must be >= 0, got -1"),
         ({"num_candidates": 3, "temperatures": [0.7, 1.0]}, "multiple of the 2 temperatures, got 3"),
         ({"lag": 0.5}, "lag must be a whole number, got 0.5"),

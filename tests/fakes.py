@@ -2,7 +2,18 @@
 
 import numpy as np
 
-from rlsys.records import Critique, Prompt, Response, RolloutGroup, RoundPlan, Sampled, ScoredGroup, Turn, Verdict
+from rlsys.records import (
+    Critique,
+    PreferencePair,
+    Prompt,
+    Response,
+    RolloutGroup,
+    RoundPlan,
+    Sampled,
+    ScoredGroup,
+    Turn,
+    Verdict,
+)
 
 
 def make_plan(**changes) -> RoundPlan:
@@ -58,3 +69,19 @@ def make_verdict(score: float | None, text: str = "") -> Verdict:
     if score is None:
         return Verdict(failed=1)
     return Verdict.of_critiques((Critique(text=text, score=score),))
+
+
+def make_pair(name: str = "p", **changes) -> PreferencePair:
+    """A pair of sampled responses to one prompt."""
+    values = {
+        "prompt": make_prompt(name),
+        "prompt_token_ids": np.array([1, 2], dtype=np.int32),
+        "chosen": sampled_response("good"),
+        "rejected": sampled_response("bad"),
+        "chosen_score": 2.0,
+        "rejected_score": 1.0,
+        "margin": 1.0,
+        "beta_scale": 1.0,
+        "round": 0,
+    }
+    return PreferencePair(**{**values, **changes})

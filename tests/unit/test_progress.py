@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -46,6 +47,11 @@ def test_a_round_in_one_line():
         "round 2 · CHAIR_i 12.3% · length 9.5 · 2,048 answers, 1,100 pairs · loss 0.512, right 73%, KL 0.0123 · "
         "sync gap 2.3e-05 · failed: 3 critiques, 1 workers · refused, weights went back · 34.1 s"
     )
+
+
+def test_a_rounds_line_says_what_its_replay_brought():
+    line = round_line(replace(REPORT, replayed={"earlier_rounds": 2200, "rlaif_v": 300}))
+    assert "2,048 answers, 1,100 pairs, 2,200 earlier_rounds, 300 rlaif_v · loss 0.512" in line
 
 
 def test_a_pipe_gets_lines_only():

@@ -5,7 +5,7 @@ Where the reference is the policy that sampled an answer, they came with the ans
 
     rule       reference of an answer sampled by version v            weights kept
     previous   v itself: recorded, if v is this round's (or its lag's)
-               else the weights at the round's start                  a copy of those, for accumulated data
+               else the weights at the round's start                  a copy of those, where a replay brings others
     initial    version 0: recorded, if v is 0                         the first ones, or the LoRA adapter switched off
     ema        the moving average                                     the average
 """

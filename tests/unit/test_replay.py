@@ -10,8 +10,10 @@ from PIL import Image as PillowImage
 from rlsys import registry
 from rlsys.app import config as configuration
 from rlsys.app.align import dry_run
+from rlsys.app.plan import check
 from rlsys.errors import ConfigError
 from rlsys.journal import Journal, Past
+from rlsys.placement.machine import Machine
 from rlsys.records import NO_ROUND, PreferencePair, Replayed
 from rlsys.replay.corrections import Corrections
 from rlsys.replay.offline_pairs import OfflinePairs
@@ -275,6 +277,16 @@ def test_what_a_replay_brings_must_be_what_the_objective_learns_from(monkeypatch
         ConfigError, match="objective=DPO learns from PreferencePair records, and replay=Corrections brings str"
     ):
         configuration.load(["replay=corrections", "replay.path=x"])
+
+
+def test_what_any_phase_would_bring_is_looked_for_before_the_run_starts(tmp_path):
+    machine = Machine(num_cpus=2, num_gpus=0, memory_gib=64)
+    write_lines(tmp_path / "good.jsonl", [{"prompt": "?", "response": "a", "correction": "b"}])
+    words = [f"replay={{name: corrections, path: {tmp_path}/{name}.jsonl}}" for name in ("good", "gone")]
+    good, gone = (f"schedule.phases=[{{rounds: 1}},{{rounds: 1, {word.replace('=', ': ', 1)}}}]" for word in words)
+    check(configuration.load(["preset=scenes_ci", good])[0], machine)
+    with pytest.raises(ConfigError, match=r"replay\.path must name a file, got '.*gone\.jsonl'"):
+        check(configuration.load(["preset=scenes_ci", gone])[0], machine)
 
 
 def test_iterative_dpo_trains_on_all_rounds_so_far_and_phases_may_choose():

@@ -199,6 +199,7 @@ class RunConfig:
     engines: dict[str, RoleConfig] = field(default_factory=lambda: {"judge": RoleConfig(model="scenes")})
     """The engines that feedback, conversation and evaluations ask, by role."""
     examples: Any = MISSING
+    replay: Any = MISSING
     objective: Any = MISSING
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     transport: Any = MISSING
@@ -300,11 +301,17 @@ class RunConfig:
         """The plug-ins as a round has them can be made, and the objective learns from what the builder makes."""
         objective = registry.objective.configured(self.objective, plan.options.get("objective", {}))
         builder = registry.examples.configured(self.examples, plan.options.get("examples", {}))
+        replay = registry.replay.configured(self.replay, plan.options.get("replay", {}))
         registry.feedback.configured(self.feedback, plan.options.get("feedback", {}))
         if objective.consumes is not builder.produces:
             raise ConfigError(
                 f"objective={type(objective).__name__} learns from {objective.consumes.__name__} records, and "
                 f"examples={type(builder).__name__} makes {builder.produces.__name__} records"
+            )
+        if replay.produces not in (None, objective.consumes):
+            raise ConfigError(
+                f"objective={type(objective).__name__} learns from {objective.consumes.__name__} records, and "
+                f"replay={type(replay).__name__} brings {replay.produces.__name__} records"
             )
 
     def _check_gpus(self) -> None:

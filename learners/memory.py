@@ -133,7 +133,7 @@ def max_starts(plans: Iterable[RoundPlan]) -> int:
     most = 0
     for plan in plans:
         kept = {version for version in kept if version >= plan.round - plan.lag}
-        if keeps_start(lag=plan.lag, reference=plan.reference, accumulated=plan.data == "accumulated"):
+        if keeps_start(lag=plan.lag, reference=plan.reference, accumulated=plan.brings_others):
             kept.add(plan.round)
         most = max(most, len(kept))
     return most

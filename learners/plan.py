@@ -41,7 +41,8 @@ class FitPlan:
     top_p: float = 1.0
     """At which the round's answers were sampled."""
     accumulated: bool = False
-    """Whether pairs of earlier stretches are among those to come."""
+    """Whether examples of earlier stretches, or of none, are among those to come: their responses were not sampled by the
+    weights that training starts from."""
     seed: int = 0
     """Of the order of batches from the second epoch on."""
 
@@ -69,7 +70,7 @@ class FitPlan:
             policy_version=policy_version,
             lag=plan.lag,
             top_p=plan.top_p,
-            accumulated=plan.data == "accumulated",
+            accumulated=plan.brings_others,
             seed=seed,
         )
 

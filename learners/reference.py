@@ -5,7 +5,7 @@ Where the reference is the policy that sampled an answer, they came with the ans
 
     rule       reference of an answer sampled by version v            weights kept
     previous   v itself: recorded, if the answer was sampled for this
-               round; else the weights at the round's start           a copy of those, for accumulated data
+               round; else the weights at the round's start           a copy of those, where a replay brings others
     initial    version 0: recorded, if v is 0                         the first ones, or the LoRA adapter switched off
     ema        the moving average                                     the average
 
@@ -154,7 +154,7 @@ class Reference:
         if kept[plan.reference] is None:
             raise LearnerError(
                 f"reference={plan.reference}: answers that were not sampled for round {plan.round}, and no weights kept "
-                "for them; schedule.data=accumulated keeps those of the round's start"
+                "for them; a replay keeps those of the round's start"
             )
         with weight_copies.using(self._engine, kept[plan.reference]):
             yield

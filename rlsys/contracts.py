@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from rlsys.journal import Past
 from rlsys.records import (
     Ask,
     FitReport,
@@ -88,6 +89,30 @@ class ExampleBuilder(Protocol):
 
     def __call__(self, scored: ScoredGroup) -> list[Any]:
         """Examples of one group, in a fixed order. A group whose responses have no scores gives none."""
+
+
+@runtime_checkable
+class Replay(Protocol):
+    """A plug-in of group `replay`: examples for a round's training that do not come from the round (all rounds before, a data
+    set, people's corrections)."""
+
+    sources: Sequence[str]
+    """Names under which it brings examples; empty if it brings none."""
+    produces: type | None
+    """Record class of what it brings, which must be the objective's `consumes`; `None` if it follows the round's own."""
+
+    def check(self) -> None:
+        """See, before anything is started, that what it brings is there.
+
+        Raises:
+            ConfigError: it is not.
+        """
+
+    def mix(self, examples: Iterator[Any], plan: RoundPlan, past: Past) -> Iterator[Any]:
+        """All of the round's own examples in their order, passed through as soon as they come, and others among them, each as
+        `Replayed`. What is brought, and where, depends on the options and the past only, never on timing, so that a resumed
+        run trains on the same.
+        """
 
 
 class Engine(Protocol):

@@ -56,10 +56,9 @@ class Registry(dict[str, type]):
         Raises:
             ConfigError: no such name (the message lists those there are), or an option it does not have.
         """
-        if name not in self:
-            raise ConfigError(f"no {self.group} named {name!r}; there are: {', '.join(sorted(self))}")
+        kind = self._class(name)
         try:
-            return self[name](**options)
+            return kind(**options)
         except TypeError as error:
             raise ConfigError(f"{self.group} {name!r}: {error}") from error
 
@@ -73,16 +72,16 @@ class Registry(dict[str, type]):
             ConfigError: no such plug-in or option, or a value that the plug-in refuses.
         """
         changes = dict(options)
-        name = changes.pop("name", None)
-        if name is not None:
-            plugin = self.make(name)
-        if not changes:
+        if "name" in changes:
+            plugin = self._class(changes.pop("name"))
+        elif not changes:
             return plugin
-        known = [field.name for field in fields(plugin)]
+        kind = plugin if isinstance(plugin, type) else type(plugin)
+        known = [field.name for field in fields(kind)]
         for option in changes:
             if option not in known:
                 raise ConfigError(
-                    f"{self.group} {type(plugin).__name__} has no option {option!r}; there are: {', '.join(known)}"
+                    f"{self.group} {kind.__name__} has no option {option!r}; there are: {', '.join(known)}"
                 )
         # OmegaConf checks and converts each value by the field's type, as it does for values of the command line.
         from omegaconf import OmegaConf
@@ -92,8 +91,13 @@ class Registry(dict[str, type]):
             return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(plugin), changes))
         except OmegaConfBaseException as error:
             raise ConfigError(
-                f"{self.group} {type(plugin).__name__}, option {error.full_key}: {str(error).splitlines()[0]}"
+                f"{self.group} {kind.__name__}, option {error.full_key}: {str(error).splitlines()[0]}"
             ) from error
+
+    def _class(self, name: str) -> type:
+        if name not in self:
+            raise ConfigError(f"no {self.group} named {name!r}; there are: {', '.join(sorted(self))}")
+        return self[name]
 
 
 prompts = Registry("prompts")
@@ -101,6 +105,7 @@ feedback = Registry("feedback")
 conversation = Registry("conversation")
 examples = Registry("examples")
 objective = Registry("objective")
+replay = Registry("replay")
 transport = Registry("transport")
 evaluation = Registry("evaluation")
 
@@ -112,6 +117,7 @@ BUILT_IN = (
     "rlsys.conversations",
     "rlsys.examples",
     "rlsys.objectives",
+    "rlsys.replay",
     "rlsys.transports",
     "rlsys.evaluations",
 )

@@ -10,10 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 
-from rlsys.journal import Journal
-from rlsys.records import PreferencePair, RoundPlan, RoundReport
+from rlsys.records import RoundReport
 from rlsys.run.components import RunComponents
 from rlsys.run.pipeline import Pipeline
 
@@ -28,10 +26,9 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
     with Pipeline(components, first) as pipeline:
         pipeline.launch(first)
         for round in range(first, schedule.num_rounds):
-            plan, started, current = schedule.plan(round), time.monotonic(), pipeline.next
+            started, current = time.monotonic(), pipeline.next
             starts[round] = version
-            examples = chain(current.examples, earlier_pairs(components.journal, plan))
-            fit = components.learner.fit(examples, plan, version=version)
+            fit = components.learner.fit(current.examples, current.plan, version=version)
             pipeline.trained()
             sync = components.weights.publish(version + 1)
             # From here on an engine that is replaced must come back with the weights of the others.
@@ -52,13 +49,6 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
             yield report
             if stops:
                 return
-
-
-def earlier_pairs(journal: Journal, plan: RoundPlan) -> Iterator[PreferencePair]:
-    """The pairs of all rounds before, if the round's data rule wants them."""
-    if plan.data == "accumulated":
-        for round in range(plan.round):
-            yield from journal.read(round, PreferencePair)
 
 
 def _starts(components: RunComponents, first: int) -> dict[int, int]:

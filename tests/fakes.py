@@ -7,6 +7,7 @@ from rlsys.records import (
     Completion,
     Critique,
     Generation,
+    PreferencePair,
     Prompt,
     Response,
     RolloutGroup,
@@ -30,7 +31,6 @@ def make_plan(**changes) -> RoundPlan:
         "epochs": 1,
         "lr": 1e-5,
         "reference": "previous",
-        "data": "current",
         "lag": 0,
     }
     return RoundPlan(**{**values, **changes})
@@ -90,3 +90,19 @@ def make_completion(text: str, *, finish_reason="stop", **changes) -> Completion
     token_ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int32)
     logprobs = np.full(len(token_ids), -0.5, np.float32)
     return Completion(text=text, token_ids=token_ids, logprobs=logprobs, finish_reason=finish_reason, **changes)
+
+
+def make_pair(name: str = "p", **changes) -> PreferencePair:
+    """A pair of sampled responses to one prompt."""
+    values = {
+        "prompt": make_prompt(name),
+        "prompt_token_ids": np.array([1, 2], dtype=np.int32),
+        "chosen": sampled_response("good"),
+        "rejected": sampled_response("bad"),
+        "chosen_score": 2.0,
+        "rejected_score": 1.0,
+        "margin": 1.0,
+        "beta_scale": 1.0,
+        "round": 0,
+    }
+    return PreferencePair(**{**values, **changes})

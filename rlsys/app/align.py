@@ -116,8 +116,8 @@ def dry_run(config: Any) -> str:
     for plan in map(schedule.plan, range(schedule.num_rounds)):
         lines.append(
             f"round {plan.round}: {plan.num_prompts} prompts x {plan.num_candidates}, lr {plan.lr:g}, "
-            f"reference {plan.reference}, data {plan.data}, lag {plan.lag}"
-            + "".join(f", {planned_options(config, plan, group)}" for group in ("examples", "objective"))
+            f"reference {plan.reference}, lag {plan.lag}"
+            + "".join(f", {planned_options(config, plan, group)}" for group in ("examples", "objective", "replay"))
         )
     return "\n".join(lines)
 

@@ -100,6 +100,7 @@ def assembled(
                 rollouts=rollouts,
                 feedback=feedback,
                 builder=config.examples,
+                replay=config.replay,
                 learner=learner,
                 weights=weights,
                 evaluate=evaluate,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,12 @@ def models_of(config: Any) -> dict[str, str]:
 def round_plans(config: Any) -> list[RoundPlan]:
     """The plans of all rounds of an `align` run."""
     schedule = config.schedule.build()
-    return [schedule.plan(round) for round in range(schedule.num_rounds)]
+    plans = map(schedule.plan, range(schedule.num_rounds))
+    return [replace(plan, brings_others=bool(_replay(config, plan).sources)) for plan in plans]
+
+
+def _replay(config: Any, plan: RoundPlan) -> Any:
+    return registry.replay.configured(config.replay, plan.options.get("replay", {}))
 
 
 def learner_memory(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = ()) -> Memory | None:
@@ -153,14 +158,22 @@ def check(config: Any, machine: Machine, schedule: Schedule | None = None) -> No
 
     Raises:
         ResourceError: its actors do not fit, as far as the models' sizes are known.
-        ConfigError: there are fewer prompts than the schedule takes.
+        ConfigError: there are fewer prompts than the schedule takes, or what a round's replay brings is missing.
     """
     placements(roles(config, models_of(config)), machine)
-    num_prompts = (schedule or config.schedule.build()).num_prompts
+    schedule = schedule or config.schedule.build()
+    for options in _distinct(schedule.plan(round).options.get("replay", {}) for round in range(schedule.num_rounds)):
+        registry.replay.configured(config.replay, options).check()
+    num_prompts = schedule.num_prompts
     try:
         next(iter(config.prompts.take(num_prompts - 1, 1)))
     except PromptsExhausted as error:
         raise ConfigError(f"prompts: the schedule takes {num_prompts}; {error}") from error
+
+
+def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each once, in order."""
+    return list({repr(options): options for options in found}.values())
 
 
 def placements(planned: list[Role], machine: Machine) -> dict[str, list[Placement]]:

@@ -18,7 +18,7 @@ from rlsys import registry
 from rlsys.errors import ConfigError, PromptsExhausted
 from rlsys.prompts.images import load_images, stored_paths
 from rlsys.prompts.text import check_text
-from rlsys.records import Prompt, Turn
+from rlsys.records import Image, Prompt, Turn
 
 _ROLES = ("system", "user", "assistant")
 
@@ -78,39 +78,77 @@ class JsonlPrompts:
 def _check(line: bytes, place: str, root: Path) -> tuple[str, int]:
     """The id of a line that is as described, and a hash of what it asks; its pictures are there, and not looked at."""
     row = _read_row(line, place)
-    turns, paths = _read_turns(row, place), tuple(stored_paths(_stored_images(row)))
-    for path in paths:
-        if not (root / path).is_file():
-            raise ConfigError(f"{place}: image: there is no file {str(root / path)!r}")
+    turns, paths = read_turns(row, place), check_images(row, place, root)
     return row["id"], hash((turns, paths))
 
 
 def _read_prompt(line: bytes, place: str, root: Path) -> Prompt:
     row = _read_row(line, place)
-    try:
-        images = load_images(_stored_images(row), root)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{place}: image: {error}") from error
-    return Prompt(id=row["id"], turns=_read_turns(row, place), images=images)
+    return Prompt(id=row["id"], turns=read_turns(row, place), images=read_images(row, place, root))
 
 
 def _read_row(line: bytes, place: str) -> dict[str, Any]:
+    row = read_object(line, place)
+    if not isinstance(row.get("id"), str) or not row["id"]:
+        raise ConfigError(f"{place}: every line must be an object with a text `id`")
+    return row
+
+
+def read_object(line: bytes, place: str) -> dict[str, Any]:
+    """The object of a line.
+
+    Args:
+        place: file and number of the line, for the message.
+
+    Raises:
+        ConfigError: it is no JSON object in UTF-8.
+    """
     try:
         row = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ConfigError(f"{place}: not UTF-8: {error}") from error
     except json.JSONDecodeError as error:
         raise ConfigError(f"{place}: not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("id"), str) or not row["id"]:
-        raise ConfigError(f"{place}: every line must be an object with a text `id`")
+    if not isinstance(row, dict):
+        raise ConfigError(f"{place}: every line must be an object, got {type(row).__name__}")
     return row
+
+
+def check_images(row: Mapping[str, Any], place: str, root: Path) -> tuple[str, ...]:
+    """The paths of a line's images, which are not opened.
+
+    Raises:
+        ConfigError: there is no file at one of them.
+    """
+    paths = tuple(stored_paths(_stored_images(row)))
+    for path in paths:
+        if not (root / path).is_file():
+            raise ConfigError(f"{place}: image: there is no file {str(root / path)!r}")
+    return paths
+
+
+def read_images(row: Mapping[str, Any], place: str, root: Path) -> tuple[Image, ...]:
+    """A line's images, from the keys `image` and `images`.
+
+    Raises:
+        ConfigError: one cannot be read.
+    """
+    try:
+        return load_images(_stored_images(row), root)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{place}: image: {error}") from error
 
 
 def _stored_images(row: Mapping[str, Any]) -> list[Any]:
     return [row[key] for key in ("image", "images") if key in row]
 
 
-def _read_turns(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
+def read_turns(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
+    """A line's conversation, from the key `prompt` or `turns`.
+
+    Raises:
+        ConfigError: it has both or neither, or turns that are not as described.
+    """
     if ("prompt" in row) == ("turns" in row):
         raise ConfigError(f"{place}: a line must have either `prompt` or `turns`")
     stored = [{"role": "user", "text": row["prompt"]}] if "prompt" in row else row["turns"]

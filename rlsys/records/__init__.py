@@ -9,7 +9,7 @@ can be recognised by identity without being kept alive; the journal does that.
 
 from rlsys.records.arrays import CandidateFloats, Pixels, TokenFloats, TokenIds, TokenMask
 from rlsys.records.asking import Ask, Completion, Generation, Probe, Sampling
-from rlsys.records.examples import CritiquePair, Demonstration, PreferencePair
+from rlsys.records.examples import NO_ROUND, CritiquePair, Demonstration, PreferencePair, Replayed
 from rlsys.records.judging import Claim, Critique, ScoredGroup, Verdict
 from rlsys.records.prompts import Image, Prompt, Turn
 from rlsys.records.responses import Response, RolloutGroup, Sampled
@@ -29,6 +29,8 @@ __all__ = [
     "CritiquePair",
     "Demonstration",
     "PreferencePair",
+    "Replayed",
+    "NO_ROUND",
     "Claim",
     "Critique",
     "ScoredGroup",

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from rlsys.records.arrays import TokenIds
 from rlsys.records.prompts import Prompt
 from rlsys.records.responses import Response
+
+NO_ROUND = -1
+"""What an example says of its round if no round of the run made it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed:
+    """An example that a replay puts among a round's own. The learner is given the example alone."""
+
+    source: str
+    """Where it comes from; the round's report counts it under this name."""
+    example: Any
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +38,7 @@ class PreferencePair:
     beta_scale: float
     """What the method makes of the margin: the pair's beta is `beta * beta_scale`. 1.0 is plain DPO."""
     round: int
-    """Round in which the pair was made."""
+    """Round in which the pair was made; `NO_ROUND` if it was made in none of this run's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,13 +22,13 @@ class RoundPlan:
     lr: float
     reference: str
     """`initial`, `previous` or `ema`."""
-    data: str
-    """`current` or `accumulated`."""
     lag: int
     """Rounds that generation may run ahead of training."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of plug-ins that this round sets, by group (`objective`, `examples`, `feedback`); ramps are worked out. The key
-    `name` stands for another plug-in of the group."""
+    """Options of plug-ins that this round sets, by group (`objective`, `examples`, ...); ramps are worked out. The key `name`
+    stands for another plug-in of the group."""
+    brings_others: bool = False
+    """Whether the round's replay puts examples among its own that do not come from the round."""
 
     @property
     def is_held_out(self) -> bool:
@@ -84,7 +84,7 @@ class RoundReport:
     num_rollouts: int
     """Candidates delivered, copies counted."""
     num_pairs: int
-    """New ones; rounds on accumulated data train on those of earlier rounds as well."""
+    """The round's own; what its replay brought is in `replayed`."""
     failed: dict[str, int]
     """`rollouts`, `critiques`, `workers`: what was asked for and did not come."""
     staleness: int
@@ -107,3 +107,5 @@ class RoundReport:
     """Busy seconds per stage: `rollout`, `feedback`, `learn`, `sync`, `evaluate`, `checkpoint`, and `round` (wall)."""
     accepted: bool = True
     """`False` if the gate refused the round and the weights went back."""
+    replayed: dict[str, int] = field(default_factory=dict)
+    """Examples that the round trained on and that are not its own, by source; copies in later epochs are not counted."""

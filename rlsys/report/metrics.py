@@ -56,6 +56,7 @@ def scalars(report: RoundReport) -> dict[str, float]:
     flat["sync/max_logprob_gap"] = report.sync.max_logprob_gap
     flat["sync/num_bytes"] = report.sync.num_bytes
     flat |= {f"failed/{name}": value for name, value in report.failed.items()}
+    flat |= {f"replayed/{name}": value for name, value in report.replayed.items()}
     flat |= {f"train/{name}": value for name, value in report.metrics.items()}
     flat |= {f"seconds/{name}": value for name, value in report.seconds.items()}
     return _finite(flat | eval_scalars(report.eval))

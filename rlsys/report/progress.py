@@ -141,8 +141,9 @@ class Progress:
 def round_line(report: RoundReport) -> str:
     """A round in one line."""
     parts = [f"round {report.round}", *_evaluation(report.eval)]
-    parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs")
-    if report.num_pairs:
+    others = "".join(f", {count:,} {source}" for source, count in report.replayed.items())
+    parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs{others}")
+    if report.num_pairs or others:
         learned = [f"loss {report.loss:.3f}"]
         if "implicit_accuracy" in report.metrics:
             learned.append(f"right {report.metrics['implicit_accuracy']:.0%}")

@@ -90,7 +90,7 @@ def time_per_stage(summary: Summary) -> str:
 def rounds_table(summary: Summary) -> str:
     """Every round in a row: what was done, what failed, and the proof of its weight update."""
     head = (
-        "round", "prompts", "answers", "pairs", "failed", "staleness", "loss", "right", "KL", "tensors", "sent",
+        "round", "prompts", "answers", "pairs", "replayed", "failed", "staleness", "loss", "right", "KL", "tensors", "sent",
         "sync", "largest gap", "weights",
     )  # fmt: skip
     rows = "".join(_round_row(entry) for entry in summary["rounds"])
@@ -101,12 +101,14 @@ def rounds_table(summary: Summary) -> str:
 def _round_row(entry: Mapping[str, Any]) -> str:
     sync = entry["sync"]
     failed = ", ".join(f"{count} {what}" for what, count in entry["failed"].items() if count)
+    replayed = ", ".join(f"{count:,} {source}" for source, count in entry.get("replayed", {}).items())
     return _row(
         [
             str(entry["round"]),
             f"{entry['num_prompts']:,}",
             f"{entry['num_rollouts']:,}",
             f"{entry['num_pairs']:,}",
+            replayed or "0",
             failed or "0",
             str(entry["staleness"]),
             _known(number(entry["loss"]), "{:.4f}"),

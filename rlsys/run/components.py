@@ -12,6 +12,7 @@ from rlsys.contracts import (
     Gate,
     Learner,
     PromptSource,
+    Replay,
     RolloutStage,
     Tracker,
     Weights,
@@ -32,6 +33,7 @@ class RunComponents:
     rollouts: RolloutStage
     feedback: FeedbackStage
     builder: ExampleBuilder
+    replay: Replay
     learner: Learner
     weights: Weights
     evaluate: Evaluate

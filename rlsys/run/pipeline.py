@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rlsys import registry
 from rlsys.common.streams import Stream
+from rlsys.journal import Past
 from rlsys.records import RolloutGroup, RoundPlan
 from rlsys.run.components import RunComponents
 from rlsys.run.recorder import RoundRecorder
@@ -22,10 +23,12 @@ AHEAD = 64
 class RoundInFlight:
     """A round whose generation has begun."""
 
+    plan: RoundPlan
     recorder: RoundRecorder
     groups: Stream[RolloutGroup]
     scored: Stream
     examples: Iterator
+    """What the learner is given: the round's own examples, and those that its replay puts among them."""
 
     def close(self) -> None:
         self.groups.close()
@@ -47,6 +50,8 @@ class Pipeline:
         self._components = components
         self._rounds: deque[RoundInFlight] = deque()
         self._unlaunched = first
+        self._replayed: dict[int, Mapping[str, int]] = {}
+        """For every round that is done or in hand, the examples of each source that it was given."""
         self._committed: Future[None] = Future()
         self._committed.set_result(None)
         self._stack = ExitStack()
@@ -111,16 +116,23 @@ class Pipeline:
         What waits between the stages is bounded: by `AHEAD` groups where the learner consumes meanwhile, by the round's own
         size where it runs ahead (nobody consumes it before its turn).
         """
-        recorder = RoundRecorder(plan, self._components, committed=self._committed)
-        build = registry.examples.configured(self._components.builder, plan.options.get("examples", {}))
+        components = self._components
+        build = registry.examples.configured(components.builder, plan.options.get("examples", {}))
+        replay = registry.replay.configured(components.replay, plan.options.get("replay", {}))
+        plan = replace(plan, brings_others=bool(replay.sources))
+        recorder = RoundRecorder(plan, components, committed=self._committed)
+        self._replayed[plan.round] = recorder.replayed
+        past = Past(journal=components.journal, round=plan.round, kind=build.produces, counts=self._replayed)
         bound = AHEAD if plan.lag == 0 else plan.num_prompts
         groups = Stream(recorder.groups(), ahead=bound, executor=self._sampling)
         scored = Stream(recorder.scored(groups), ahead=bound, executor=self._judging)
+        mixed = replay.mix(recorder.examples(scored, build), plan, past)
         return RoundInFlight(
+            plan=plan,
             recorder=recorder,
             groups=groups,
             scored=scored,
-            examples=recorder.examples(scored, build),
+            examples=recorder.trained(mixed),
         )
 
     def _close(self) -> None:

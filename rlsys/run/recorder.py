@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
@@ -12,6 +13,7 @@ from rlsys.contracts import ExampleBuilder
 from rlsys.prompts.fingerprint import Fingerprint
 from rlsys.records import (
     FitReport,
+    Replayed,
     RolloutGroup,
     RoundPlan,
     RoundReport,
@@ -42,6 +44,8 @@ class RoundRecorder:
         self.num_groups = self.num_rollouts = self.num_pairs = 0
         self.failed_rollouts = self.failed_critiques = 0
         self.oldest_version: int | None = None
+        self.replayed: Counter[str] = Counter()
+        """Examples of each source that were trained on."""
 
     def groups(self) -> Iterator[RolloutGroup]:
         """The round's rollout groups, in prompt order; from the journal if an earlier attempt had finished them."""
@@ -95,6 +99,16 @@ class RoundRecorder:
             self.num_pairs += len(examples)
             yield from examples
 
+    def trained(self, mixed: Iterable[Any]) -> Iterator[Any]:
+        """What the learner is given of a replay's mix: all examples. Those that are not the round's own are only counted; the
+        journal does not keep them twice.
+        """
+        for example in mixed:
+            if isinstance(example, Replayed):
+                self.replayed[example.source] += 1
+                example = example.example
+            yield example
+
     def report(self, fit: FitReport, sync: SyncReport, *, starts: Mapping[int, int]) -> RoundReport:
         """What the round did, evaluated if it is its turn or if the gate ends the run with it.
 
@@ -135,6 +149,7 @@ class RoundRecorder:
             kl=fit.metrics.get("kl", NOT_MEASURED),
             metrics=fit.metrics,
             sync=sync,
+            replayed=dict(self.replayed),
             eval={},
             seconds={},
         )

@@ -12,8 +12,7 @@ from rlsys.errors import ConfigError
 from rlsys.records import RoundPlan
 
 REFERENCES = ("initial", "previous", "ema")
-DATA = ("current", "accumulated")
-OPTION_GROUPS = ("objective", "examples", "feedback")
+OPTION_GROUPS = ("objective", "examples", "feedback", "replay")
 """Groups of plug-ins whose options a phase may set."""
 
 
@@ -65,8 +64,6 @@ class Phase:
     lr: Any = 1e-6
     reference: str = "previous"
     """`initial`: the policy the run started from; `previous`: the one that sampled the round; `ema`: a moving average."""
-    data: str = "current"
-    """`current`: the round's examples; `accumulated`: those and all earlier ones."""
     lag: Any = 0
     """Rounds that generation may run ahead of training."""
     objective: Any = None
@@ -76,17 +73,18 @@ class Phase:
     """Options of the example builder, or the name of another one, in the same way."""
     feedback: Any = None
     """Options of the feedback, in the same way."""
+    replay: Any = None
+    """Options of the replay, such as `{share: 0.5}`, or the name of another one, such as `accumulated`, in the same way."""
 
     def __post_init__(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
             raise ConfigError(f"schedule phase: rounds must be a whole number of at least 1, got {self.rounds!r}")
         if isinstance(self.temperatures, str) or not isinstance(self.temperatures, Sequence) or not self.temperatures:
             raise ConfigError(f"schedule phase: temperatures must be a list of numbers, got {self.temperatures!r}")
-        for name, names in (("reference", REFERENCES), ("data", DATA)):
-            if getattr(self, name) not in names:
-                raise ConfigError(
-                    f"schedule phase: {name} must be one of {', '.join(names)}, got {getattr(self, name)!r}"
-                )
+        if self.reference not in REFERENCES:
+            raise ConfigError(
+                f"schedule phase: reference must be one of {', '.join(REFERENCES)}, got {self.reference!r}"
+            )
         self.plan(0, 0)
         self.plan(self.rounds - 1, self.rounds - 1)
 
@@ -130,7 +128,6 @@ class Phase:
             epochs=whole("epochs", 1),
             lr=number("lr", 0.0),
             reference=self.reference,
-            data=self.data,
             lag=whole("lag", 0),
             options={group: self._options(group, step) for group in OPTION_GROUPS if getattr(self, group)},
         )

@@ -34,7 +34,6 @@ ROUND = RoundPlan(
     epochs=2,
     lr=1e-3,
     reference="previous",
-    data="current",
     lag=0,
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def _measured_and_planned(meeting: Rendezvous, folder: Path, options: dict, phas
     before = _storages()
     engine = Engine(model.load(folder, config), config, meeting)
     schedule = Schedule([Phase(**(phase or {}))])
-    plans = [schedule.plan(round) for round in range(schedule.num_rounds)]
+    plans = map(schedule.plan, range(schedule.num_rounds))
+    plans = [replace(plan, brings_others="replay" in plan.options) for plan in plans]
     without = Allocated(before).now
     reference = Reference(engine, config, lambda batch: None)
     for plan in plans if phase is not None else ():
@@ -157,7 +159,7 @@ def test_a_run_takes_what_the_plan_says(one, two, folder, options):
     [
         ({"initial_copy": True, "ema_decay": 0.9}, {"rounds": 4, "lag": 2}),
         ({"precision": "bf16", "initial_copy": True, "ema_decay": 0.9, **FROZEN}, {"rounds": 4, "lag": 1}),
-        ({"precision": "bf16", "zero_stage": 3, "ema_decay": 0.9}, {"rounds": 3, "data": "accumulated"}),
+        ({"precision": "bf16", "zero_stage": 3, "ema_decay": 0.9}, {"rounds": 3, "replay": "accumulated"}),
         ({"initial_copy": True, "ema_decay": 0.9, **ADAPTED}, {"rounds": 3, "lag": 1}),
     ],
     ids=str,

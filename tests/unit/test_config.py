@@ -320,11 +320,18 @@ def test_methods_are_those_of_their_papers():
         config, _ = configuration.load(["preset=qwen2_5_vl_3b", f"method={method}"])
         plan = config.schedule.build().plan(0)
         builder, objective = config.examples, config.objective
-        found[method] = (type(builder), objective.beta, builder.scale_w, builder.scale_k, plan.reference, plan.data)
+        found[method] = (
+            type(builder),
+            objective.beta,
+            builder.scale_w,
+            builder.scale_k,
+            plan.reference,
+            type(config.replay).__name__,
+        )
         found[method] += (plan.temperatures, plan.epochs, config.learner.initial_copy, plan.options)
     assert found == {
-        "mm_rlhf": (AllPairs, 0.1, 0.5, 0.5, "previous", "current", (1.0,), 1, False, {}),
-        "iterative_dpo": (BestWorst, 0.1, 0.0, 0.5, "initial", "accumulated", (1.0, 0.7), 2, True, {}),
+        "mm_rlhf": (AllPairs, 0.1, 0.5, 0.5, "previous", "NoReplay", (1.0,), 1, False, {}),
+        "iterative_dpo": (BestWorst, 0.1, 0.0, 0.5, "initial", "Accumulated", (1.0, 0.7), 2, True, {}),
     }
 
 

@@ -88,7 +88,7 @@ def make_report(round=0):
         "seconds": {"rollout": 1.0},
         "accepted": True,
     }
-    return RoundReport(**{**numbers, **named, "round": round})
+    return RoundReport(**{**numbers, **named, "round": round, "replayed": {}})
 
 
 def copy_of(group):

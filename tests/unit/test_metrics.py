@@ -132,7 +132,8 @@ def test_plain_values():
 
 
 def test_scalars_are_flat_and_finite():
-    flat = scalars(report(0, loss=float("nan")))
+    flat = scalars(replace(report(0, loss=float("nan")), replayed={"rlaif_v": 30}))
+    assert flat["replayed/rlaif_v"] == 30
     assert (flat["eval/chair_i"], flat["eval/chair_i_high"], flat["train/grad_norm"]) == (0.2, 0.3, 1.5)
     assert (flat["seconds/rollout"], flat["failed/critiques"], flat["sync/max_logprob_gap"]) == (3.0, 2.0, 2e-5)
     assert "loss" not in flat

@@ -54,6 +54,11 @@ def test_a_round_whose_objective_gives_no_accuracy_and_whose_kl_was_not_measured
     assert " · loss 0.512 · sync gap" in line
 
 
+def test_a_rounds_line_says_what_its_replay_brought():
+    line = round_line(replace(REPORT, replayed={"earlier_rounds": 2200, "rlaif_v": 300}))
+    assert "2,048 answers, 1,100 pairs, 2,200 earlier_rounds, 300 rlaif_v · loss 0.512" in line
+
+
 def test_a_pipe_gets_lines_only():
     stream = io.StringIO()
     with Progress(stream) as progress:

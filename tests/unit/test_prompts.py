@@ -265,7 +265,7 @@ def test_rlaif_v_asks_a_question_about_a_picture_once(tmp_path, monkeypatch):
         table = datasets.Dataset.from_list([{key: row[key] for key in columns} for row in rows])
         table.to_parquet(str(tmp_path / name))
         source = DatasetPrompts(schema="rlaif_v", path=str(tmp_path / name))
-        return [prompt.id for prompt in source.take(0, len(source._places))]
+        return [prompt.id for prompt in source.take(0, len(source._data.questions))]
 
     assert asked("whole.parquet", rows[0]) == ["rlaif_v/0", "rlaif_v/2"]
     assert asked("pathless.parquet", ["question", "image"]) == ["rlaif_v/0", "rlaif_v/1", "rlaif_v/2"]

@@ -46,10 +46,10 @@ def test_a_rounds_own_answers_are_recorded_however_many_versions_ago_they_were_s
 
 
 def test_answers_of_earlier_rounds_are_compared_with_the_weights_at_the_start(reference):
-    reference.begin(plan(1, 1, data="accumulated"))
+    reference.begin(plan(1, 1, brings_others=True))
     assert not reference.is_recorded(tree(round=0, version=0))
     assert reference.is_recorded(tree(round=1, version=1))
-    reference.begin(plan(2, 2, data="accumulated", lag=1))
+    reference.begin(plan(2, 2, brings_others=True, lag=1))
     assert not reference.is_recorded(tree(round=0, version=0))
     assert reference.is_recorded(tree(round=2, version=1))
 

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -31,7 +31,8 @@ from rlsys.records import (
 from rlsys.report.examples import example_html
 from rlsys.report.gather import Example, gather, shares
 from rlsys.report.measures import change
-from rlsys.report.metrics import RunMetrics
+from rlsys.report.metrics import RunMetrics, plain
+from rlsys.report.sections import rounds_table
 from rlsys.report.svg import Point, bin_edges, histogram, line_chart, short, stacked_bars, ticks
 from rlsys.report.writer import write_report
 from tests.fakes import sampled_response
@@ -386,3 +387,12 @@ def test_charts_place_what_they_draw():
 def test_summary_on_disk_is_what_the_page_reads(tmp_path):
     fake_run(tmp_path, rounds=2)
     assert [entry["round"] for entry in json.loads((tmp_path / "summary.json").read_text())["rounds"]] == [0, 1]
+
+
+def test_the_table_of_rounds_says_what_their_replay_brought(tmp_path):
+    rounds = [
+        plain(asdict(replace(report(round), replayed=found))) for round, found in enumerate(({}, {"rlaif_v": 30}))
+    ]
+    first, second = rounds_table({"rounds": rounds}).split("<tr>")[2:]
+    assert first.startswith("<td>0</td><td>12</td><td>96</td><td>70</td><td>0</td>")
+    assert second.startswith("<td>1</td><td>12</td><td>96</td><td>65</td><td>30 rlaif_v</td>")

@@ -18,7 +18,6 @@ import pytest
 from rlsys import registry
 from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
-from rlsys.examples.all_pairs import AllPairs
 from rlsys.journal import Journal
 from rlsys.records import (
     FitReport,
@@ -101,9 +100,8 @@ class World:
         taken = []
         for pair in pairs:
             self.fuse()
-            taken.append(
-                f"{pair.prompt.id} {pair.chosen.text} {pair.rejected.text} {pair.chosen.sampled.policy_version}"
-            )
+            version_of = pair.chosen.sampled and pair.chosen.sampled.policy_version
+            taken.append(f"{pair.prompt.id} {pair.chosen.text} {pair.rejected.text} {version_of}")
         self.weights = digest(f"{self.weights} {taken} {version}")
         return FitReport(num_pairs=len(taken), num_steps=1, loss=0.5, metrics={}, seconds=0.0)
 
@@ -153,6 +151,15 @@ class FusedJournal(Journal):
         self.fuse()
 
 
+def replay_of(phase, root):
+    """The options of a phase's replay."""
+    if phase["replay"] != "corrections":
+        return phase["replay"]
+    rows = [{"prompt": "?", "response": f"bad {number}", "correction": f"good {number}"} for number in range(5)]
+    (root / "corrections.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"name": "corrections", "path": str(root / "corrections.jsonl"), "share": 0.4, "minimum": 1}
+
+
 class Scenario:
     """A schedule with a gate, of a seed."""
 
@@ -164,7 +171,7 @@ class Scenario:
                 "num_prompts": draw.randint(1, 4),
                 "num_candidates": draw.randint(1, 3),
                 "lag": draw.choice([0, 0, 1, 2]),
-                "data": draw.choice(["current", "current", "accumulated"]),
+                "replay": draw.choice([None, "accumulated", "corrections"]),
                 "max_tokens": 16,
             }
             for _ in range(draw.randint(1, 2))
@@ -184,7 +191,7 @@ class Scenario:
             gate.restore(checkpoint.load_state(good)["gate"])
         else:
             gate.begin({"chair_i": Interval(value=0.5, low=0.0, high=1.0)})
-        schedule = Schedule([Phase(**phase) for phase in self.phases])
+        schedule = Schedule([Phase(**{**phase, "replay": replay_of(phase, root)}) for phase in self.phases])
         if len(reports) >= schedule.num_rounds or (reports and gate.stops(reports[-1])):
             return
         world = World(fuse, good, self.chairs)
@@ -194,7 +201,8 @@ class Scenario:
         parts = RunComponents(
             schedule=schedule,
             **stages,
-            builder=AllPairs(),
+            builder=registry.examples.make("all_pairs"),
+            replay=registry.replay.make("none"),
             fingerprint="the world",
             evaluate=world.evaluate,
             gate=gate,
@@ -257,6 +265,7 @@ def outcome(root):
                 report.accepted,
                 report.staleness,
                 report.num_rollouts,
+                report.replayed,
                 pairs,
                 weights.read_text() if weights.exists() else None,
             )

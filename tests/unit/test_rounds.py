@@ -1,5 +1,6 @@
 """The loop with hand-written stages: order, overlap, versions, refusals, and going on after a stop."""
 
+import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,6 @@ from rlsys import registry
 from rlsys.checkpoints import checkpoint
 from rlsys.checkpoints.run import Checkpoints
 from rlsys.errors import CheckpointError, LearnerError
-from rlsys.examples.all_pairs import AllPairs
 from rlsys.journal import Journal
 from rlsys.prompts.fingerprint import Fingerprint
 from rlsys.records import (
@@ -77,10 +77,8 @@ class World:
             if self.hold is not None and index == plan.num_prompts - 1:
                 assert self.hold.wait(5.0), "training never began while generation was going on"
             self.events.append(("rollout", plan.round, index, self.version))
-            rollouts = tuple(
-                sampled_response(f"{'x' * (n + 1)}{self.version}", policy_version=self.version)
-                for n in range(plan.num_candidates)
-            )
+            texts = [f"{'x' * (n + 1)}{self.version}" for n in range(plan.num_candidates)]
+            rollouts = tuple(sampled_response(text, policy_version=self.version) for text in texts)
             yield RolloutGroup(
                 prompt=prompt,
                 round=plan.round,
@@ -143,7 +141,7 @@ class World:
         yield from items
 
 
-def parts(world, root, phases, gate=None):
+def parts(world, root, phases, gate=None, replay=None):
     initial = root / "initial"
     initial.mkdir(exist_ok=True, parents=True)
     return RunComponents(
@@ -152,7 +150,8 @@ def parts(world, root, phases, gate=None):
         fingerprint="the world",
         rollouts=world,
         feedback=world,
-        builder=AllPairs(),
+        builder=registry.examples.make("all_pairs"),
+        replay=replay or registry.replay.make("none"),
         learner=world,
         weights=world,
         evaluate=world.evaluate,
@@ -364,9 +363,48 @@ def test_patience_ends_a_run(tmp_path):
 
 def test_accumulated_data_brings_the_earlier_pairs_again(tmp_path):
     world = World()
-    list(run_rounds(parts(world, tmp_path, [phase(3, data="accumulated")])))
+    list(run_rounds(parts(world, tmp_path, [phase(3, replay="accumulated")])))
     assert [len(pairs) for pairs in world.trained] == [3, 6, 9]
     assert [pair.round for pair in world.trained[2]] == [2] * 3 + [0] * 3 + [1] * 3
+
+
+def texts(world):
+    """Chosen texts of every round that was trained, in order; those of the round's own are of one prompt each."""
+    return [" ".join(pair.chosen.text for pair in pairs) for pairs in world.trained]
+
+
+def test_offline_pairs_go_on_from_round_to_round_and_in_a_resumed_run(tmp_path):
+    rows = [{"prompt": "?", "response": f"bad {n}", "correction": f"c{n}"} for n in range(5)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = {"path": str(tmp_path / "c.jsonl"), "share": 0.4, "shuffle": False}
+    corrections = registry.replay.make("corrections", **options)
+
+    undisturbed = World()
+    reports = list(run_rounds(parts(undisturbed, tmp_path / "a", [phase(3)], replay=corrections)))
+    assert texts(undisturbed) == ["xx0 xx0 c0 xx0 c1", "xx1 xx1 c2 xx1 c3", "xx2 xx2 c4 xx2 c0"]
+    assert [(report.num_pairs, report.replayed) for report in reports] == [(3, {"corrections": 2})] * 3
+    journal = Journal(tmp_path / "a" / "journal")
+    assert [len(list(journal.read(round, PreferencePair))) for round in range(3)] == [3, 3, 3], "its own alone"
+
+    going = run_rounds(parts(World(), tmp_path / "b", [phase(3)], replay=corrections))
+    next(going)
+    going.close()
+    again = World()
+    again.version = 1
+    list(run_rounds(parts(again, tmp_path / "b", [phase(3)], replay=corrections), first=1, version=1))
+    assert texts(again) == texts(undisturbed)[1:]
+
+
+def test_a_phase_chooses_its_replay_and_the_learner_is_told(tmp_path):
+    class Told(World):
+        def fit(self, pairs, plan, *, version):
+            told.append(plan.brings_others)
+            return super().fit(pairs, plan, version=version)
+
+    told = []
+    reports = list(run_rounds(parts(Told(), tmp_path, [phase(2), phase(1, replay="accumulated")])))
+    assert told == [False, False, True]
+    assert [report.replayed for report in reports] == [{}, {}, {"earlier_rounds": 6}]
 
 
 def test_a_run_that_goes_on_takes_the_pairs_that_were_sampled_ahead(tmp_path):

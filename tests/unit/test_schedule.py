@@ -38,6 +38,7 @@ def test_phases_follow_each_other_and_take_prompts_in_turn():
         ({"objective": 0.2}, "objective must be options such as {name: value}, got 0.2"),
         ({"objective": {"beta": {"start": "a", "end": 1}}}, "objective.beta.start must be a number, got 'a'"),
         ({"examples": {"min_margin": {"start": 0, "end": 1, "shap": "x"}}}, "examples.min_margin: a ramp has the keys"),
+        ({"replay": 3}, "replay must be options such as {name: value}, got 3"),
         ({"lag": -1}, "lag must be >= 0, got -1"),
         ({"num_candidates": 3, "temperatures": [0.7, 1.0]}, "multiple of the 2 temperatures, got 3"),
         ({"lag": 0.5}, "lag must be a whole number, got 0.5"),

@@ -13,11 +13,11 @@ from xxhash import xxh3_64_intdigest
 
 from rlsys import records
 from rlsys.errors import CorruptFrame, FrameTooLarge, SchemaMismatch, TruncatedFrame, WireError, WrongType
-from rlsys.records import Critique, FitReport, Image, Probe, Prompt, RolloutGroup, RoundPlan, Sampling, Turn
+from rlsys.records import Critique, FitReport, Image, Probe, Prompt, Replayed, RolloutGroup, RoundPlan, Sampling, Turn
 from rlsys.wire import SCHEMA, Limits, decode, decode_many, encode, encode_many
 from tests.fakes import sampled_response
 
-RECORDS = [kind for kind in vars(records).values() if is_dataclass(kind) and kind is not RoundPlan]
+RECORDS = [kind for kind in vars(records).values() if is_dataclass(kind) and kind not in (RoundPlan, Replayed)]
 """A plan has options of plug-ins of any type, and stays in the process that made it or goes by Ray."""
 TEXT = st.text(st.characters(), max_size=12)  # lone surrogates included
 PLAIN = {

@@ -30,6 +30,11 @@ ROOT = "run"
 _ROLE = re.compile(r"engines\.([A-Za-z_]\w*)\.")
 PLUGIN_OPTIONS = "plugin_options_of"
 """Hydra group through which the options of the chosen plug-ins enter, before the command line's."""
+CONFIGS = "RLSYS_CONFIGS"
+"""Environment variable with folders of presets outside this repository, comma-separated; each is laid out as `configs/`, with
+`method/NAME.yaml`, `preset/NAME.yaml` and so on."""
+FORMAT = 2
+"""Of a run's folder. Version 1 had other records in its journal."""
 WORDS = "overrides.json"
 """File in a run's folder with the command-line words it was started with, and what they meant then."""
 
@@ -79,7 +84,7 @@ def save(tree: DictConfig, words: list[str], directory: Path) -> None:
         words: all that the run was started with, or, when it is resumed, those that were added then.
     """
     earlier = _saved(directory)[0] if (directory / WORDS).exists() else []
-    known = {"words": [*earlier, *words], "config": OmegaConf.to_container(tree, resolve=True)}
+    known = {"format": FORMAT, "words": [*earlier, *words], "config": OmegaConf.to_container(tree, resolve=True)}
     files.replace(directory / WORDS, json.dumps(known))
     files.replace(directory / "config.yaml", OmegaConf.to_yaml(tree, resolve=True))
 
@@ -89,6 +94,11 @@ def _saved(directory: Path) -> tuple[list[str], DictConfig]:
         known = json.loads((directory / WORDS).read_text())
     except OSError as error:
         raise ConfigError(f"resume: no run in {directory} ({error.strerror}: {error.filename})") from error
+    if known.get("format", 1) != FORMAT:
+        raise ConfigError(
+            f"resume: {directory} is a run of format {known.get('format', 1)}, this version reads format {FORMAT}: "
+            "go on with the version that began it, or begin a new run from its last policy (policy.model=...)"
+        )
     return known["words"], OmegaConf.create(known["config"])
 
 
@@ -243,6 +253,12 @@ def _with_plugin_options(phase: DictConfig, given: dict[str, Any]) -> dict[str, 
 
 def _compose(overrides: list[str]) -> DictConfig:
     GlobalHydra.instance().clear()
+    folders = [Path(folder).expanduser().absolute() for folder in filter(None, os.environ.get(CONFIGS, "").split(","))]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"{CONFIGS}: no folder {str(folder)!r}")
+    if folders:
+        overrides = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]", *overrides]
     with initialize_config_module("configs", version_base="1.3"):
         return compose(ROOT, overrides=overrides, return_hydra_config=True)
 

@@ -367,7 +367,7 @@ def test_answers_that_kill_the_judge_have_failed_verdicts():
     finally:
         judge.close()
     assert all(verdict.critiques == () and verdict.failed == 2 for verdict in first.verdicts)
-    assert any(verdict.critiques for verdict in second.verdicts)
+    assert any(verdict.score is not None for verdict in second.verdicts)
 
 
 # ---------------------------------------------------------------- the real engine
@@ -432,6 +432,8 @@ def test_a_real_critic_scores_by_the_raw_logit_of_its_score_token(folder):
     score = truth.processor.tokenizer.convert_tokens_to_ids("<score>")
     for prompt, verdict in zip(requests, verdicts, strict=True):
         for critique in verdict.critiques:
+            if critique.score is None:
+                continue
             words = truth.processor.tokenizer(critique.text, add_special_tokens=False)["input_ids"]
             logits = truth.logits(prompt, np.array([*words, score]))
             assert math.isclose(float(logits[-1, score]), critique.score, abs_tol=1e-4)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from rlsys.errors import ConfigError
 from rlsys.records import Prompt, Turn
@@ -20,6 +22,17 @@ def check_template(name: str, template: str, *places: str) -> None:
     missing = [f"{{{place}}}" for place in places if f"{{{place}}}" not in template]
     if missing:
         raise ConfigError(f"{name} must contain {' and '.join(missing)}, got {template!r}")
+
+
+def check_at_least(section: str, options: Any, **lowest: float) -> None:
+    """
+    Raises:
+        ConfigError: an option is below its lowest value, or not finite.
+    """
+    for name, low in lowest.items():
+        value = getattr(options, name)
+        if not (math.isfinite(value) and value >= low):
+            raise ConfigError(f"{section}.{name} must be at least {low}, got {value}")
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:

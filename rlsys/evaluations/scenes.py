@@ -19,9 +19,11 @@ from typing import ClassVar
 import numpy as np
 
 from rlsys import registry
+from rlsys.asking.prompts import check_at_least
 from rlsys.errors import ConfigError
 from rlsys.evaluations.bootstrap import Bootstrap
 from rlsys.evaluations.hallucination import Ratios, object_ratios
+from rlsys.evaluations.held_out import RESAMPLE_SEED, HeldOut
 from rlsys.evaluations.polar import read_polar
 from rlsys.records import Interval, Prompt, RolloutGroup
 from rlsys.worlds.scenes.language import is_so, read_question
@@ -31,19 +33,15 @@ from rlsys.worlds.scenes.world import SPLITS, Scene, partner
 
 
 @dataclass(kw_only=True)
-class _HeldOut:
+class _HeldOutScenes(HeldOut):
     num_scenes: int = 500
     split: str = "heldout"
     start: int = 0
     """Index of the first scene in the split."""
-    resamples: int = 1000
-    """Bootstrap resamples behind the 95 % intervals."""
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_scenes", "resamples"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"evaluation.{name} must be at least 1, got {getattr(self, name)}")
+        super().__post_init__()
+        check_at_least("evaluation", self, num_scenes=1)
         if self.split not in SPLITS:
             raise ConfigError(f"evaluation.split must be one of {', '.join(SPLITS)}, got {self.split!r}")
         if self.start < 0:
@@ -56,7 +54,7 @@ class _HeldOut:
         """Metrics from one row per prompt, its answers added up."""
         if not rows:
             return {}
-        bootstrap = Bootstrap.draw(len(rows), resamples=self.resamples, seed=self.seed)
+        bootstrap = Bootstrap.draw(len(rows), resamples=self.resamples, seed=RESAMPLE_SEED)
         metrics: dict[str, Interval] = {}
         for name in dict.fromkeys(name for row in rows for name in row):
             parts = np.array([row.get(name, (0.0, 0.0)) for row in rows])
@@ -78,7 +76,7 @@ def _add(rows: Iterable[tuple[int, Ratios]]) -> Ratios:
 
 @registry.evaluation("scenes")
 @dataclass(kw_only=True)
-class ScenesEvaluation(_HeldOut):
+class ScenesEvaluation(_HeldOutScenes):
     """Descriptions: CHAIR, recall, length."""
 
     directions: ClassVar[dict[str, int]] = {
@@ -132,7 +130,7 @@ def _false_positions(answer: Answer, scene: Scene) -> tuple[float, float]:
 
 @registry.evaluation("scenes_polar")
 @dataclass(kw_only=True)
-class ScenesPolarEvaluation(_HeldOut):
+class ScenesPolarEvaluation(_HeldOutScenes):
     """Polar questions: half are answered yes; the absent objects asked for are likely ones (POPE adversarial)."""
 
     directions: ClassVar[dict[str, int]] = {

@@ -50,12 +50,11 @@ class PairwiseJudge:
     def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
         """One verdict per response, from all comparisons of the group in one wave."""
         pairs = list(combinations(range(len(group.responses)), 2))
-        orders = [order for one, other in pairs for order in ((one, other), (other, one))]
-        generations = yield [self._ask(group, *order) for order in orders]
+        generations = yield self.comparisons(group)
         wins: list[list[float]] = [[] for _ in group.responses]
         failed = [0] * len(group.responses)
         for number, (one, other) in enumerate(pairs):
-            preferred = self._preferred(generations[2 * number : 2 * number + 2])
+            preferred = self.preferred(generations[2 * number : 2 * number + 2])
             if preferred is None:
                 failed[one] += 1
                 failed[other] += 1
@@ -64,13 +63,18 @@ class PairwiseJudge:
                 wins[other].append(1.0 - preferred)
         return tuple(map(_verdict, wins, failed))
 
+    def comparisons(self, group: RolloutGroup) -> list[Ask]:
+        """The questions about every two responses of a group, each two in both orders one after the other."""
+        pairs = combinations(range(len(group.responses)), 2)
+        return [self._ask(group, *order) for one, other in pairs for order in ((one, other), (other, one))]
+
     def _ask(self, group: RolloutGroup, shown_first: int, shown_second: int) -> Ask:
         a, b = group.responses[shown_first].text, group.responses[shown_second].text
         text = filled(self.template, {"question": question_of(group.prompt), "a": a, "b": b})
         sampling = Sampling(temperature=0.0, max_tokens=1, candidate_tokens=candidates(self.first, self.second))
         return Ask(role="judge", prompt=about(group.prompt, "compare", text, a, b), sampling=sampling)
 
-    def _preferred(self, orders: Sequence[Generation]) -> float | None:
+    def preferred(self, orders: Sequence[Generation]) -> float | None:
         """Probability that the response shown first in the first order is preferred; `None` if an order did not come."""
         straight, swapped = (probabilities(generation, self.first, self.second) for generation in orders)
         if straight is None or swapped is None:

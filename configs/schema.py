@@ -8,13 +8,16 @@ from typing import Any, ClassVar
 from omegaconf import MISSING
 
 from learners.config import LearnerConfig
-from rlsys import registry, training
+from rlsys import registry
 from rlsys.errors import ConfigError
 from rlsys.evaluations.none import NoEvaluation
 from rlsys.records import RoundPlan
 from rlsys.run.sync import TOLERANCES
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
+from rlsys.stages.base import Stage, in_order
+from rlsys.stages.recipe import Recipe
+from rlsys.stages.train import check_match
 
 
 def _at_least(section: str, options: Any, **lowest: float) -> None:
@@ -55,7 +58,7 @@ class PolicyConfig:
     """The model to align."""
 
     model: str = "scenes"
-    """`scenes` (made on the spot and cached), or a Hugging Face folder or name."""
+    """`stage:NAME`, a name in `aliases`, or a Hugging Face folder or name."""
     num_parameters_b: float | None = None
     """Billions of parameters, for the plan when the weights are not on this machine."""
 
@@ -98,7 +101,7 @@ class JudgeConfig(EngineRoleConfig):
     role: ClassVar[str] = "critic"
 
     model: str = "scenes"
-    """`scenes` (trained on the spot and cached), or a Hugging Face folder or name."""
+    """As `policy.model`."""
     num_parameters_b: float | None = None
 
 
@@ -159,6 +162,16 @@ class OutputConfig:
 
 
 @dataclass(kw_only=True)
+class TrainConfig(Recipe):
+    """What `rlsys train` trains, on `data` with `objective` and the run's learner."""
+
+    model: str = ""
+    """Where training starts: `stage:NAME`, or a Hugging Face folder or name."""
+    stage: str | None = None
+    """Name of one of `stages`, to be made instead; all of it is then said there."""
+
+
+@dataclass(kw_only=True)
 class RunConfig:
     """Everything. `rlsys align preset=scenes --cfg job` shows it filled in."""
 
@@ -175,10 +188,16 @@ class RunConfig:
     ray_address: str | None = None
     """`null`: the cluster of `RAY_ADDRESS` if that is set, else a cluster of this run's own; `auto`: the running one."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    sft: training.SftConfig = field(default_factory=training.SftConfig)
-    """How `policy.model=scenes` is made."""
-    judge_training: training.JudgeTrainingConfig = field(default_factory=training.JudgeTrainingConfig)
-    """How `critic.model=scenes` is made."""
+    stages: dict[str, Any] = field(default_factory=dict)
+    """What makes models before the rounds, by name: each a plug-in of group `stage`, chosen as `+stage@stages.NAME=KIND`. A
+    model is named `stage:NAME` wherever a model can be named. The stages that a command needs are run, each after those that
+    it needs itself, and their models are cached by what made them; others are not run.
+    """
+    aliases: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Short names of models, by role (`policy`, `judge`), that presets declare."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: Any = None
+    """Source of examples of `rlsys train`, a plug-in of group `data`; the rounds make their examples themselves."""
     prompts: Any = MISSING
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
     feedback: Any = MISSING
@@ -199,13 +218,37 @@ class RunConfig:
 
         Raises:
             ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made; the
-                objective does not learn from pairs; the transport, or the ranks, cannot work on the GPUs they would have.
+                objective does not learn from the examples there are; a stage needs one that is not there; the transport, or
+                the ranks, cannot work on the GPUs they would have.
         """
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
         if getattr(self.feedback, "seed", 0) is None:
             self.feedback.seed = self.seed
-        self._check_gpus()
+        self._check_learner_gpus()
+        self._check_stages()
+        if self.data is None:
+            self._check_rounds()
+        else:
+            check_match(self.data, self.objective)
+
+    def resolved(self, role: str, model: str) -> str:
+        """The model that a role's `model` stands for: an alias of that role, or itself."""
+        return self.aliases.get(role, {}).get(model, model)
+
+    def _check_stages(self) -> None:
+        """Every stage is one, and finds the stages that it needs."""
+        for name, stage in self.stages.items():
+            if not isinstance(stage, Stage):
+                raise ConfigError(
+                    f"stages.{name} must be a stage, got {stage!r}; choose one with +stage@stages.{name}=KIND, there are: "
+                    + ", ".join(sorted(registry.stage))
+                )
+        in_order(self.stages, [f"stage:{name}" for name in self.stages])
+
+    def _check_rounds(self) -> None:
+        self._check_transport()
+        in_order(self.stages, [self.resolved("policy", self.policy.model), self.resolved("judge", self.critic.model)])
         schedule = self.schedule.build()
         for round in range(schedule.num_rounds):
             self._check_examples(schedule.plan(round))
@@ -233,8 +276,8 @@ class RunConfig:
                 f"examples={type(builder).__name__} makes {builder.produces.__name__} records"
             )
 
-    def _check_gpus(self) -> None:
-        """What only a machine with GPUs would show, when ranks meet or in the first weight update."""
+    def _check_transport(self) -> None:
+        """What only a machine with GPUs would show, in the first weight update."""
         gpus = f"learner.gpus={self.learner.gpus:g}, rollout.gpus={self.rollout.gpus:g}"
         both, name = (self.learner.gpus, self.rollout.gpus), type(self.transport).__name__.lower()
         if getattr(self.transport, "between_gpus", False) and not all(both):
@@ -244,6 +287,9 @@ class RunConfig:
             raise ConfigError(f"transport={name} goes between processes on one GPU; with {gpus} they share none")
         if on_shared is False and min(both) < 1:
             raise ConfigError(f"transport={name} goes between GPUs of their own; with {gpus} one may be shared")
+
+    def _check_learner_gpus(self) -> None:
+        """What only a machine with GPUs would show, when ranks meet."""
         if self.learner.gpus > 1:
             raise ConfigError(f"learner.gpus must be at most 1, as a rank works on one GPU; got {self.learner.gpus:g}")
         if 0 < self.learner.gpus < 1 < self.learner.num_ranks:

@@ -18,7 +18,7 @@ from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
 from rlsys.app.cluster import cluster, look
-from rlsys.app.models import judge_folder, policy_folder
+from rlsys.app.models import judge_folder, needed_models, policy_folder, stage_lines
 from rlsys.app.report import write
 from rlsys.app.starting import Context
 from rlsys.checkpoints import checkpoint
@@ -107,6 +107,7 @@ def dry_run(config: Any) -> str:
     schedule = config.schedule.build()
     lines = [
         f"policy {config.policy.model}, critic {config.critic.model}",
+        *stage_lines(config, needed_models(config)),
         planning.table(roles, look(config.ray_address)),
     ]
     for plan in map(schedule.plan, range(schedule.num_rounds)):
@@ -158,7 +159,7 @@ def _align(run: Run) -> int:
         context = Context(machine=machine, progress=progress)
         planning.check(config, machine, schedule)
         policy = policy_folder(config, context)
-        critic = judge_folder(config, context, policy)
+        critic = judge_folder(config, context)
         progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
         parts, measure = stack.enter_context(
             assembled(

@@ -105,7 +105,7 @@ def _folder(config: Any) -> Iterator[Path]:
 def _run(config: Any, context: Context, directory: Path) -> tuple[list[RoundReport], list[dict[str, float]]]:
     """All rounds: their reports, and the cores that stages kept busy in each."""
     policy = policy_folder(config, context)
-    critic = judge_folder(config, context, policy)
+    critic = judge_folder(config, context)
     schedule, gate = config.schedule.build(), MetricGate(config=config.gate)
     reports: list[RoundReport] = []
     laps: list[dict[str, float]] = []

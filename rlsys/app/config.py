@@ -283,6 +283,6 @@ def _help() -> str:
     return (
         "Options are key=value pairs; groups are chosen by name:\n"
         "  preset=scenes|scenes_ci|qwen2_5_vl_3b|qwen2_5_vl_7b   cluster=laptop|one_gpu|one_node|two_nodes\n"
-        "  method=mm_rlhf|...   prompts=...   feedback=...   objective=...   transport=...   evaluation=...\n"
+        "  method=mm_rlhf|...   prompts=...   feedback=...   objective=...   transport=...   evaluation=...   data=...\n"
         "--cfg job prints the whole configuration and ends; dry_run=true prints the plan of actors and ends."
     )

@@ -40,14 +40,12 @@ def start_rollouts(
     *,
     placements: Sequence[Placement] | None = None,
     checkpoints: Checkpoints | None = None,
-    batch: int | None = None,
 ) -> RolloutStage:
     """Start the engines that answer.
 
     Args:
         model: Hugging Face folder of the policy.
         placements: one per worker; if `None`, the workers share all there is.
-        batch: prompts per engine call, instead of the run's.
         checkpoints: where the current weights are, if they will change; a worker that is replaced loads those.
 
     Raises:
@@ -64,7 +62,7 @@ def start_rollouts(
         current=checkpoints.current if checkpoints else (lambda: (model, 0)),
         placements=placements,
         seed=config.seed,
-        batch=batch or config.rollout.batch,
+        batch=config.rollout.batch,
         held_out_batch=config.eval.batch,
         deadline_s=config.rollout.deadline_s,
         probe_prompts=probe_prompts(config) if checkpoints else (),

@@ -200,7 +200,7 @@ def parts(on, monkeypatch):
                 yield replace(found, round=round, seconds={**found.seconds, "round": 4.0 + round})
 
     monkeypatch.setattr(bench, "policy_folder", lambda config, host: Path("policy"))
-    monkeypatch.setattr(bench, "judge_folder", lambda config, host, policy: Path("critic"))
+    monkeypatch.setattr(bench, "judge_folder", lambda config, host: Path("critic"))
     monkeypatch.setattr(bench, "assembled", assembled)
     monkeypatch.setattr(bench, "run_rounds", run_rounds)
     return seen

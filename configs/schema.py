@@ -244,6 +244,11 @@ class RunConfig:
                     f"stages.{name} must be a stage, got {stage!r}; choose one with +stage@stages.{name}=KIND, there are: "
                     + ", ".join(sorted(registry.stage))
                 )
+            if getattr(stage, "learner", None) is not None:
+                try:
+                    LearnerConfig.of(stage.learner, gpus=self.learner.gpus)
+                except ConfigError as error:
+                    raise ConfigError(f"stages.{name}: {error}") from error
         in_order(self.stages, [f"stage:{name}" for name in self.stages])
 
     def _check_rounds(self) -> None:

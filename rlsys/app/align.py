@@ -63,6 +63,11 @@ class Run:
 
 
 def _begin(config: Any, tree: Any, words: list[str]) -> int:
+    if config.data is not None:
+        raise ConfigError(
+            f"data={registry.data.name_of(config.data)} is for rlsys train; the rounds make their examples themselves, and "
+            "a stage has data of its own: +data@stages.NAME.data=..."
+        )
     if config.dry_run:
         print(dry_run(config))
         return 0

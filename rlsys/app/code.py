@@ -8,6 +8,7 @@ neither does anything else: another objective, a report, or the way of the weigh
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.util import find_spec
@@ -148,7 +149,7 @@ class Used:
         if module not in self._sources:
             path = self._find(module)
             package = module if path and path.name == "__init__.py" else module.rpartition(".")[0]
-            self._sources[module] = Source(ast.parse(path.read_text()), module, package) if path else None
+            self._sources[module] = Source(_tree(path.read_text()), module, package) if path else None
         return self._sources[module]
 
 
@@ -210,7 +211,13 @@ def _parse(module: str, find: Find) -> ast.Module:
     path = find(module)
     if path is None:
         raise ValueError(f"there is no module {module!r}, whose code decides a model's weights")
-    return ast.parse(path.read_text())
+    return _tree(path.read_text())
+
+
+@functools.lru_cache(512)
+def _tree(source: str) -> ast.Module:
+    """Stages share most modules. What `essence` takes from a tree, nobody misses."""
+    return ast.parse(source)
 
 
 def _is_text(node: ast.AST) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from learners.config import LearnerConfig, LoraConfig
+from learners.config import LearnerConfig
 from rlsys.app import plan as planning
 from rlsys.app.starting import Context, start_learner
 from rlsys.errors import ConfigError
@@ -111,16 +111,7 @@ def learner_options(config: Any, own: Mapping[str, Any] | None) -> LearnerConfig
     Raises:
         ConfigError: the learner has no such option, or refuses its value.
     """
-    if own is None:
-        return config.learner
-    known = [field.name for field in fields(LearnerConfig)]
-    for name in own:
-        if name not in known:
-            raise ConfigError(f"train.learner has no option {name!r}; there are: {', '.join(known)}")
-    options = {"gpus": config.learner.gpus, **own}
-    if isinstance(options.get("lora"), Mapping):
-        options["lora"] = LoraConfig(**options["lora"])
-    return LearnerConfig(**options)
+    return config.learner if own is None else LearnerConfig.of(own, gpus=config.learner.gpus)
 
 
 _DECIDING = (

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rlsys.records import Demonstration, Prompt
+
 if TYPE_CHECKING:
     from rlsys.stages.base import StageTools
 
@@ -29,6 +31,11 @@ class Examples(Sequence):
         if not -self._count <= index < self._count:
             raise IndexError(f"example {index} of {self._count}")
         return self._read(index % self._count)
+
+
+def demonstration(prompt: Prompt, text: str) -> Demonstration:
+    """A response of which only the text is known, to be imitated."""
+    return Demonstration(prompt=prompt, response=text)
 
 
 @dataclass(kw_only=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rlsys import registry
+from rlsys.data.base import demonstration
 from rlsys.data.files import Images, JsonLines, Row, prompt_of, text_of, turns_of
 from rlsys.errors import ConfigError
 from rlsys.records import Demonstration, Prompt
@@ -29,9 +30,8 @@ class JsonlDemonstrations(JsonLines):
         if ("messages" in row) == ("prompt" in row):
             raise ConfigError(f"{place}: a row must have either messages, or a prompt and a response")
         if "prompt" in row:
-            return Demonstration(prompt=prompt_of(row, place, images), response=text_of(row, "response", place))
+            return demonstration(prompt_of(row, place, images), text_of(row, "response", place))
         turns = turns_of(row["messages"], "messages", place)
         if [turn.role for turn in turns[-2:]] != ["user", "assistant"] or not turns[-1].text:
             raise ConfigError(f"{place}: messages must end with the user's and the assistant's, the latter not empty")
-        prompt = Prompt(id=place, turns=turns[:-1], images=images(row, place))
-        return Demonstration(prompt=prompt, response=turns[-1].text)
+        return demonstration(Prompt(id=place, turns=turns[:-1], images=images(row, place)), turns[-1].text)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlsys import registry
-from rlsys.data.base import Data
+from rlsys.data.base import Data, demonstration
 from rlsys.data.files import read_row, text_of
 from rlsys.errors import ConfigError
 from rlsys.prompts.text import check_text
@@ -63,7 +63,7 @@ class Text(Data):
 
     def examples(self, model: Path, tools: StageTools) -> Sequence[Demonstration]:
         """See `Data.examples`."""
-        return [Demonstration(prompt=Prompt(id=place, turns=()), response=text) for place, text in self._pieces]
+        return [demonstration(Prompt(id=place, turns=()), text) for place, text in self._pieces]
 
     @cached_property
     def _pieces(self) -> list[tuple[str, str]]:

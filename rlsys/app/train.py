@@ -13,12 +13,12 @@ from rlsys import registry
 from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.cluster import cluster, look
-from rlsys.app.models import Tools, model_folder, stage_lines
+from rlsys.app.models import Tools, given_folder, model_folder, stage_lines
 from rlsys.app.starting import Context
 from rlsys.app.supervised import learner_options
 from rlsys.errors import ConfigError
 from rlsys.report.progress import Progress, quiet_libraries
-from rlsys.stages.base import MODEL, PREFIX, in_order
+from rlsys.stages.base import MODEL, PREFIX, in_order, stage_named
 from rlsys.stages.recipe import Recipe
 from rlsys.stages.train import Train
 
@@ -76,8 +76,11 @@ def _into_folder(config: Any, tree: Any, words: list[str], stage: Train) -> Path
     """Train into a folder of the run's own.
 
     Raises:
-        ConfigError: the folder exists already.
+        ConfigError: the folder exists already, or there is no such model.
     """
+    for model in stage.models():
+        if stage_named(model) is None:
+            given_folder(model, "train.model")  # before anything starts
     name = config.name or f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.output.runs_dir).absolute() / name
     try:

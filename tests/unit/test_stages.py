@@ -243,6 +243,14 @@ def test_a_name_that_is_taken_is_said(capsys, tmp_path):
     assert status == 2 and f"name: {tmp_path / 'mine'} exists already; choose another name" in err
 
 
+def test_a_model_that_is_not_there_is_said_before_a_folder_is_made(capsys, tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    words = ["data=text", f"data.path={tmp_path / 'a.txt'}", "objective=sft", "train.model=/not/there", "name=mine"]
+    status, _, err = run(capsys, *words, f"output.runs_dir={tmp_path}")
+    assert status == 2 and "train.model: no folder '/not/there', and no such model can be had from the hub" in err
+    assert not (tmp_path / "mine").exists()
+
+
 def test_plans_say_what_would_be_done(capsys, tmp_path):
     (tmp_path / "a.txt").write_text("one\n\ntwo")
     words = [f"data.path={tmp_path / 'a.txt'}", "data.max_characters=3", "objective=sft", "learner.num_ranks=2"]

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
+from configs.training import TrainConfig, check_stages
 from learners.config import LearnerConfig
 from rlsys import registry
 from rlsys.errors import ConfigError
@@ -15,8 +16,7 @@ from rlsys.records import RoundPlan
 from rlsys.run.sync import TOLERANCES
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
-from rlsys.stages.base import Stage, in_order
-from rlsys.stages.recipe import Recipe
+from rlsys.stages.base import in_order
 from rlsys.stages.train import check_match
 
 
@@ -162,16 +162,6 @@ class OutputConfig:
 
 
 @dataclass(kw_only=True)
-class TrainConfig(Recipe):
-    """What `rlsys train` trains, on `data` with `objective` and the run's learner."""
-
-    model: str = ""
-    """Where training starts: `stage:NAME`, or a Hugging Face folder or name."""
-    stage: str | None = None
-    """Name of one of `stages`, to be made instead; all of it is then said there."""
-
-
-@dataclass(kw_only=True)
 class RunConfig:
     """Everything. `rlsys align preset=scenes --cfg job` shows it filled in."""
 
@@ -226,7 +216,7 @@ class RunConfig:
         if getattr(self.feedback, "seed", 0) is None:
             self.feedback.seed = self.seed
         self._check_learner_gpus()
-        self._check_stages()
+        check_stages(self.stages, gpus=self.learner.gpus)
         if self.data is None:
             self._check_rounds()
         else:
@@ -236,22 +226,8 @@ class RunConfig:
         """The model that a role's `model` stands for: an alias of that role, or itself."""
         return self.aliases.get(role, {}).get(model, model)
 
-    def _check_stages(self) -> None:
-        """Every stage is one, and finds the stages that it needs."""
-        for name, stage in self.stages.items():
-            if not isinstance(stage, Stage):
-                raise ConfigError(
-                    f"stages.{name} must be a stage, got {stage!r}; choose one with +stage@stages.{name}=KIND, there are: "
-                    + ", ".join(sorted(registry.stage))
-                )
-            if getattr(stage, "learner", None) is not None:
-                try:
-                    LearnerConfig.of(stage.learner, gpus=self.learner.gpus)
-                except ConfigError as error:
-                    raise ConfigError(f"stages.{name}: {error}") from error
-        in_order(self.stages, [f"stage:{name}" for name in self.stages])
-
     def _check_rounds(self) -> None:
+        """What the rounds of a run need, and a training without rounds does not."""
         self._check_transport()
         in_order(self.stages, [self.resolved("policy", self.policy.model), self.resolved("judge", self.critic.model)])
         schedule = self.schedule.build()

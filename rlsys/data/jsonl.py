@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from rlsys import registry
 from rlsys.data.base import demonstration
-from rlsys.data.files import Images, JsonLines, Row, prompt_of, text_of, turns_of
+from rlsys.data.json_lines import Images, JsonLines, Row, prompt_of, text_of, turns_of
 from rlsys.errors import ConfigError
 from rlsys.records import Demonstration, Prompt
 

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from rlsys import registry
-from rlsys.data.files import Images, JsonLines, Row, prompt_of, text_of
+from rlsys.data.json_lines import Images, JsonLines, Row, prompt_of, text_of
 from rlsys.errors import ConfigError
 from rlsys.examples.scaling import beta_scale
 from rlsys.records import PreferencePair, Response

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlsys import registry
 from rlsys.data.base import Data, demonstration
-from rlsys.data.files import read_row, text_of
+from rlsys.data.json_lines import read_row, text_of
 from rlsys.errors import ConfigError
 from rlsys.prompts.text import check_text
 from rlsys.records import Demonstration, Prompt

@@ -43,3 +43,14 @@ def test_endings_and_special_tokens(chat):
     assert chat.tokenizer.eos_token_id in chat.ends
     with pytest.raises(ConfigError, match="the tokenizer has no token '<reward>'"):
         chat.token_id("<reward>")
+
+
+def test_a_plain_text_follows_the_token_that_begins_or_ends_texts(chat):
+    text = Prompt(id="text", turns=())
+    assert chat.tokenizer.bos_token_id is None
+    assert chat.prompt_ids(text) == (chat.tokenizer.eos_token_id,)
+    chat.tokenizer.bos_token = "<|im_start|>"
+    try:
+        assert chat.prompt_ids(text) == (chat.token_id("<|im_start|>"),)
+    finally:
+        chat.tokenizer.bos_token = None

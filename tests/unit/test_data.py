@@ -9,6 +9,7 @@ from PIL import Image
 
 from rlsys import registry
 from rlsys.data.base import Examples
+from rlsys.data.critiques import JsonlCritiques
 from rlsys.data.jsonl import JsonlDemonstrations
 from rlsys.data.preferences import JsonlPreferences
 from rlsys.data.scenes_critiques import ScenesCritiques
@@ -76,6 +77,21 @@ def test_preferences_have_a_margin_that_scales_their_beta(tmp_path):
     assert (second.prompt.question, second.margin) == ("And?", 1.0)
     assert len(first.prompt_token_ids) == len(first.chosen.token_ids) == 0 and first.chosen.sampled is None
     assert all_of(JsonlPreferences(path=path))[0].beta_scale == 1.0
+
+
+def test_judged_pairs_are_shown_as_the_judge_will_see_them(tmp_path):
+    row = {"prompt": "How many cats?", "chosen": "Two.", "rejected": "Nine."}
+    path = written(tmp_path, {**row, "chosen_critique": "Right.", "rejected_critique": "Wrong."}, row)
+    first, second = all_of(JsonlCritiques(path=path, template="Q: {question} A: {answer}"))
+    shown = [prompt.question for prompt in (first.chosen_prompt, first.rejected_prompt)]
+    assert shown == ["Q: How many cats? A: Two.", "Q: How many cats? A: Nine."]
+    assert (first.chosen_critique, first.rejected_critique) == ("Right.", "Wrong.")
+    assert (second.chosen_critique, second.rejected_critique) == ("", "")
+    with pytest.raises(ConfigError, match=r"data\.template must contain \{answer\}, got 'Q: \{question\}'"):
+        JsonlCritiques(path=path, template="Q: {question}")
+    path = written(tmp_path, {**row, "chosen_critique": "Right."})
+    with pytest.raises(ConfigError, match=r"rows\.jsonl:1: a row must have both chosen_critique and rejected_critique"):
+        JsonlCritiques(path=path, template="{question}{answer}").count()
 
 
 def test_text_is_whole_documents_or_pieces_of_them_after_no_prompt(tmp_path):
@@ -245,5 +261,7 @@ def test_options_of_critiques_are_checked(options, message):
 
 def test_every_source_says_what_it_produces():
     registry.discover()
-    assert sorted(registry.data) == ["jsonl", "preferences", "scenes_critiques", "scenes_demonstrations", "text"]
+    assert sorted(registry.data) == [
+        *("critiques", "jsonl", "preferences", "scenes_critiques", "scenes_demonstrations", "text")
+    ]
     assert all(isinstance(source.produces, type) for source in registry.data.values())

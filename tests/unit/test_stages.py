@@ -206,7 +206,10 @@ def run(capsys, *words):
 
 
 MISTAKES = [
-    ([], "rlsys train needs data=NAME, there are: jsonl, preferences, scenes_critiques, scenes_demonstrations, text"),
+    (
+        [],
+        "rlsys train needs data=NAME, there are: critiques, jsonl, preferences, scenes_critiques, scenes_demonstrations, text",
+    ),
     (["data=jsonl", "data.path=x", "objective=sft"], "rlsys train needs train.model=FOLDER"),
     (["data=jsonl", "data.path=x", "objective=dpo", "train.model=m"], "objectives that learn from those: sft"),
     (["data=jsonl", "data.path=x", "objective=sft", "train.model=m"], "data.path must name a file, got 'x'"),
@@ -214,7 +217,7 @@ MISTAKES = [
         ["data=jsonl", "data.path=x", "objective=sft", "train.model=stage:b"],
         "stage:b: no such stage; there are: random",
     ),
-    (["data=jsn"], "there are: jsonl, preferences, scenes_critiques, scenes_demonstrations, text"),
+    (["data=jsn"], "there are: critiques, jsonl, preferences, scenes_critiques, scenes_demonstrations, text"),
     (["data=jsonl", "data.paht=x"], "data.paht"),
     (["data=jsonl", "objective=sft", "train.model=m"], "data.path must name a file, got ''"),
     (

@@ -95,7 +95,7 @@ class Tools:
         learner: Mapping[str, Any] | None,
     ) -> None:
         """See `StageTools.train`."""
-        report = supervised.train(
+        supervised.train(
             self.config,
             self.context,
             model,
@@ -105,9 +105,6 @@ class Tools:
             recipe=recipe,
             learner=learner,
             label=self.label,
-        )
-        self.context.progress.say(
-            f"{self.label}: {report.num_pairs:,} examples, {report.num_steps:,} steps, mean loss {report.loss:.4f}"
         )
 
 

@@ -13,7 +13,7 @@ from learners.config import LearnerConfig
 from rlsys.app import plan as planning
 from rlsys.app.starting import Context, start_learner
 from rlsys.errors import ConfigError
-from rlsys.records import FitReport, Prompt, RolloutGroup
+from rlsys.records import Prompt, RolloutGroup
 from rlsys.schedules.phases import Phase
 from rlsys.seeding import generator
 from rlsys.stages.base import MODEL
@@ -21,6 +21,8 @@ from rlsys.stages.recipe import Recipe
 
 ANSWERING_ROUND = -2
 """Round number of responses that examples are made of; rounds of a run count from 0, evaluation is -1."""
+CURVE = "training.jsonl"
+"""File beside a model with loss and learning rate of every step."""
 
 
 def respond(
@@ -72,8 +74,8 @@ def train(
     recipe: Recipe,
     learner: Mapping[str, Any] | None,
     label: str,
-) -> FitReport:
-    """See `rlsys.stages.base.StageTools.train`. `target/training.jsonl` holds loss and learning rate of every step.
+) -> None:
+    """See `rlsys.stages.base.StageTools.train`. The curve is written while it is trained.
 
     Raises:
         ConfigError: there are no examples.
@@ -89,20 +91,19 @@ def train(
     plan = FitPlan.of_recipe(recipe, seed=config.seed, num_examples=len(examples))
     group = start_learner(config, context, model, objective=objective, options=options)
     try:
-        with open(target / "training.jsonl", "w") as lines:
+        with open(target / CURVE, "w") as lines:
 
             def note(step: int, loss: float) -> None:
                 lines.write(json.dumps({"step": step, "loss": loss, "lr": plan.lr_at(step)}) + "\n")
                 lines.flush()
 
             ordered = (examples[index] for index in order)
-            report = group.train(context.progress.track(label, ordered, len(examples)), plan, on_step=note)
+            group.train(context.progress.track(label, ordered, len(examples)), plan, on_step=note)
         group.save(str(target))
     finally:
         group.close()
     (target / "policy").rename(target / MODEL)
     shutil.rmtree(target / "optimizer", ignore_errors=True)  # nobody goes on from here
-    return report
 
 
 def learner_options(config: Any, own: Mapping[str, Any] | None) -> LearnerConfig:

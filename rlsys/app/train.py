@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 import time
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rlsys import registry
@@ -15,7 +17,7 @@ from rlsys.app import plan as planning
 from rlsys.app.cluster import cluster, look
 from rlsys.app.models import Tools, given_folder, model_folder, stage_lines
 from rlsys.app.starting import Context
-from rlsys.app.supervised import learner_options
+from rlsys.app.supervised import CURVE, learner_options
 from rlsys.errors import ConfigError
 from rlsys.report.progress import Progress, quiet_libraries
 from rlsys.stages.base import MODEL, PREFIX, in_order, stage_named
@@ -49,6 +51,7 @@ def _train(config: Any, tree: Any, words: list[str]) -> int:
             folder = model_folder(config, Context(machine=machine, progress=progress), PREFIX + made, "train.stage")
     else:
         folder = _into_folder(config, tree, words, stage)
+    print(_curve(folder.parent / CURVE), end="")
     print(folder)
     return 0
 
@@ -93,10 +96,20 @@ def _into_folder(config: Any, tree: Any, words: list[str], stage: Train) -> Path
             context = Context(machine=machine, progress=progress)
             stage.make(directory, Tools(config=config, context=context, label=NAME))
     except BaseException:
-        if not (directory / "training.jsonl").exists():
+        if not (directory / CURVE).exists():
             shutil.rmtree(directory)  # the corrected command may have the same name
         raise
     return directory / MODEL
+
+
+def _curve(path: Path) -> str:
+    """How the loss went, in a line; empty if nothing was trained."""
+    if not path.exists():
+        return ""
+    losses = [json.loads(line)["loss"] for line in path.read_text().splitlines()]
+    tenth = max(1, len(losses) // 10)
+    first, last = fmean(losses[:tenth]), fmean(losses[-tenth:])
+    return f"{len(losses):,} steps, loss {first:.4f} at the beginning, {last:.4f} at the end: {path}\n"
 
 
 def _plan(config: Any, stage: Train) -> str:

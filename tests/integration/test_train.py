@@ -65,7 +65,8 @@ def test_a_model_learns_what_a_file_of_rows_shows_it(model, tmp_path):
     recipe = ["train.epochs=10", "train.lr=1e-2", "train.batch_size=8", "train.lr_schedule=constant"]
     said, losses = rlsys_train(tmp_path, *words, *recipe)
     folder = tmp_path / "mine" / "model"
-    assert said.splitlines()[-1] == str(folder)
+    curve, place = said.splitlines()
+    assert place == str(folder) and curve.startswith("40 steps, loss ")
     assert len(losses) == 40
     assert losses[0] > 4 and np.mean(losses[-4:]) < 0.1
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -145,7 +145,8 @@ def test_definitions_are_followed_through_the_ways_of_importing_them(tmp_path):
 
 
 def test_every_module_of_the_learner_is_said_to_decide_weights_or_not():
-    there = {path.stem for path in Path(learners.__file__).parent.glob("*.py")}
+    root = Path(learners.__file__).parent
+    there = {".".join(path.relative_to(root).with_suffix("").parts) for path in root.rglob("*.py")}
     learning = {name.removeprefix("learners.") for name in code.LEARNING if name.startswith("learners.")}
     assert learning.isdisjoint(code.NOT_LEARNING)
     assert learning | set(code.NOT_LEARNING) == there

@@ -114,6 +114,10 @@ class RolloutStage:
                     self._counts.missed(group.failed)
                 yield group
 
+    def missed(self, number: int) -> None:
+        """Count held-out responses that did not come."""
+        self._counts.missed(number)
+
     def ask(self, frame: bytes, num_asks: int) -> Iterator[PartialResult | None]:
         """The policy as an engine that is asked (`actors.roles.RoleEngines`), with the weights that it holds."""
         return self._pool.call("respond", (frame,), num_items=num_asks)

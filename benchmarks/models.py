@@ -30,7 +30,7 @@ def scenes_models() -> tuple[Path, Path]:
     with cluster(None) as machine, Progress() as progress:
         host = Context(machine=machine, progress=progress)
         policy = policy_folder(config, host)
-        return policy, judge_folder(config, host, policy)
+        return policy, judge_folder(config, host)
 
 
 def small_policy(directory: Path) -> Path:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING
 
+from configs.training import TrainConfig, check_stages
 from learners.config import LearnerConfig
-from rlsys import registry, training
+from rlsys import registry
 from rlsys.errors import ConfigError
-from rlsys.evaluations.none import NoEvaluation
+from rlsys.evaluations.names import directions
 from rlsys.records import RoundPlan
 from rlsys.run.sync import TOLERANCES
 from rlsys.schedules.gate import GateConfig
 from rlsys.schedules.phases import Phase, Schedule
+from rlsys.stages.base import in_order
+from rlsys.stages.train import check_match
 
 
 def _at_least(section: str, options: Any, **lowest: float) -> None:
@@ -56,7 +60,7 @@ class PolicyConfig:
     """The model to align."""
 
     model: str = "scenes"
-    """`scenes` (made on the spot and cached), or a Hugging Face folder or name."""
+    """`stage:NAME`, a name in `aliases`, or a Hugging Face folder or name."""
     num_parameters_b: float | None = None
     """Billions of parameters, for the plan when the weights are not on this machine."""
 
@@ -104,8 +108,8 @@ class RoleConfig(EngineRoleConfig):
     """
 
     model: str = ""
-    """A Hugging Face folder or name; `scenes` (made on the spot and cached); or `policy`: the policy's own engines answer,
-    with the weights of the round."""
+    """A Hugging Face folder or name; `stage:NAME`, what a stage of `stages` makes; a short name that a preset declares, such
+    as `scenes`; or `policy`: the policy's own engines answer, with the weights of the round."""
     num_parameters_b: float | None = None
     """Billions of parameters, for the plan when the weights are not on this machine."""
 
@@ -121,13 +125,11 @@ class EvalConfig:
 
     every: int = 1
     """Rounds between two evaluations; the last round is always evaluated. 0 never evaluates."""
-    temperature: float = 1.0
-    max_tokens: int = 64
     batch: int = 256
     """Prompts per engine call, more than in a round, where a prompt has several answers. Another batch, other rounding."""
 
     def __post_init__(self) -> None:
-        _at_least("eval", self, every=0, temperature=0, max_tokens=1, batch=1)
+        _at_least("eval", self, every=0, batch=1)
 
 
 @dataclass(kw_only=True)
@@ -188,10 +190,16 @@ class RunConfig:
     ray_address: str | None = None
     """`null`: the cluster of `RAY_ADDRESS` if that is set, else a cluster of this run's own; `auto`: the running one."""
     policy: PolicyConfig = field(default_factory=PolicyConfig)
-    sft: training.SftConfig = field(default_factory=training.SftConfig)
-    """How `policy.model=scenes` is made."""
-    judge_training: training.JudgeTrainingConfig = field(default_factory=training.JudgeTrainingConfig)
-    """How `engines.judge.model=scenes` is made."""
+    stages: dict[str, Any] = field(default_factory=dict)
+    """What makes models before the rounds, by name: each a plug-in of group `stage`, chosen as `+stage@stages.NAME=KIND`. A
+    model is named `stage:NAME` wherever a model can be named. The stages that a command needs are run, each after those that
+    it needs itself, and their models are cached by what made them; others are not run.
+    """
+    aliases: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Short names of models, by role (`policy`, `judge`), that presets declare."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: Any = None
+    """Source of examples of `rlsys train`, a plug-in of group `data`; the rounds make their examples themselves."""
     prompts: Any = MISSING
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
     feedback: Any = MISSING
@@ -206,7 +214,9 @@ class RunConfig:
     sync: SyncConfig = field(default_factory=SyncConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     gate: GateConfig = field(default_factory=GateConfig)
-    evaluation: Any = MISSING
+    evaluations: dict[str, Any] = field(default_factory=dict)
+    """What the policy is measured by, before the first round and after rounds: plug-ins of group `evaluation` by any name.
+    `evaluations.NAME.OPTION=...` adds the one that is called NAME; `evaluations=none` leaves all out."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
@@ -215,18 +225,39 @@ class RunConfig:
 
         Raises:
             ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made; the
-                objective does not learn from pairs; the transport, or the ranks, cannot work on the GPUs they would have.
+                objective does not learn from the examples there are; a stage needs one that is not there; the transport, or
+                the ranks, cannot work on the GPUs they would have.
         """
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
-        if getattr(self.feedback, "seed", 0) is None:
-            self.feedback.seed = self.seed
+        for plugin in (self.feedback, *self.evaluations.values()):
+            if getattr(plugin, "seed", 0) is None:
+                plugin.seed = self.seed
+        self._check_learner_gpus()
+        check_stages(self.stages, gpus=self.learner.gpus)
+        if self.data is None:
+            self._check_rounds()
+        else:
+            check_match(self.data, self.objective)
+
+    def resolved(self, role: str, model: str) -> str:
+        """The model that a role's `model` stands for: an alias of that role, or itself."""
+        return self.aliases.get(role, {}).get(model, model)
+
+    def models(self) -> dict[str, str]:
+        """The models that a run's engines load, by role, aliases resolved."""
+        others = {name: self.resolved(name, self.engines[name].model) for name in self.roles()}
+        return {"policy": self.resolved("policy", self.policy.model), **others}
+
+    def _check_rounds(self) -> None:
+        """What the rounds of a run need, and a training without rounds does not."""
         for role in self.engines.values():
             if role.engine is None:
                 role.engine = copy.copy(self.rollout.engine)
         for section, role in {"rollout": self.rollout, **{f"engines.{n}": r for n, r in self.engines.items()}}.items():
             role.check(section)
-        self._check_gpus()
+        self._check_transport()
+        in_order(self.stages, self.models().values())
         schedule = self.schedule.build()
         self._check_roles()
         for round in range(schedule.num_rounds):
@@ -238,15 +269,11 @@ class RunConfig:
         if "ema" in references and not self.learner.ema_decay:
             raise ConfigError("schedule.reference=ema needs learner.ema_decay > 0")
         self._check_kl_budget(schedule)
-        if self.gate.looks_at_metric and (not self.eval.every or isinstance(self.evaluation, NoEvaluation)):
+        if self.gate.looks_at_metric and not (self.eval.every and self.evaluations):
             raise ConfigError(
                 "gate.refuse and gate.patience need rounds that are evaluated: eval.every > 0, an evaluation"
             )
-        if not hasattr(self.evaluation, "directions"):
-            raise ConfigError(
-                f"evaluation={type(self.evaluation).__name__} must have `directions`: its metrics, and -1, +1 or 0 for each"
-            )
-        self.gate.direction(self.evaluation.directions)
+        self.gate.direction(directions(self.evaluations))
 
     def _check_kl_budget(self, schedule: Schedule) -> None:
         """A budget that is never held against anything would stop nothing, without a word."""
@@ -282,11 +309,12 @@ class RunConfig:
         """The plug-ins of all rounds that may ask engines."""
         schedule = self.schedule.build()
         options = [schedule.plan(round).options.get("feedback", {}) for round in range(schedule.num_rounds)]
-        return [*(registry.feedback.configured(self.feedback, each) for each in options), self.conversation]
+        feedbacks = [registry.feedback.configured(self.feedback, each) for each in options]
+        return [*feedbacks, self.conversation, *self.evaluations.values()]
 
-    def roles(self) -> list[str]:
-        """Roles that are asked and have engines of their own, in the order in which they are named."""
-        asked = {role for plugin in self.asking_plugins() for role in plugin.roles}
+    def roles(self, plugins: Sequence[Any] | None = None) -> list[str]:
+        """Roles that some plug-ins ask (all, if `None`) and that have engines of their own, in the order of `engines`."""
+        asked = {role for plugin in (self.asking_plugins() if plugins is None else plugins) for role in plugin.roles}
         return [name for name, role in self.engines.items() if name in asked and not role.is_policy]
 
     def roles_of_policy(self) -> list[str]:
@@ -314,8 +342,8 @@ class RunConfig:
                 f"replay={type(replay).__name__} brings {replay.produces.__name__} records"
             )
 
-    def _check_gpus(self) -> None:
-        """What only a machine with GPUs would show, when ranks meet or in the first weight update."""
+    def _check_transport(self) -> None:
+        """What only a machine with GPUs would show, in the first weight update."""
         gpus = f"learner.gpus={self.learner.gpus:g}, rollout.gpus={self.rollout.gpus:g}"
         both, name = (self.learner.gpus, self.rollout.gpus), type(self.transport).__name__.lower()
         if getattr(self.transport, "between_gpus", False) and not all(both):
@@ -325,6 +353,9 @@ class RunConfig:
             raise ConfigError(f"transport={name} goes between processes on one GPU; with {gpus} they share none")
         if on_shared is False and min(both) < 1:
             raise ConfigError(f"transport={name} goes between GPUs of their own; with {gpus} one may be shared")
+
+    def _check_learner_gpus(self) -> None:
+        """What only a machine with GPUs would show, when ranks meet."""
         if self.learner.gpus > 1:
             raise ConfigError(f"learner.gpus must be at most 1, as a rank works on one GPU; got {self.learner.gpus:g}")
         if 0 < self.learner.gpus < 1 < self.learner.num_ranks:

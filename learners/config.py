@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rlsys.errors import ConfigError
 
@@ -113,6 +115,29 @@ class LearnerConfig:
             raise ConfigError(f"learner.deadline_s must be > 0, got {self.deadline_s}")
         if self.reference_tolerance is not None and self.reference_tolerance <= 0:
             raise ConfigError(f"learner.reference_tolerance must be > 0, got {self.reference_tolerance}")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, gpus: float) -> LearnerConfig:
+        """A learner with some options, the others at their defaults.
+
+        Args:
+            gpus: per rank, unless it is among the options.
+
+        Raises:
+            ConfigError: there is no such option, or a value that it refuses.
+        """
+        # OmegaConf checks and converts each value by the field's type, as it does for values of the command line.
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        known = [field.name for field in fields(cls)]
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"learner has no option {name!r}; there are: {', '.join(known)}")
+        try:
+            return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), {"gpus": gpus, **options}))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"learner: {str(error).splitlines()[0]}") from error
 
     @property
     def has_adapter(self) -> bool:

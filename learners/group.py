@@ -5,12 +5,13 @@ The only file of the learner that knows Ray.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import os
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,21 +114,34 @@ class LearnerGroup:
         """
         return self.train(pairs, FitPlan.of_round(plan, policy_version=version, seed=self._seed))
 
-    def train(self, examples: Iterable[Any], plan: FitPlan) -> FitReport:
-        """Train on examples of the objective's record class as they come; see `fit`."""
+    def train(
+        self, examples: Iterable[Any], plan: FitPlan, *, on_step: Callable[[int, float], None] | None = None
+    ) -> FitReport:
+        """Train on examples of the objective's record class as they come; see `fit`.
+
+        Args:
+            on_step: told the number and the loss of every step, in order, soon after it is done.
+        """
         self._all("begin", plan)
         metrics = FitMetrics()
+        done = itertools.count()
+
+        def finish(step: list[Any]) -> None:
+            loss = metrics.add(self._wait(step))
+            if on_step is not None:
+                on_step(next(done), loss)
+
         steps = self._steps(batches_of(examples, self._config.batch_size), plan)
         waiting: deque[list[Any]] = deque()
         for number, (batch, frames) in enumerate(steps):
             if len(waiting) == MAX_STEPS_AHEAD:
-                metrics.add(self._wait(waiting.popleft()))
+                finish(waiting.popleft())
             options = {"lr": plan.lr_at(number), "batch": batch}
             waiting.append(
                 [actor.call.remote("step", frame, **options) for actor, frame in zip(self._ranks, frames, strict=True)]
             )
         while waiting:
-            metrics.add(self._wait(waiting.popleft()))
+            finish(waiting.popleft())
         return metrics.report(self._all("end"))
 
     def pids(self) -> list[int]:

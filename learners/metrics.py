@@ -23,18 +23,20 @@ class FitMetrics:
         self._num_steps = 0
         self._seconds = 0.0
 
-    def add(self, outputs: Sequence[StepOutput]) -> None:
-        """One step, as every rank saw it."""
+    def add(self, outputs: Sequence[StepOutput]) -> float:
+        """One step, as every rank saw it; returns its loss."""
         step: dict[str, float] = {}
         for output in outputs:
             for name, value in output.sums.items():
                 step[name] = step.get(name, 0.0) + value
         for name, value in step.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._loss += step["loss"] / outputs[0].denominator * step["examples"]
+        loss = step["loss"] / outputs[0].denominator
+        self._loss += loss * step["examples"]
         self._grad_norm += outputs[0].grad_norm
         self._num_steps += 1
         self._seconds += max(output.seconds for output in outputs)
+        return loss
 
     def report(self, ends: Sequence[dict[str, float]]) -> FitReport:
         """The stretch's report. Its loss and metrics are 0 and absent if there was no step.

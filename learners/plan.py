@@ -10,7 +10,7 @@ from learners.config import one_of
 from rlsys.errors import ConfigError
 from rlsys.records import RoundPlan
 from rlsys.schedules.phases import REFERENCES
-from rlsys.training import LR_SCHEDULES, TrainingConfig
+from rlsys.stages.recipe import LR_SCHEDULES, Recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,13 +75,13 @@ class FitPlan:
         )
 
     @classmethod
-    def of_recipe(cls, recipe: TrainingConfig, *, seed: int, num_examples: int) -> FitPlan:
-        """The plan of a supervised run over `num_examples` examples."""
+    def of_recipe(cls, recipe: Recipe, *, seed: int, num_examples: int) -> FitPlan:
+        """The plan of a training over `num_examples` examples."""
         return cls(
             lr=recipe.lr,
             lr_schedule=recipe.lr_schedule,
             warmup=recipe.warmup,
-            num_steps=math.ceil(num_examples / recipe.batch_size) * recipe.epochs,
+            num_steps=recipe.num_steps(num_examples),
             epochs=recipe.epochs,
             seed=seed,
         )

@@ -49,11 +49,17 @@ class Chat:
         A special token spelled out in a message is read as text: whoever wrote the message, a placeholder without a
         picture would end the engine and a `<score>` could be forged.
 
+        A prompt without turns is the beginning of a plain text: the beginning-of-sequence token, or, where a tokenizer has
+        none, the end-of-sequence token, after which another text begins.
+
         Raises:
             ConfigError: the prompt has images and the checkpoint takes none.
         """
         if prompt.images and self.processor is None:
             raise ConfigError(f"prompt {prompt.id!r} has {len(prompt.images)} images, this checkpoint takes none")
+        if not prompt.turns:
+            start = self.tokenizer.bos_token_id
+            return (self.tokenizer.eos_token_id if start is None else start,)
         key = tuple((turn.role, turn.text, turn.token_ids) for turn in prompt.turns), len(prompt.images)
         found = self._rendered.get(key)
         if found is None:

@@ -62,6 +62,10 @@ class Registry(dict[str, type]):
         except TypeError as error:
             raise ConfigError(f"{self.group} {name!r}: {error}") from error
 
+    def name_of(self, plugin: Any) -> str:
+        """The name that a plug-in of this group is registered under; its class's own name if it is not registered."""
+        return next((name for name, cls in self.items() if cls is type(plugin)), type(plugin).__name__)
+
     def configured(self, plugin: Any, options: Mapping[str, Any]) -> Any:
         """A plug-in with some of its options set to other values.
 
@@ -108,6 +112,8 @@ objective = Registry("objective")
 replay = Registry("replay")
 transport = Registry("transport")
 evaluation = Registry("evaluation")
+data = Registry("data")
+stage = Registry("stage")
 
 PLUGINS = "RLSYS_PLUGINS"
 """Environment variable with the modules of plug-ins outside this repository, comma-separated."""
@@ -120,6 +126,8 @@ BUILT_IN = (
     "rlsys.replay",
     "rlsys.transports",
     "rlsys.evaluations",
+    "rlsys.data",
+    "rlsys.stages",
 )
 
 

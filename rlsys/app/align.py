@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from rlsys.app import config as configuration
 from rlsys.app import plan as planning
 from rlsys.app.assembly import assembled
 from rlsys.app.cluster import cluster, look
-from rlsys.app.evaluate import evaluator
-from rlsys.app.models import policy_folder, role_folders
+from rlsys.app.evaluate import engines_for_evaluations, evaluator
+from rlsys.app.models import role_folders, stage_lines
 from rlsys.app.report import write
-from rlsys.app.starting import Context, start_rollouts
+from rlsys.app.starting import Context
 from rlsys.checkpoints import checkpoint
 from rlsys.common import files
 from rlsys.errors import ConfigError, ResourceError
+from rlsys.evaluations.names import directions
 from rlsys.journal import Journal
 from rlsys.records import RoundPlan, RoundReport
 from rlsys.report.metrics import RunMetrics
@@ -64,6 +65,11 @@ class Run:
 
 
 def _begin(config: Any, tree: Any, words: list[str]) -> int:
+    if config.data is not None:
+        raise ConfigError(
+            f"data={registry.data.name_of(config.data)} is for rlsys train; the rounds make their examples themselves, and "
+            "a stage has data of its own: +data@stages.NAME.data=..."
+        )
     if config.dry_run:
         print(dry_run(config))
         return 0
@@ -107,6 +113,7 @@ def dry_run(config: Any) -> str:
     schedule = config.schedule.build()
     lines = [
         ", ".join(f"{role} {model}" for role, model in models.items()),
+        *stage_lines(config, config.models().values()),
         planning.table(roles, look(config.ray_address)),
     ]
     policy = planning.model_size(models["policy"], config.policy.num_parameters_b)
@@ -146,7 +153,7 @@ def _align(run: Run) -> int:
     config = run.config
     schedule = config.schedule.build()
     done = _progress_so_far(run)
-    gate = MetricGate(config=config.gate, directions=config.evaluation.directions)
+    gate = MetricGate(config=config.gate, directions=directions(config.evaluations))
     first = len(done.history)
     if done.state:
         schedule = schedule.going_on(first, done.state["cursor"])
@@ -161,8 +168,7 @@ def _align(run: Run) -> int:
     with cluster(config.ray_address) as machine, Progress() as progress, ExitStack() as stack:
         context = Context(machine=machine, progress=progress)
         planning.check(config, machine, schedule)
-        policy = policy_folder(config, context)
-        models = {"policy": policy, **role_folders(config, context, policy)}
+        models = role_folders(config, context)
         progress.say(f"run {run.directory}: {schedule.num_rounds} rounds")
         parts, measure = stack.enter_context(
             assembled(config, context, run.directory, schedule=schedule, models=models, gate=gate, good=done.good)
@@ -190,12 +196,12 @@ def _finish(run: Run, done: Progressed) -> None:
     """
     config = run.config
     with _metrics(run, done, tensorboard=False) as metrics:
-        if metrics.is_last_evaluated or not config.eval.every or not config.evaluation.prompts():
+        if metrics.is_last_evaluated or not config.eval.every or not config.evaluations:
             return
         with cluster(config.ray_address) as machine, Progress() as progress:
             context = Context(machine=machine, progress=progress)
-            with closing(start_rollouts(config, context, done.good / "policy")) as stage:
-                metrics.evaluated(evaluator(config, stage, progress)())
+            with engines_for_evaluations(config, context, done.good / "policy") as roles:
+                metrics.evaluated(evaluator(config, roles, progress, directory=run.directory)())
 
 
 def _metrics(run: Run, done: Progressed, **sinks: Any) -> RunMetrics:
@@ -203,7 +209,7 @@ def _metrics(run: Run, done: Progressed, **sinks: Any) -> RunMetrics:
         run.directory,
         config=OmegaConf.to_container(run.tree, resolve=True),
         history=done.history if run.resumed else None,
-        directions=run.config.evaluation.directions,
+        directions=directions(run.config.evaluations),
         **sinks,
     )
 

@@ -85,7 +85,7 @@ def assembled(
             tolerance=config.sync.tolerance_at(config.learner.precision),
             deadline_s=config.sync.deadline_s,
         )
-        measure = evaluator(config, rollouts, context.progress)
+        measure = evaluator(config, own, context.progress, directory=directory)
         every = config.eval.every
 
         def evaluate(round: int, *, ends: bool = False) -> dict[str, Interval]:

@@ -19,7 +19,7 @@ from rlsys.app.assembly import assembled
 from rlsys.app.breakdown import advice, spread, stages, table
 from rlsys.app.command import run_with_host
 from rlsys.app.cores import CoreClock
-from rlsys.app.models import policy_folder, role_folders
+from rlsys.app.models import role_folders
 from rlsys.app.starting import Context
 from rlsys.common import files
 from rlsys.journal import Journal
@@ -104,8 +104,7 @@ def _folder(config: Any) -> Iterator[Path]:
 
 def _run(config: Any, context: Context, directory: Path) -> tuple[list[RoundReport], list[dict[str, float]]]:
     """All rounds: their reports, and the cores that stages kept busy in each."""
-    policy = policy_folder(config, context)
-    models = {"policy": policy, **role_folders(config, context, policy)}
+    models = role_folders(config, context)
     schedule, gate = config.schedule.build(), MetricGate(config=config.gate)
     reports: list[RoundReport] = []
     laps: list[dict[str, float]] = []

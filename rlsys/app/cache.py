@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable
-from importlib.util import find_spec
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,14 @@ def cache_directory() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlsys" / "models"
 
 
-def source_hash(modules: Iterable[str]) -> str:
-    """sha256 over the Python files of modules and whole packages, given by name; only their parents are imported."""
-    hasher = hashlib.sha256()
-    for module in modules:
-        spec = find_spec(module)
-        folders = spec.submodule_search_locations
-        paths = sorted(Path(folders[0]).rglob("*.py")) if folders else [Path(spec.origin)]
-        for path in paths:
-            hasher.update(path.name.encode() + b"\0" + path.read_bytes())
-    return hasher.hexdigest()
+def digest(made_of: dict[str, Any]) -> str:
+    """A short hash of JSON values; the order of a mapping's keys does not matter."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def folder_of(kind: str, made_of: dict[str, Any]) -> Path:
+    """The folder that `cached` gives, whether it is there or not."""
+    return cache_directory() / f"{kind}-{digest(made_of)}"
 
 
 def cached(kind: str, made_of: dict[str, Any], make: Callable[[Path], None]) -> Path:
@@ -41,8 +38,7 @@ def cached(kind: str, made_of: dict[str, Any], make: Callable[[Path], None]) -> 
         made_of: JSON values that decide what comes out.
         make: fills the directory it is given.
     """
-    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    target = cache_directory() / f"{kind}-{key}"
+    target = folder_of(kind, made_of)
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(target.parent / f".{target.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -7,8 +7,7 @@ import sys
 
 COMMANDS = {
     "align": "run online alignment rounds",
-    "sft": "make the starting policy of the scenes world",
-    "critic": "train the critique reward model of the scenes world",
+    "train": "train a model on examples of your own",
     "evaluate": "measure a policy on held-out prompts",
     "report": "write a run's report.html again",
     "doctor": "check the installation piece by piece",

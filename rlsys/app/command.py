@@ -24,7 +24,7 @@ def run_with_host(
     def inside(config: Any, tree: Any) -> int:
         if config.dry_run:
             if plan is None:
-                raise ConfigError("dry_run=true prints the plan of rlsys align or rlsys bench; this command has none")
+                raise ConfigError("dry_run=true prints the plan of rlsys align, train or bench; this command has none")
             print(plan(config))
             return 0
         quiet_libraries()

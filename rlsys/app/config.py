@@ -27,6 +27,8 @@ from rlsys.schedules.phases import OPTION_GROUPS
 
 ROOT = "run"
 """Name of the root YAML file in `configs/`."""
+_EVALUATION = re.compile(r"evaluations\.([A-Za-z_]\w*)\.")
+NO_EVALUATIONS = "evaluations=none"
 _ROLE = re.compile(r"engines\.([A-Za-z_]\w*)\.")
 PLUGIN_OPTIONS = "plugin_options_of"
 """Hydra group through which the options of the chosen plug-ins enter, before the command line's."""
@@ -208,7 +210,9 @@ def composed(overrides: list[str]) -> DictConfig:
     overrides = [*engines, *overrides]
     store = ConfigStore.instance()
     store.store(group=PLUGIN_OPTIONS, name="none", node=node, package="_global_")
-    first = _compose(overrides)
+    # Options of evaluations come after it is known which are chosen: one that is not there yet is added by its name.
+    measured = [override for override in overrides if override.startswith("evaluations")]
+    first = _compose([override for override in overrides if override not in measured])
     chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
     given = OmegaConf.to_container(first.plugin_options, resolve=True)
     for place, options in given.items():
@@ -218,11 +222,20 @@ def composed(overrides: list[str]) -> DictConfig:
             found = {key: found}
         node = OmegaConf.to_container(OmegaConf.merge(node, found))
     store.store(group=PLUGIN_OPTIONS, name="chosen", node=node, package="_global_")
-    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *overrides])
+    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *_evaluations(overrides, set(first.evaluations))])
     with open_dict(tree):
         del tree["hydra"]
     tree.schedule.phases = [_with_plugin_options(phase, given) for phase in tree.schedule.phases]
     return tree
+
+
+def _evaluations(overrides: list[str], there: set[str]) -> list[str]:
+    """The overrides, with those that choose an evaluation whose options are given, or that leave all out."""
+    if NO_EVALUATIONS in overrides:
+        return [*(f"~evaluation@evaluations.{name}" for name in there), *(o for o in overrides if o != NO_EVALUATIONS)]
+    named = dict.fromkeys(found[1] for found in map(_EVALUATION.match, overrides) if found)
+    added = [name for name in named if name not in there and name in registry.evaluation]
+    return [*(f"+evaluation@evaluations.{name}={name}" for name in added), *overrides]
 
 
 def _roles_named(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -316,6 +329,6 @@ def _help() -> str:
     return (
         "Options are key=value pairs; groups are chosen by name:\n"
         "  preset=scenes|scenes_ci|qwen2_5_vl_3b|qwen2_5_vl_7b   cluster=laptop|one_gpu|one_node|two_nodes\n"
-        "  method=mm_rlhf|...   prompts=...   feedback=...   objective=...   transport=...   evaluation=...\n"
+        "  method=mm_rlhf|...   prompts=...   feedback=...   objective=...   transport=...   evaluation=...   data=...\n"
         "--cfg job prints the whole configuration and ends; dry_run=true prints the plan of actors and ends."
     )

@@ -1,39 +1,75 @@
-"""`rlsys evaluate`: measure a policy on held-out prompts, against the truth."""
+"""`rlsys evaluate`: measure a policy by the evaluations of the configuration."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from rlsys.app.starting import Context, start_rollouts
-from rlsys.contracts import RolloutStage
-from rlsys.records import Interval
-from rlsys.schedules.phases import Phase
+from rlsys.app import plan as planning
+from rlsys.app.starting import Context, start_role, start_rollouts
+from rlsys.asking.driver import run_program
+from rlsys.evaluations.names import told_apart
+from rlsys.records import Ask, Generation, Interval
 
-EVALUATION_ROUND = -1
-"""Round number of held-out answers: the same at every evaluation, so that every policy is sampled with the same seeds."""
+Measure = Callable[[], dict[str, Interval]]
 
 
-def evaluator(config: Any, stage: RolloutStage, progress: Any) -> Callable[[], dict[str, Interval]]:
-    """A function that measures the engines' current weights; `{}` if the evaluation has no prompts."""
-    prompts = config.evaluation.prompts()
+def evaluator(config: Any, roles: Mapping[str, Any], progress: Any, *, directory: Path | None = None) -> Measure:
+    """A function that measures the engines' current weights by all evaluations; `{}` if there is none.
+
+    Args:
+        roles: engines by role, `policy` among them.
+        directory: the run's folder, where evaluations may keep what later ones compare with.
+    """
+    from actors.roles import Respondent
+
+    respondent = Respondent(roles, size=config.eval.batch, num_workers=config.rollout.num_actors)
+
+    def answer(asks: Sequence[Ask]) -> Iterator[list[Generation]]:
+        ready = (one for some in respondent(asks) for one in some)
+        for ask, generation in zip(asks, progress.track("evaluate", ready, len(asks)), strict=True):
+            roles["policy"].missed(ask.sampling.num_samples - len(generation.completions))
+            yield [generation]
 
     def measure() -> dict[str, Interval]:
-        if not prompts:
-            return {}
-        phase = Phase(
-            num_prompts=len(prompts),
-            num_candidates=1,
-            temperatures=[config.eval.temperature],
-            max_tokens=config.eval.max_tokens,
-        )
-        groups = progress.track("evaluate", stage.stream(prompts, phase.plan(0, EVALUATION_ROUND)), len(prompts))
-        return config.evaluation.measure(list(groups))
+        found = {name: run_program(plugin.run(), answer) for name, plugin in config.evaluations.items()}
+        return told_apart(found, config.evaluations)
 
+    for name, plugin in config.evaluations.items():
+        if directory is not None and hasattr(plugin, "folder"):
+            plugin.folder = str(directory / "evaluations" / name)
     return measure
+
+
+@contextmanager
+def engines_for_evaluations(config: Any, context: Context, policy: Path) -> Iterator[dict[str, Any]]:
+    """The engines that the evaluations ask, by role; ended at the end.
+
+    Args:
+        policy: Hugging Face folder of the policy.
+    """
+    from rlsys.app.models import role_folder
+
+    names = config.roles(list(config.evaluations.values()))
+    models = {name: role_folder(config, context, name) for name in names}
+    planned = [planning.engine_role("rollout", config.rollout, planning.model_size(str(policy), None))]
+    for name in names:
+        role = config.engines[name]
+        planned.append(planning.engine_role(name, role, planning.model_size(str(models[name]), role.num_parameters_b)))
+    placements = planning.placements(planned, context.machine)
+    with ExitStack() as stack:
+        rollouts = start_rollouts(config, context, policy, placements=placements["rollout"])
+        stack.callback(rollouts.close)
+        roles: dict[str, Any] = dict.fromkeys(config.roles_of_policy(), rollouts)
+        for name in names:
+            roles[name] = start_role(config, name, models[name], placements[name])
+            stack.callback(roles[name].close)
+        yield roles
 
 
 def main(words: list[str]) -> int:
@@ -42,11 +78,8 @@ def main(words: list[str]) -> int:
     from rlsys.app.models import policy_folder
 
     def body(config: Any, context: Context) -> None:
-        stage = start_rollouts(config, context, policy_folder(config, context))
-        try:
-            found = evaluator(config, stage, context.progress)()
-        finally:
-            stage.close()
+        with engines_for_evaluations(config, context, policy_folder(config, context)) as roles:
+            found = evaluator(config, roles, context.progress)()
         print(json.dumps({name: asdict(interval) for name, interval in found.items()}, indent=1))
 
     return run_with_host(words, body)

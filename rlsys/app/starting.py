@@ -42,7 +42,6 @@ def start_rollouts(
     *,
     placements: Sequence[Placement] | None = None,
     checkpoints: Checkpoints | None = None,
-    batch: int | None = None,
     roles: Mapping[str, Any] | None = None,
 ) -> RolloutStage:
     """Start the engines that answer.
@@ -50,7 +49,6 @@ def start_rollouts(
     Args:
         model: Hugging Face folder of the policy.
         placements: one per worker; if `None`, the workers share all there is.
-        batch: prompts per engine call, instead of both the run's own (of its rounds and of its evaluations).
         roles: engines besides the policy's, which a conversation may ask.
         checkpoints: where the current weights are, if they will change; a worker that is replaced loads those.
 
@@ -68,8 +66,8 @@ def start_rollouts(
         current=checkpoints.current if checkpoints else (lambda: (model, 0)),
         placements=placements,
         seed=config.seed,
-        batch=batch or config.rollout.batch,
-        held_out_batch=batch or config.eval.batch,
+        batch=config.rollout.batch,
+        held_out_batch=config.eval.batch,
         deadline_s=config.rollout.deadline_s,
         probe_prompts=probe_prompts(config) if checkpoints else (),
         probe_file=checkpoints.probes if checkpoints else None,

@@ -57,7 +57,7 @@ class Prompt:
     id: str
     """Unique and stable: the same id is the same prompt in every run."""
     turns: tuple[Turn, ...]
-    """The conversation so far; the last turn is the user's."""
+    """The conversation so far; the last turn is the user's. Empty where a response is a plain text and no answer."""
     script: tuple[Turn, ...] = ()
     """User turns that come after the policy's responses, one after each (`conversation=scripted`)."""
     images: tuple[Image, ...] = ()

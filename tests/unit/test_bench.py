@@ -199,7 +199,8 @@ def parts(on, monkeypatch):
                 yield replace(found, round=round, seconds={**found.seconds, "round": 4.0 + round})
 
     monkeypatch.setattr(bench, "policy_folder", lambda config, host: Path("policy"))
-    monkeypatch.setattr(bench, "role_folders", lambda config, context, policy: {"judge": Path("judge")})
+    folders = {"policy": Path("policy"), "judge": Path("judge")}
+    monkeypatch.setattr(bench, "role_folders", lambda config, context: folders)
     monkeypatch.setattr(bench, "assembled", assembled)
     monkeypatch.setattr(bench, "run_rounds", run_rounds)
     return seen

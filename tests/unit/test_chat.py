@@ -66,3 +66,14 @@ def test_a_candidate_is_one_token_or_none(chat):
     assert chat.candidate_id("red") == chat.token_id("red")
     assert chat.candidate_id("red circle") is None
     assert chat.candidate_id("YES") is None, "the token for unknown text spells nothing"
+
+
+def test_a_plain_text_follows_the_token_that_begins_or_ends_texts(chat):
+    text = Prompt(id="text", turns=())
+    assert chat.tokenizer.bos_token_id is None
+    assert chat.prompt_ids(text) == (chat.tokenizer.eos_token_id,)
+    chat.tokenizer.bos_token = "<|im_start|>"
+    try:
+        assert chat.prompt_ids(text) == (chat.token_id("<|im_start|>"),)
+    finally:
+        chat.tokenizer.bos_token = None

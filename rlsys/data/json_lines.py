@@ -1,0 +1,182 @@
+"""Examples from a file of JSON lines: the file is checked whole before anything is trained, and read row by row after that."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlsys.data.base import Data, Examples
+from rlsys.errors import ConfigError
+from rlsys.prompts.images import load_images, stored_paths
+from rlsys.prompts.text import check_text
+from rlsys.records import Image, Prompt, Turn
+
+if TYPE_CHECKING:
+    from rlsys.stages.base import StageTools
+
+Row = Mapping[str, Any]
+Images = Callable[[Row, str], tuple[Image, ...]]
+"""Gives a row's images; its second argument is the row's place, for the message."""
+ROLES = ("system", "user", "assistant")
+
+
+@dataclass(kw_only=True)
+class JsonLines(Data):
+    """Base of the sources that read a JSON-lines file. A source adds `example`. Empty lines do not count."""
+
+    path: str = ""
+    """The file."""
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            raise ConfigError(f"data.path must name a file, got {self.path!r}")
+
+    def example(self, row: Row, place: str, images: Images) -> Any:
+        """The example in a row.
+
+        Args:
+            place: file and line, for messages.
+            images: gives the row's images.
+
+        Raises:
+            ConfigError: the row is not as described.
+        """
+        raise NotImplementedError
+
+    def count(self) -> int:
+        """
+        Raises:
+            ConfigError: there is no such file, it has no rows, or a row is not as described; the message names the line.
+        """
+        return len(self._checked[0])
+
+    def identity(self) -> dict[str, Any]:
+        """The options and the content of the file, wherever it lies; images by their paths, sizes and times."""
+        options = {key: value for key, value in asdict(self).items() if key != "path"}
+        return {**options, "content": self._checked[1]}
+
+    def examples(self, model: Path, tools: StageTools) -> Sequence[Any]:
+        """See `Data.examples`."""
+        file, places = Path(self.path), self._checked[0]
+
+        def read(index: int) -> Any:
+            number, offset = places[index]
+            with file.open("rb") as lines:
+                lines.seek(offset)
+                place = f"{file}:{number}"
+                return self.example(read_row(lines.readline(), place), place, self._load_images)
+
+        return Examples(len(places), read)
+
+    @cached_property
+    def _checked(self) -> tuple[list[tuple[int, int]], str]:
+        """Number and offset of every line with a row, and a hash of the content."""
+        file = Path(self.path)
+        if not file.is_file():
+            raise ConfigError(f"data.path must name a file, got {self.path!r}")
+        hasher = hashlib.sha256()
+        places: list[tuple[int, int]] = []
+        offset = 0
+
+        def no_images(row: Row, place: str) -> tuple[Image, ...]:
+            for path in stored_paths(_stored_images(row)):
+                hasher.update(_stamp(file.parent / path, place).encode())
+            return ()
+
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    hasher.update(line)
+                    place = f"{file}:{number}"
+                    self.example(read_row(line, place), place, no_images)
+                    places.append((number, offset))
+                offset += len(line)
+        if not places:
+            raise ConfigError(f"data.path: {self.path} has no rows")
+        return places, hasher.hexdigest()
+
+    def _load_images(self, row: Row, place: str) -> tuple[Image, ...]:
+        try:
+            return load_images(_stored_images(row), Path(self.path).parent)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{place}: image: {error}") from error
+
+
+def read_row(line: bytes, place: str) -> dict[str, Any]:
+    """
+    Raises:
+        ConfigError: the line is no JSON object in UTF-8.
+    """
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{place}: not UTF-8: {error}") from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{place}: not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ConfigError(f"{place}: every line must be an object, got {type(row).__name__}")
+    return row
+
+
+def text_of(row: Row, key: str, place: str) -> str:
+    """
+    Raises:
+        ConfigError: the row has no such text, or the text is empty or not Unicode.
+    """
+    text = row.get(key)
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{place}: {key} must be a text that is not empty, got {text!r}")
+    check_text(text, place)
+    return text
+
+
+def turns_of(messages: Any, key: str, place: str) -> tuple[Turn, ...]:
+    """Turns of a conversation that is stored as `[{"role": ..., "content": ...}, ...]`.
+
+    Raises:
+        ConfigError: it is not stored like that, or it is empty.
+    """
+    good = isinstance(messages, list) and all(
+        isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
+        for turn in messages
+    )
+    if not good or not messages:
+        raise ConfigError(
+            f"{place}: {key} must be a list of messages, each with a role ({', '.join(ROLES)}) and a content"
+        )
+    for turn in messages:
+        check_text(turn["content"], place)
+    return tuple(Turn(role=turn["role"], text=turn["content"]) for turn in messages)
+
+
+def prompt_of(row: Row, place: str, images: Images) -> Prompt:
+    """The prompt of a row: `prompt` is the user's text, or a conversation as in `turns_of` that ends with the user's turn.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if isinstance(row.get("prompt"), list):
+        turns = turns_of(row["prompt"], "prompt", place)
+        if turns[-1].role != "user":
+            raise ConfigError(f"{place}: prompt must end with the user's message, got one of role {turns[-1].role!r}")
+    else:
+        turns = (Turn(role="user", text=text_of(row, "prompt", place)),)
+    return Prompt(id=place, turns=turns, images=images(row, place))
+
+
+def _stored_images(row: Row) -> list[Any]:
+    return [row[key] for key in ("image", "images") if key in row]
+
+
+def _stamp(path: Path, place: str) -> str:
+    """What tells whether a file has changed, without reading it."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ConfigError(f"{place}: image: there is no file {str(path)!r}") from error
+    return f"{path.name} {found.st_size} {found.st_mtime_ns}\n"

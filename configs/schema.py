@@ -209,7 +209,8 @@ class RunConfig:
         schedule = self.schedule.build()
         for round in range(schedule.num_rounds):
             self._check_examples(schedule.plan(round))
-        references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
+        plans = map(schedule.plan, range(schedule.num_rounds))
+        references = {plan.reference for plan in plans if "reference" in self._objective_of(plan).needs}
         keeps_initial = self.learner.initial_copy or self.learner.has_adapter
         if "initial" in references and not keeps_initial:
             raise ConfigError("schedule.reference=initial needs learner.initial_copy=true, or LoRA")
@@ -224,7 +225,7 @@ class RunConfig:
 
     def _check_examples(self, plan: RoundPlan) -> None:
         """The plug-ins as a round has them can be made, and the objective learns from what the builder makes."""
-        objective = registry.objective.configured(self.objective, plan.options.get("objective", {}))
+        objective = self._objective_of(plan)
         builder = registry.examples.configured(self.examples, plan.options.get("examples", {}))
         registry.feedback.configured(self.feedback, plan.options.get("feedback", {}))
         if objective.consumes is not builder.produces:
@@ -232,6 +233,10 @@ class RunConfig:
                 f"objective={type(objective).__name__} learns from {objective.consumes.__name__} records, and "
                 f"examples={type(builder).__name__} makes {builder.produces.__name__} records"
             )
+
+    def _objective_of(self, plan: RoundPlan) -> Any:
+        """The objective as a round has it."""
+        return registry.objective.configured(self.objective, plan.options.get("objective", {}))
 
     def _check_gpus(self) -> None:
         """What only a machine with GPUs would show, when ranks meet or in the first weight update."""

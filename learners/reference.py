@@ -5,9 +5,11 @@ Where the reference is the policy that sampled an answer, they came with the ans
 
     rule       reference of an answer sampled by version v            weights kept
     previous   v itself: recorded, if v is this round's (or its lag's)
-               else the weights at the round's start                  a copy of those, for accumulated data
+               else the weights at the round's start                  a copy of those, if there are such answers
     initial    version 0: recorded, if v is 0                         the first ones, or the LoRA adapter switched off
     ema        the moving average                                     the average
+
+Nothing is recorded of an answer that no engine sampled, or that was sampled for another prompt.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from contextlib import contextmanager
 import torch
 
 from learners import weight_copies
+from learners.answers import recorded_logprobs
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
-from learners.experience import answer_sums
 from learners.micro_batch import MicroBatch
 from learners.plan import FitPlan
-from learners.trees import Tree
+from learners.trees import Branch, Tree, parts
 from rlsys.errors import ConfigError, LearnerError
 
 _AVERAGE = "average"
@@ -46,22 +48,29 @@ class Reference:
         self._starts: dict[int, weight_copies.Weights] = {}
         """Weights at the start of this stretch and of as many before it as the lag."""
         self._plan: FitPlan | None = None
+        self._needs: frozenset[str] = frozenset()
         self._has_stepped = False
 
-    def begin(self, plan: FitPlan) -> None:
+    def begin(self, plan: FitPlan, needs: frozenset[str]) -> None:
         """Start a stretch of training, before its first step.
+
+        Args:
+            needs: of the objective. Without `reference` in it the plan's rule is not looked at.
 
         Raises:
             ConfigError: the rule needs weights that are not kept.
         """
-        if plan.reference == "initial" and not self.knows_initial:
+        rule = plan.reference if "reference" in needs else None
+        if rule == "initial" and not self.knows_initial:
             raise ConfigError("reference=initial needs learner.initial_copy=true, or LoRA")
-        if plan.reference == "ema" and self.average is None:
+        if rule == "ema" and self.average is None:
             raise ConfigError("reference=ema needs learner.ema_decay > 0")
-        self._plan = plan
+        self._plan, self._needs = plan, needs
         self._has_stepped = False
         self._starts = {v: w for v, w in self._starts.items() if v >= plan.policy_version - plan.lag}
-        if plan.lag or (plan.accumulated and plan.reference == "previous"):
+        has_other = plan.accumulated or "mismatched" in needs or self._config.start_copy
+        is_checked_later = plan.lag and needs & {"reference", "old"}
+        if is_checked_later or (rule == "previous" and has_other):
             self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
     def kept(self) -> dict[str, weight_copies.Weights]:
@@ -88,23 +97,31 @@ class Reference:
 
     def needs_forward(self, batches: Sequence[MicroBatch]) -> bool:
         """Whether some answer's reference is not the policy that sampled it."""
-        return any(not self.is_recorded(tree) for batch in batches if batch.examples for tree in batch.trees)
+        return any(not self.is_recorded(answer) for batch in batches if batch.examples for answer in batch.answers)
 
-    def logps(self, batches: Sequence[MicroBatch], *, forward: bool) -> list[torch.Tensor]:
-        """Sums per answer [A] of every micro-batch.
+    def logps(
+        self, batches: Sequence[MicroBatch], *, forward: bool, join: Callable[[list[Tree]], MicroBatch]
+    ) -> list[torch.Tensor]:
+        """Log-probabilities [L] of every micro-batch's answer tokens.
 
         Args:
-            forward: whether any rank needs a forward pass: all make one then.
+            forward: whether any rank needs a forward pass: all make one then, of the answers that need it.
+            join: makes a micro-batch of trees (one without effect of none).
         """
-        recorded = [_recorded_sums(batch) for batch in batches]
+        recorded = [recorded_logprobs(batch) for batch in batches]
         if not forward:
             return recorded
-        result = []
+        plan = self._plan
+        if plan.reference == "previous" and not self._has_stepped and plan.policy_version not in self._starts:
+            self._starts[plan.policy_version] = weight_copies.take(self._engine)
         with self._weights():
             for batch, known in zip(batches, recorded, strict=True):
-                keep = torch.tensor([self.is_recorded(tree) for tree in batch.trees for _ in tree.answers])
-                result.append(torch.where(keep, known, answer_sums(batch, self._forward(batch))))
-        return result
+                joined = join(parts(batch.trees, lambda answer: not self.is_recorded(answer)))
+                unknown = torch.tensor([not self.is_recorded(answer) for answer in batch.answers])
+                computed = self._forward(joined)
+                if unknown.any():
+                    known[unknown[batch.answer_of_token]] = computed
+        return recorded
 
     def weights_of_versions(self) -> dict[int, weight_copies.Weights | None]:
         """Versions whose weights are at hand; `None` stands for those in place."""
@@ -112,14 +129,20 @@ class Reference:
         in_place = {} if self._has_stepped else {self._plan.policy_version: None}
         return {**first, **self._starts, **in_place}
 
-    def is_recorded(self, tree: Tree) -> bool:
-        """Whether the reference of a tree's answers is the policy that sampled them."""
-        plan = self._plan
-        if tree.policy_version is None:  # what a rank works on while others still have examples
+    def is_recorded(self, answer: Branch) -> bool:
+        """Whether the reference of an answer is the policy that sampled it."""
+        plan, version = self._plan, answer.policy_version
+        if version is None:
             return False
         if plan.reference == "previous":
-            return tree.policy_version >= plan.policy_version - plan.lag
-        return plan.reference == "initial" and tree.policy_version == 0
+            return version >= plan.policy_version - plan.lag
+        return plan.reference == "initial" and version == 0
+
+    def is_used(self, answer: Branch) -> bool:
+        """Whether the objective is given what was recorded of an answer."""
+        if "old" in self._needs:
+            return answer.policy_version is not None
+        return self.is_recorded(answer)
 
     @property
     def knows_initial(self) -> bool:
@@ -146,13 +169,9 @@ class Reference:
         kept = {"ema": self.average, "previous": self._starts.get(plan.policy_version)}
         if kept[plan.reference] is None:
             raise LearnerError(
-                f"reference={plan.reference}: answers older than version {plan.policy_version - plan.lag}, and no "
-                "weights kept for them; schedule.data=accumulated keeps those of the round's start"
+                f"reference={plan.reference}: answers that no engine sampled, or of versions before "
+                f"{plan.policy_version - plan.lag}, came after the first step, and no weights are kept for them; "
+                "learner.start_copy=true keeps those of the round's start"
             )
         with weight_copies.using(self._engine, kept[plan.reference]):
             yield
-
-
-def _recorded_sums(batch: MicroBatch) -> torch.Tensor:
-    sums = [answer.rollout.logprob if answer.rollout else 0.0 for tree in batch.trees for answer in tree.answers]
-    return torch.tensor(sums, dtype=torch.float32)

@@ -13,7 +13,6 @@ from rlsys.records import (
     FitReport,
     Generation,
     Interval,
-    PreferencePair,
     Probe,
     Prompt,
     Response,
@@ -149,12 +148,13 @@ class FeedbackStage(Protocol):
 
 
 class Learner(Protocol):
-    """preference pairs -> new weights."""
+    """examples -> new weights."""
 
-    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan, *, version: int) -> FitReport:
+    def fit(self, examples: Iterable[Any], plan: RoundPlan, *, version: int) -> FitReport:
         """Take the optimizer steps of a round; begins at the first full batch.
 
         Args:
+            examples: of the record class that the plan's objective learns from.
             version: of the weights that the steps start from.
 
         Raises:

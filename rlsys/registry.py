@@ -123,6 +123,15 @@ def discover() -> None:
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package_name}.{module.name}")
+    discover_outside()
+
+
+def discover_outside() -> None:
+    """Import the modules that `RLSYS_PLUGINS` names.
+
+    Raises:
+        ConfigError: one of these cannot be imported.
+    """
     for name in filter(None, os.environ.get(PLUGINS, "").split(",")):
         try:
             importlib.import_module(name.strip())

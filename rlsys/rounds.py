@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
+from typing import Any
 
-from rlsys.journal import Journal
-from rlsys.records import PreferencePair, RoundPlan, RoundReport
+from rlsys import registry
+from rlsys.records import RoundPlan, RoundReport
 from rlsys.run.components import RunComponents
 from rlsys.run.pipeline import Pipeline
 
@@ -29,7 +30,7 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
         pipeline.launch(first)
         for round in range(first, schedule.num_rounds):
             plan, started, current = schedule.plan(round), time.monotonic(), pipeline.next
-            examples = chain(current.examples, earlier_pairs(components.journal, plan))
+            examples = chain(current.examples, earlier_examples(components, plan))
             fit = components.learner.fit(examples, plan, version=version)
             pipeline.trained()
             sync = components.weights.publish(version + 1)
@@ -53,8 +54,9 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
                 return
 
 
-def earlier_pairs(journal: Journal, plan: RoundPlan) -> Iterator[PreferencePair]:
-    """The pairs of all rounds before, if the round's data rule wants them."""
+def earlier_examples(components: RunComponents, plan: RoundPlan) -> Iterator[Any]:
+    """The examples of all rounds before, as far as they are of this round's record class, if its data rule wants them."""
     if plan.data == "accumulated":
+        builder = registry.examples.configured(components.builder, plan.options.get("examples", {}))
         for round in range(plan.round):
-            yield from journal.read(round, PreferencePair)
+            yield from components.journal.read(round, builder.produces)

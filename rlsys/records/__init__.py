@@ -9,10 +9,18 @@ can be recognised by identity without being kept alive; the journal does that.
 
 from rlsys.records.arrays import CandidateFloats, Pixels, TokenFloats, TokenIds, TokenMask
 from rlsys.records.asking import Ask, Completion, Generation, Probe, Sampling
-from rlsys.records.examples import CritiquePair, Demonstration, PreferencePair
+from rlsys.records.examples import (
+    EXAMPLES,
+    CritiquePair,
+    Demonstration,
+    PreferencePair,
+    RatedResponse,
+    ScoredResponse,
+    example,
+)
 from rlsys.records.judging import Claim, Critique, ScoredGroup, Verdict
 from rlsys.records.prompts import Image, Prompt, Turn
-from rlsys.records.responses import Response, RolloutGroup, Sampled
+from rlsys.records.responses import Response, RolloutGroup, Sampled, text_response
 from rlsys.records.rounds import FitReport, Interval, RoundPlan, RoundReport, SyncReport
 
 __all__ = [
@@ -26,9 +34,13 @@ __all__ = [
     "Generation",
     "Probe",
     "Sampling",
+    "EXAMPLES",
     "CritiquePair",
     "Demonstration",
     "PreferencePair",
+    "RatedResponse",
+    "ScoredResponse",
+    "example",
     "Claim",
     "Critique",
     "ScoredGroup",
@@ -39,6 +51,7 @@ __all__ = [
     "Response",
     "RolloutGroup",
     "Sampled",
+    "text_response",
     "FitReport",
     "Interval",
     "RoundPlan",

@@ -20,24 +20,21 @@ from rlsys.worlds.scenes.policy import Shape, make_policy
 from tests.fakes import sampled_response
 
 SHAPE = Shape(hidden=64, layers=2, mlp=96, vision_hidden=32, vision_layers=2, vision_mlp=64)
-PLAN = FitPlan(lr=1e-3, beta=0.1)
+PLAN = FitPlan(lr=1e-3)
 
 
 def make_small(directory: Path, seed: int = 1) -> Path:
     return make_policy(directory, seed=seed, shape=SHAPE)
 
 
-def rollout(rng: np.random.Generator, length: int) -> Response:
+def rollout(rng: np.random.Generator, length: int, version: int) -> Response:
     ids = rng.integers(12, 40, length).astype(np.int32)
-    return sampled_response(
-        text="x",
-        token_ids=ids,
-        logprobs=-np.ones(length, np.float32),
-        count=1,
-        finish_reason="stop",
-        temperature=1.0,
-        seed=0,
-    )
+    return sampled_response(text="x", token_ids=ids, logprobs=-np.ones(length, np.float32), policy_version=version)
+
+
+def sampled_again(response: Response, **changes: Any) -> Response:
+    """The response with other provenance."""
+    return replace(response, sampled=replace(response.sampled, **changes))
 
 
 def make_pairs(
@@ -56,7 +53,7 @@ def make_pairs(
             images=(Image(pixels=rng.integers(0, 256, (size, size, 3), dtype=np.uint8)),) if shown else (),
         )
         ids = processor.prompt_ids(prompt)
-        answers = [rollout(rng, int(rng.integers(1, 12))) for _ in range(3)]
+        answers = [rollout(rng, int(rng.integers(1, 12)), version) for _ in range(3)]
         for chosen, rejected in ((0, 1), (0, 2), (1, 2))[: 2 + number % 2]:
             pairs.append(
                 PreferencePair(
@@ -69,7 +66,6 @@ def make_pairs(
                     margin=1.0,
                     beta_scale=1.0 + 0.1 * number,
                     round=0,
-                    policy_version=version,
                 )
             )
     return pairs[:count]
@@ -92,8 +88,8 @@ def with_logprobs(pairs: list[PreferencePair], scores: list[np.ndarray]) -> list
     return [
         replace(
             pair,
-            chosen=replace(pair.chosen, logprobs=scores[2 * number]),
-            rejected=replace(pair.rejected, logprobs=scores[2 * number + 1]),
+            chosen=sampled_again(pair.chosen, logprobs=scores[2 * number]),
+            rejected=sampled_again(pair.rejected, logprobs=scores[2 * number + 1]),
         )
         for number, pair in enumerate(pairs)
     ]

@@ -17,7 +17,7 @@ from learners.rendezvous import Rendezvous
 from rlsys.objectives.critique_reward import CritiqueReward
 from rlsys.objectives.dpo import DPO
 from rlsys.objectives.sft import SFT
-from rlsys.records import CritiquePair, Demonstration, Turn
+from rlsys.records import CritiquePair, Demonstration, Turn, text_response
 from tests.integration.learner_world import (
     PLAN,
     frame_of,
@@ -25,6 +25,7 @@ from tests.integration.learner_world import (
     make_pairs,
     make_small,
     probes_of,
+    sampled_again,
     scores_of,
     with_logprobs,
 )
@@ -284,8 +285,8 @@ def _references(meeting: Rendezvous, folder: Path, options: dict, plan_options: 
     batches = learner._collator(pairs)
     by_tokens = {}
     for batch, values in zip(batches, references, strict=True):
-        answers = [answer for tree in batch.trees for answer in tree.answers]
-        by_tokens |= {answer.token_ids.tobytes(): float(v) for answer, v in zip(answers, values, strict=True)}
+        pieces = values.tensor_split(batch.last_token[:-1] + 1)
+        by_tokens |= {a.token_ids.tobytes(): float(v.sum()) for a, v in zip(batch.answers, pieces, strict=True)}
     used = [by_tokens[answer.token_ids.tobytes()] for pair in pairs for answer in (pair.chosen, pair.rejected)]
     sums = {name: [float(v.sum()) for v in values] for name, values in
             (("initial", initial), ("start", start), ("before", before))}  # fmt: skip
@@ -329,7 +330,15 @@ def _kl_of_accumulated_data(meeting: Rendezvous, folder: Path) -> dict:
     pairs = make_pairs(folder, 6)
     true = with_logprobs(pairs, scores_of(learner, pairs))
     others = with_logprobs(pairs, [values - 1.0 for values in scores_of(learner, pairs)])
-    own = [replace(pair, round=1, policy_version=1) for pair in true]
+    own = [
+        replace(
+            pair,
+            round=1,
+            chosen=sampled_again(pair.chosen, policy_version=1),
+            rejected=sampled_again(pair.rejected, policy_version=1),
+        )
+        for pair in true
+    ]
     learner.begin(replace(PLAN, round=1, policy_version=1, accumulated=True))
     learner.step(frame_of([*others[:3], *own, *others[3:]], meeting), lr=0.0, batch=0)
     return learner.end()
@@ -487,7 +496,7 @@ def _two_steps_on_one_pair(meeting: Rendezvous, folder: Path) -> dict:
     pairs = make_pairs(folder, 1)
     (pair,) = with_logprobs(pairs, scores_of(learner, pairs))
     frame = frame_of([replace(pair, beta_scale=1.31606)], meeting)
-    learner.begin(replace(PLAN, beta=0.3))
+    learner.begin(replace(PLAN, options={"beta": 0.3}))
     learner.step(frame, lr=1e-3, batch=0)
     chosen, rejected = (float(values.sum()) for values in scores_of(learner, pairs))
     second = learner.step(frame, lr=1e-3, batch=0)
@@ -513,7 +522,7 @@ def _two_steps_on_critiques(meeting: Rendezvous, folder: Path) -> tuple[dict, di
     record = CritiquePair(
         chosen_prompt=good, rejected_prompt=bad, chosen_critique="a red circle", rejected_critique="a blue circle"
     )
-    learner.begin(replace(PLAN, beta=None))
+    learner.begin(PLAN)
     return tuple(learner.step(frame_of([record], meeting), lr=1e-3, batch=0).sums for _ in range(2))
 
 
@@ -526,8 +535,8 @@ def test_a_step_makes_the_score_of_the_chosen_answer_higher(one, folder):
 def _imitate(meeting: Rendezvous, folder: Path, options: dict) -> tuple[float, float]:
     learner = make_learner(meeting, folder, SFT(), **options)
     pairs = make_pairs(folder, 6)
-    records = [Demonstration(prompt=pair.prompt, response="there is a red circle .") for pair in pairs]
-    learner.begin(replace(PLAN, beta=None))
+    records = [Demonstration(prompt=pair.prompt, response=text_response("there is a red circle .")) for pair in pairs]
+    learner.begin(PLAN)
     outputs = [learner.step(frame_of(records, meeting), lr=3e-3, batch=number) for number in range(12)]
     return outputs[0].sums["nll"] / 6, outputs[-1].sums["nll"] / 6
 

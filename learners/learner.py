@@ -94,8 +94,6 @@ class LearnerRank:
         if not plan.accumulated:
             # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
             self._processor.forget_images()
-        if "name" in plan.options:
-            registry.discover()
         self._objective = registry.objective.configured(self._own_objective, plan.options)
         self._collator = self._make_collator()
         self._loss = Loss(self._objective, self._engine, self._output)

@@ -57,6 +57,8 @@ class Registry(dict[str, type]):
             ConfigError: no such name (the message lists those there are), or an option it does not have.
         """
         if name not in self:
+            discover()  # a process that composes no configuration has imported only the plug-ins that it was handed
+        if name not in self:
             raise ConfigError(f"no {self.group} named {name!r}; there are: {', '.join(sorted(self))}")
         try:
             return self[name](**options)

@@ -73,7 +73,7 @@ def entry_kind(record: type) -> int:
     if record in LISTED:
         return LISTED[record]
     if EXAMPLES.get(record.__name__) is not record:
-        raise WrongType(f"a journal keeps {_names([*LISTED, *EXAMPLES.values()])}, got {record.__name__}")
+        raise WrongType(f"a journal keeps no {record.__name__}, but {_names([*LISTED, *EXAMPLES.values()])}")
     return _FIRST_EXAMPLE | int.from_bytes(content_key(record.__name__.encode())[:4], "little")
 
 

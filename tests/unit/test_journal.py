@@ -72,7 +72,6 @@ def make_pair(group, chosen=0, rejected=1):
         margin=1.5,
         beta_scale=1.25,
         round=group.round,
-        policy_version=group.policy_version,
     )
 
 
@@ -286,7 +285,7 @@ def test_what_does_not_belong_is_refused(tmp_path):
         journal.begin(0)
         with pytest.raises(JournalError, match="no attempt 2 at round 0"):
             journal.read(0, RolloutGroup, attempt=2)
-        with pytest.raises(WrongType, match="got Prompt"):
+        with pytest.raises(WrongType, match="no Prompt"):
             journal.append(0, make_group().prompt)
         with pytest.raises(WrongType, match="no Prompt"):
             journal.read(0, Prompt)

@@ -72,6 +72,9 @@ class Tree:
         """Place of the answer among the tree's, which it takes if it is new."""
         place = self.find(answer)
         if place is not None:
+            if answer.rollout is not None and answer.rollout.sampled.temperature == 1.0:
+                # Of the same tokens at several temperatures, the divergence is estimated on those at 1.
+                self.answers[place].rollout = answer.rollout
             return place
         self.answers.append(answer)
         return len(self.answers) - 1

@@ -78,7 +78,7 @@ class ExampleBuilder(Protocol):
     """A plug-in of group `examples`: what of a scored group an objective learns from."""
 
     produces: type
-    """Record class of the examples; the objective's `consumes` must be the same."""
+    """Record class of the examples, registered by `rlsys.records.example`; the objective's `consumes` must be the same."""
 
     def __call__(self, scored: ScoredGroup) -> list[Any]:
         """Examples of one group, in a fixed order. A group whose responses have no scores gives none."""

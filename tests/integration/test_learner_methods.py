@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from learners.examples.kinds import kind_of
+from learners.plan import FitPlan
 from learners.rendezvous import Rendezvous
 from rlsys.objectives.dpo import DPO
 from rlsys.objectives.grpo import GRPO
@@ -19,7 +20,6 @@ from rlsys.objectives.kto import KTO
 from rlsys.objectives.simpo import SimPO
 from rlsys.records import PreferencePair, RatedResponse, ScoredResponse, text_response
 from tests.integration.learner_world import (
-    PLAN,
     frame_of,
     make_learner,
     make_pairs,
@@ -30,6 +30,7 @@ from tests.integration.learner_world import (
 from tests.integration.ranks import Ranks
 
 pytestmark = pytest.mark.integration
+PLAN = FitPlan(lr=1e-3)
 OBJECTIVES = (IPO(), SimPO(), KTO(), GRPO(beta=0.1))
 
 

@@ -127,6 +127,19 @@ def test_copies_of_a_scored_response_are_computed_once(processor):
     assert inputs.advantages_B.tolist() == [0.5, 0.5, 0.5]
 
 
+def test_the_same_tokens_at_several_temperatures_are_computed_once_and_known_as_those_at_1(processor):
+    asked = prompt("p")
+    cool, warm = (
+        replace(rollout(20, 21), count=count, sampled=replace(rollout(20, 21).sampled, temperature=temperature))
+        for count, temperature in ((3, 0.7), (2, 1.0))
+    )
+    for chosen, other in ((cool, warm), (warm, cool)):
+        pairs = [replace(pair(processor, asked, [20], [22]), chosen=one) for one in (chosen, other)]
+        (batch,) = Collator(processor, micro_batch_tokens=1000)(pairs)
+        assert [answers for _, answers in batch.examples] == [(0, 1), (0, 1)]
+        assert (batch.answers[0].rollout.sampled.temperature, batch.answers[0].rollout.count) == (1.0, 2)
+
+
 def conversation(processor, *, mask, tokens):
     ids = np.array(tokens, dtype=np.int32)
     return replace(rollout(*ids.tolist()), loss_mask=np.array(mask, dtype=np.uint8))

@@ -262,7 +262,8 @@ class RunConfig:
         self._check_roles()
         for round in range(schedule.num_rounds):
             self._check_examples(schedule.plan(round))
-        references = {schedule.plan(round).reference for round in range(schedule.num_rounds)}
+        plans = map(schedule.plan, range(schedule.num_rounds))
+        references = {plan.reference for plan in plans if "reference" in self._objective_of(plan).needs}
         keeps_initial = self.learner.initial_copy or self.learner.has_adapter
         if "initial" in references and not keeps_initial:
             raise ConfigError("schedule.reference=initial needs learner.initial_copy=true, or LoRA")
@@ -327,7 +328,7 @@ class RunConfig:
 
     def _check_examples(self, plan: RoundPlan) -> None:
         """The plug-ins as a round has them can be made, and the objective learns from what the builder makes."""
-        objective = registry.objective.configured(self.objective, plan.options.get("objective", {}))
+        objective = self._objective_of(plan)
         builder = registry.examples.configured(self.examples, plan.options.get("examples", {}))
         replay = registry.replay.configured(self.replay, plan.options.get("replay", {}))
         registry.feedback.configured(self.feedback, plan.options.get("feedback", {}))
@@ -341,6 +342,10 @@ class RunConfig:
                 f"objective={type(objective).__name__} learns from {objective.consumes.__name__} records, and "
                 f"replay={type(replay).__name__} brings {replay.produces.__name__} records"
             )
+
+    def _objective_of(self, plan: RoundPlan) -> Any:
+        """The objective as a round has it."""
+        return registry.objective.configured(self.objective, plan.options.get("objective", {}))
 
     def _check_transport(self) -> None:
         """What only a machine with GPUs would show, in the first weight update."""

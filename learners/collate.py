@@ -1,18 +1,123 @@
-"""From records to micro-batches: examples as trees, packed by tokens."""
+"""From records to micro-batches: examples as trees, packed by tokens.
+
+Which trees a record becomes is said by its kind (`learners/examples/`), with what `TreeMaker` offers to all kinds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from learners.examples.kinds import kind_of
 from learners.micro_batch import MicroBatch
 from learners.tokens import Processor, RefusedRecord
 from learners.trees import Branch, Tree, Unit, pack
-from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Probe, Prompt, Response, Turn
+from rlsys.records import Image, Prompt, Response, Turn
 
 _BLANK_PIXELS = 56
+
+
+class TreeMaker:
+    """Makes trees of prompts and responses."""
+
+    def __init__(self, processor: Processor, *, budget: int, score_token: str | None = None) -> None:
+        """
+        Args:
+            budget: tokens of a micro-batch.
+            score_token: ends critiques.
+        """
+        self._processor, self._budget = processor, budget
+        self._score_id = processor.token_id(score_token) if score_token else None
+
+    @property
+    def score_id(self) -> int:
+        """The token that ends critiques.
+
+        Raises:
+            RefusedRecord: the objective has none.
+        """
+        if self._score_id is None:
+            raise RefusedRecord("these records need an objective with a score token")
+        return self._score_id
+
+    def prompt_ids(self, prompt: Prompt, known: np.ndarray | None = None) -> np.ndarray:
+        """int32 [S]: `known` as it is, unless it is empty or `None`."""
+        return self._processor.prompt_ids(prompt) if known is None or not len(known) else known
+
+    def branch(self, response: Response, round: int | None) -> Branch:
+        """A response as it was sampled, or, where only its text is known, tokenized and ended by end-of-sequence.
+
+        Args:
+            round: for which it was sampled.
+
+        Raises:
+            RefusedRecord: it holds a special token, or no token that carries loss.
+        """
+        branch = self.foreign_branch(response)
+        if response.sampled is not None:
+            branch.rollout, branch.round = response, round
+        return branch
+
+    def foreign_branch(self, response: Response) -> Branch:
+        """As `branch`, for a response to another prompt: what is recorded of it does not hold here."""
+        if not len(response.token_ids):
+            if response.sampled is not None:
+                raise RefusedRecord(f"a rollout without tokens: {response.text!r}")
+            return self.text_branch(response.text)
+        mask = response.loss_mask
+        if mask is not None and len(mask) != len(response.token_ids):
+            raise RefusedRecord(
+                f"{len(mask)} loss mask entries for {len(response.token_ids)} tokens: {response.text!r}"
+            )
+        if mask is not None and not mask.any():
+            raise RefusedRecord(f"a response without a token that carries loss: {response.text!r}")
+        self._processor.check_answer(response.token_ids, response.text, mask)
+        return Branch(token_ids=response.token_ids, loss_mask=mask)
+
+    def text_branch(self, text: str, end: int | None = None) -> Branch:
+        """A text and an ending token, end-of-sequence unless another is given."""
+        return Branch(token_ids=self._processor.response_ids(text, end))
+
+    def process_together(self, prompts: Sequence[Prompt]) -> None:
+        """Process new pictures in one call; later ones, a prompt at a time, find them in the cache."""
+        self._processor.images([image for prompt in prompts for image in prompt.images])
+
+    def single(self, record: Any, sides: Sequence[tuple[Prompt, np.ndarray | None, Branch]]) -> Unit:
+        """A unit of one example, each of its responses a tree of its own.
+
+        Args:
+            sides: prompt, its tokens if they are known, and the response.
+        """
+        trees = [
+            Tree(prompt_ids=self.prompt_ids(prompt, known), images=prompt.images, answers=[branch])
+            for prompt, known, branch in sides
+        ]
+        return Unit(trees=trees, examples=[(record, tuple((number, 0) for number in range(len(trees))))])
+
+    def shared(self, examples: Iterable[tuple[Any, Sequence[Branch]]]) -> list[Unit]:
+        """Units in which examples of one prompt share a tree, as far as it stays within the budget.
+
+        Args:
+            examples: records with `prompt` and `prompt_token_ids`, and the responses of each.
+        """
+        open_units: dict[tuple, Unit] = {}
+        units = []
+        for record, branches in examples:
+            prompt_ids = self.prompt_ids(record.prompt, record.prompt_token_ids)
+            key = prompt_ids.tobytes(), tuple(image.digest for image in record.prompt.images)
+            unit = open_units.get(key)
+            if unit is None or not self._has_room(unit, branches):
+                unit = open_units[key] = Unit(trees=[Tree(prompt_ids=prompt_ids, images=record.prompt.images)])
+                units.append(unit)
+            unit.examples.append((record, tuple((0, unit.trees[0].add(branch)) for branch in branches)))
+        return units
+
+    def _has_room(self, unit: Unit, branches: Sequence[Branch]) -> bool:
+        """Whether a unit's only tree stays within the budget with these responses, those that it has counted once."""
+        num_new = sum(len(branch.token_ids) for branch in branches if unit.trees[0].find(branch) is None)
+        return num_new == 0 or unit.num_tokens + num_new <= self._budget
 
 
 class Collator:
@@ -29,7 +134,7 @@ class Collator:
         """
         self._processor = processor
         self._budget = micro_batch_tokens
-        self._score_id = processor.token_id(score_token) if score_token else None
+        self._trees = TreeMaker(processor, budget=micro_batch_tokens, score_token=score_token)
         self._multiple = multiple
 
     def __call__(self, records: Sequence[Any]) -> list[MicroBatch]:
@@ -40,12 +145,7 @@ class Collator:
         """
         if not records:
             return []
-        units = {
-            Demonstration: self._demonstrations,
-            PreferencePair: self._pairs,
-            CritiquePair: self._critiques,
-            Probe: self._probes,
-        }[type(records[0])](records)
+        units = kind_of(type(records[0])).units(records, self._trees)
         return [self._micro_batch(packed) for packed in pack(units, self._budget)]
 
     def of_trees(self, trees: Sequence[Tree]) -> list[MicroBatch]:
@@ -70,88 +170,6 @@ class Collator:
     def _stub(self) -> Tree:
         token = np.array([self._processor.tokenizer.eos_token_id], dtype=np.int32)
         return Tree(prompt_ids=token, answers=[Branch(token_ids=token)])
-
-    def _demonstrations(self, records: Sequence[Demonstration]) -> list[Unit]:
-        self._process_together([record.prompt for record in records])
-        units = []
-        for record in records:
-            answer = Branch(token_ids=self._processor.response_ids(record.response))
-            tree = Tree(
-                prompt_ids=self._processor.prompt_ids(record.prompt), images=record.prompt.images, answers=[answer]
-            )
-            units.append(Unit(trees=[tree], examples=[(record, ((0, 0),))]))
-        return units
-
-    def _critiques(self, records: Sequence[CritiquePair]) -> list[Unit]:
-        if self._score_id is None:
-            raise RefusedRecord("CritiquePair records need an objective with a score token")
-        self._process_together([record.chosen_prompt for record in records])
-        units = []
-        for record in records:
-            sides = ((record.chosen_prompt, record.chosen_critique), (record.rejected_prompt, record.rejected_critique))
-            trees = [
-                Tree(
-                    prompt_ids=self._processor.prompt_ids(prompt),
-                    images=prompt.images,
-                    answers=[Branch(token_ids=self._processor.response_ids(critique, self._score_id))],
-                )
-                for prompt, critique in sides
-            ]
-            units.append(Unit(trees=trees, examples=[(record, ((0, 0), (1, 0)))]))
-        return units
-
-    def _process_together(self, prompts: Sequence[Prompt]) -> None:
-        """Process new pictures in one call; later ones, a prompt at a time, find them in the cache."""
-        self._processor.images([image for prompt in prompts for image in prompt.images])
-
-    def _pairs(self, records: Sequence[PreferencePair]) -> list[Unit]:
-        """Pairs of one prompt and round share a tree, as far as it stays within the budget."""
-        open_units: dict[tuple, Unit] = {}
-        units = []
-        for record in records:
-            images = tuple(image.digest for image in record.prompt.images)
-            version = record.chosen.sampled.policy_version
-            key = (record.prompt_token_ids.tobytes(), images, version, record.round)
-            answers = [self._sampled(record.chosen), self._sampled(record.rejected)]
-            unit = open_units.get(key)
-            if unit is None or not self._has_room(unit, answers):
-                tree = Tree(
-                    prompt_ids=record.prompt_token_ids,
-                    images=record.prompt.images,
-                    policy_version=version,
-                    round=record.round,
-                )
-                unit = open_units[key] = Unit(trees=[tree])
-                units.append(unit)
-            places = tuple((0, unit.trees[0].add(answer)) for answer in answers)
-            unit.examples.append((record, places))
-        return units
-
-    def _has_room(self, unit: Unit, answers: Sequence[Branch]) -> bool:
-        """Whether a unit's only tree stays within the budget with these answers, those that it has counted once."""
-        num_new = sum(len(answer.token_ids) for answer in answers if unit.trees[0].find(answer) is None)
-        return num_new == 0 or unit.num_tokens + num_new <= self._budget
-
-    def _sampled(self, rollout: Response) -> Branch:
-        if not len(rollout.token_ids):
-            raise RefusedRecord(f"a rollout without tokens: {rollout.text!r}")
-        self._processor.check_answer(rollout.token_ids, rollout.text)
-        return Branch(token_ids=rollout.token_ids, rollout=rollout)
-
-    def _probes(self, records: Sequence[Probe]) -> list[Unit]:
-        return [
-            Unit(
-                trees=[
-                    Tree(
-                        prompt_ids=np.array(record.prompt_token_ids, dtype=np.int32),
-                        images=record.prompt.images,
-                        answers=[Branch(token_ids=np.array(record.response_token_ids, dtype=np.int32))],
-                    )
-                ],
-                examples=[(record, ((0, 0),))],
-            )
-            for record in records
-        ]
 
     def _micro_batch(self, units: Sequence[Unit]) -> MicroBatch:
         return MicroBatch.of(units, self._processor, multiple=self._multiple)

@@ -69,6 +69,10 @@ class LearnerConfig:
     """Keep the weights of version 0, for reference rule `initial`. Not needed with LoRA: the adapter is switched
     off.
     """
+    start_copy: bool = False
+    """Keep the weights of every round's start, for reference rule `previous` on responses that no engine sampled. Not needed
+    where the first batch of a round has such responses: the weights are kept from then on.
+    """
     ema_decay: float = 0.0
     """Per optimizer step, for reference rule `ema`; 0 keeps no average."""
     reference_checks: int = 8

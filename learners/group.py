@@ -19,13 +19,14 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from learners.config import LearnerConfig
+from learners.examples.kinds import kind_of
 from learners.metrics import FitMetrics
 from learners.plan import FitPlan
 from learners.shards import SHARD_LIMITS, batches_of, shards
-from rlsys import wire
+from rlsys import registry, wire
 from rlsys.errors import LearnerError, RlsysError, SyncError
 from rlsys.placement import Placement
-from rlsys.records import FitReport, PreferencePair, Probe, RoundPlan
+from rlsys.records import FitReport, Probe, RoundPlan
 from rlsys.seeding import generator
 
 MAX_STEPS_AHEAD = 2
@@ -87,7 +88,7 @@ class LearnerGroup:
         """
         if len(placements) != config.num_ranks:
             raise ValueError(f"{len(placements)} placements for {config.num_ranks} ranks")
-        self._config, self._consumes, self._seed = config, objective.consumes, seed
+        self._config, self._objective, self._seed = config, objective, seed
         self._ranks = [_start(placement) for placement in placements]
         try:
             ((host, port),) = self._wait([self._ranks[0].address.remote()])
@@ -103,7 +104,7 @@ class LearnerGroup:
             self.close()
             raise
 
-    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan, *, version: int) -> FitReport:
+    def fit(self, examples: Iterable[Any], plan: RoundPlan, *, version: int) -> FitReport:
         """Take the optimizer steps of a round; begins at the first full batch.
 
         Args:
@@ -112,12 +113,12 @@ class LearnerGroup:
         Raises:
             LearnerError: a loss is not finite, a reference does not match, or a rank died.
         """
-        return self.train(pairs, FitPlan.of_round(plan, policy_version=version, seed=self._seed))
+        return self.train(examples, FitPlan.of_round(plan, policy_version=version, seed=self._seed))
 
     def train(
         self, examples: Iterable[Any], plan: FitPlan, *, on_step: Callable[[int, float], None] | None = None
     ) -> FitReport:
-        """Train on examples of the objective's record class as they come; see `fit`.
+        """Train on examples as they come; see `fit`. They are of the record class that the plan's objective learns from.
 
         Args:
             on_step: told the number and the loss of every step, in order, soon after it is done.
@@ -131,7 +132,10 @@ class LearnerGroup:
             if on_step is not None:
                 on_step(next(done), loss)
 
-        steps = self._steps(batches_of(examples, self._config.batch_size), plan)
+        objective = registry.objective.configured(self._objective, plan.options)
+        kind = kind_of(objective.consumes)
+        batches = batches_of(examples, self._config.batch_size)
+        steps = self._steps((kind.completed(batch, objective.needs) for batch in batches), plan)
         waiting: deque[list[Any]] = deque()
         for number, (batch, frames) in enumerate(steps):
             if len(waiting) == MAX_STEPS_AHEAD:

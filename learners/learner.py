@@ -17,8 +17,8 @@ from learners.allocator import keep_freed_memory
 from learners.collate import Collator
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine, join
-from learners.experience import needs_reference, objective_inputs, score
 from learners.folder import copy_surroundings, write_weights
+from learners.loss import Loss
 from learners.micro_batch import MicroBatch
 from learners.padding import multiple_for
 from learners.plan import FitPlan
@@ -28,7 +28,7 @@ from learners.rendezvous import Rendezvous
 from learners.sample import ResponseSample, k3_sum, num_candidates
 from learners.shards import SHARD_LIMITS
 from learners.tokens import Processor
-from learners.trees import Tree
+from learners.trees import Branch, parts
 from learners.weight_sender import WeightSender
 from learners.weights_source import WeightsSource
 from rlsys import registry, wire
@@ -65,22 +65,18 @@ class LearnerRank:
         self._own_objective = self._objective = objective
         self._folder = Path(model_path)
         self._processor = Processor(self._folder, cache_mib=config.image_cache_mib)
-        self._collator = Collator(
-            self._processor,
-            micro_batch_tokens=config.micro_batch_tokens,
-            score_token=getattr(objective, "score_token", None),
-            multiple=multiple_for(self._device, model.DTYPES[config.precision]),
-        )
+        self._collator = self._make_collator()
         module = model.load(self._folder, config)
         self._engine = Engine(module, config, rendezvous)
         self._dummy_image = self._make_dummy_image()
+        self._loss = Loss(objective, self._engine, self._output)
         self._reference = Reference(self._engine, config, self._logprobs)
         self._check = ReferenceCheck(self._reference, self._engine, config, self._logprobs)
         self._weights = WeightsSource(self._engine)
         self.weight_sender = WeightSender(self._weights, rank=rendezvous.rank)
         """This rank's part in weight updates."""
         self._sample = self._fresh_sample()
-        self._references_of: dict[int, list[torch.Tensor]] = {}
+        self._references_of: dict[int, Sequence[torch.Tensor | None]] = {}
         self._plan: FitPlan | None = None
         gc.collect()
         gc.freeze()  # a full collection walks all modules and the model: 0.2 s in the middle of a step
@@ -99,9 +95,12 @@ class LearnerRank:
             # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
             self._processor.forget_images()
         self._objective = registry.objective.configured(self._own_objective, plan.options)
-        if needs_reference(self._objective.consumes):
-            self._reference.begin(plan)
-            self._check.begin()
+        self._collator = self._make_collator()
+        self._loss = Loss(self._objective, self._engine, self._output)
+        self._reference.begin(plan, self._loss.needs)
+        self._check.begin()
+        has_values = "values" in self._loss.needs
+        self._engine.module.read_values(self._processor.token_id(self._objective.value_token) if has_values else None)
 
     def step(self, frame: bytes | None, *, lr: float, batch: int) -> StepOutput:
         """One optimizer step on this rank's share of a batch.
@@ -117,17 +116,20 @@ class LearnerRank:
         started = time.monotonic()
         kind = self._objective.consumes
         batches = self._collator(wire.decode_many(frame, kind, limits=SHARD_LIMITS) if frame is not None else [])
-        counts = [sum(len(b.examples) for b in batches), sum(b.num_target_tokens for b in batches)]
+        counts = [sum(len(b.examples) for b in batches), sum(b.num_loss_tokens for b in batches)]
         (num_passes,) = self._engine.reduce([len(batches)], "max")
         examples, tokens = self._engine.reduce(counts, "sum")
         batches += [self._collator.empty() for _ in range(int(num_passes) - len(batches))]
-        self._sample.add(tree for micro in batches if micro.examples for tree in micro.trees if self._counts(tree))
+        for micro in batches:
+            if micro.examples:
+                self._sample.add(parts(micro.trees, self._counts))
         references = self._references(batches, batch)
         denominator = {"examples": examples, "tokens": tokens}[self._objective.denominator]
-        sums = {"examples": float(counts[0]), "tokens": float(counts[1])}
+        statistics = self._loss.statistics(batches, references)
+        sums = {"examples": float(counts[0]), "tokens": float(sum(b.num_target_tokens for b in batches if b.examples))}
         self._engine.module.train()
         for number, (micro, reference) in enumerate(zip(batches, references, strict=True)):
-            loss, found = self._loss(micro, reference)
+            loss, found = self._pass(micro, reference, statistics)
             self._engine.backward(loss, denominator=denominator, last=number == len(batches) - 1)
             for name, value in found.items():
                 sums[name] = sums.get(name, 0.0) + value
@@ -143,8 +145,8 @@ class LearnerRank:
 
         Returns:
             This rank's `kl_sum` and `kl_responses` (copies counted; 0 if none was sampled at temperature 1 and top_p 1) on a
-            sample of the round's answers it was trained on, `kl_initial_sum` (from their sampler to version 0) if version 0
-            is at hand, `reference_checked` answers, and `seconds`.
+            sample of the round's answers that it was trained on and an engine sampled, `kl_initial_sum` (from their sampler to
+            version 0) if version 0 is at hand, `reference_checked` answers, and `seconds`.
         """
         started = time.monotonic()
         seen = self._engine.gather(self._sample.seen)[: self._rendezvous.rank]
@@ -218,36 +220,50 @@ class LearnerRank:
         self._engine.close()
 
     def _references(self, batches: list[MicroBatch], batch: int) -> Sequence[torch.Tensor | None]:
-        if not needs_reference(self._objective.consumes):
-            return [None] * len(batches)
-        self._check.look(batches, self._collator.join)
+        """[L] of every micro-batch; the same in later epochs."""
+        if self._loss.uses_recorded:
+            self._check.look(batches, self._collator.join)
         if batch not in self._references_of:
-            (forward,) = self._engine.reduce([self._reference.needs_forward(batches)], "max")
-            self._references_of[batch] = self._reference.logps(batches, forward=bool(forward))
+            self._references_of[batch] = self._new_references(batches)
         return self._references_of[batch]
 
-    def _counts(self, tree: Tree) -> bool:
-        """Whether KL may be estimated on its answers: those of earlier rounds had another sampler, and with top_p below 1 none
+    def _new_references(self, batches: list[MicroBatch]) -> Sequence[torch.Tensor | None]:
+        if "reference" not in self._loss.needs:
+            return [None] * len(batches)
+        (forward,) = self._engine.reduce([self._reference.needs_forward(batches)], "max")
+        return self._reference.logps(batches, forward=bool(forward), join=self._collator.join)
+
+    def _counts(self, answer: Branch) -> bool:
+        """Whether KL may be estimated on an answer: those of earlier rounds had another sampler, and with top_p below 1 none
         comes from all that the policy would say."""
         plan = self._plan
-        return plan.top_p == 1 and (plan.round is None or tree.round == plan.round)
+        return plan.top_p == 1 and (plan.round is None or answer.round == plan.round)
 
-    def _loss(self, batch: MicroBatch, reference: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
-        logps_L, logits_L = output_2L = self._engine(batch, self._dummy_image)
+    def _pass(
+        self, batch: MicroBatch, reference: torch.Tensor | None, statistics: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """A micro-batch's loss with gradient, and its sums."""
+        output_RL = self._engine(batch, self._dummy_image)
         if not batch.examples:
-            return 0.0 * output_2L.sum(), {}
-        self._check.passed(batch, logps_L)
-        scored = score(batch, logps_L, logits_L, None if reference is None else reference.to(logps_L.device))
-        output = self._objective(objective_inputs(self._objective.consumes, batch, scored))
-        found = {"loss": float(output.loss.detach()), **{name: float(v) for name, v in output.metrics.items()}}
-        if not np.isfinite(found["loss"]):
-            raise LearnerError(f"the loss of {len(batch.examples)} examples is {found['loss']}: {found}")
-        return output.loss, found
+            return 0.0 * output_RL.sum(), {}
+        self._check.passed(batch, output_RL[0])
+        return self._loss(batch, output_RL, reference, statistics)
 
     @torch.no_grad()
-    def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
+    def _output(self, batch: MicroBatch) -> torch.Tensor:
         self._engine.module.eval()
-        return self._engine.module(batch, self._dummy_image)[0].float().cpu()
+        return self._engine.module(batch, self._dummy_image).float()
+
+    def _logprobs(self, batch: MicroBatch) -> torch.Tensor:
+        return self._output(batch)[0].cpu()
+
+    def _make_collator(self) -> Collator:
+        return Collator(
+            self._processor,
+            micro_batch_tokens=self._config.micro_batch_tokens,
+            score_token=getattr(self._objective, "score_token", None),
+            multiple=multiple_for(self._device, model.DTYPES[self._config.precision]),
+        )
 
     def _fresh_sample(self) -> ResponseSample:
         return ResponseSample(-(-self._config.kl_responses // self._rendezvous.world_size))

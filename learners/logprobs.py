@@ -28,8 +28,9 @@ class _ChunkedLogprobs(torch.autograd.Function):
         bias_V: torch.Tensor | None,
         targets_N: torch.Tensor,
         chunk: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        logps, target_logits, normalizers = [], [], []
+        value_id: int | None,
+    ) -> tuple[torch.Tensor, ...]:
+        logps, target_logits, normalizers, values = [], [], [], []
         for start in range(0, len(hidden_ND), chunk):
             rows = slice(start, start + chunk)
             logits = linear(hidden_ND[rows], weight_VD, bias_V).float()
@@ -38,12 +39,16 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logps.append(chosen - normalizer)
             target_logits.append(chosen)
             normalizers.append(normalizer)
-        ctx.chunk = chunk
+            if value_id is not None:
+                values.append(logits[:, value_id].clone())
+        ctx.chunk, ctx.value_id = chunk, value_id
         ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, torch.cat(normalizers))
-        return torch.cat(logps), torch.cat(target_logits)
+        return (torch.cat(logps), torch.cat(target_logits), *([torch.cat(values)] if values else []))
 
     @staticmethod
-    def backward(ctx: Any, grad_logps_N: torch.Tensor, grad_logits_N: torch.Tensor) -> tuple:
+    def backward(
+        ctx: Any, grad_logps_N: torch.Tensor, grad_logits_N: torch.Tensor, *grad_values: torch.Tensor
+    ) -> tuple:
         hidden_ND, weight_VD, bias_V, targets_N, normalizers_N = ctx.saved_tensors
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         grad_hidden = torch.empty_like(hidden_ND) if wants_hidden else None
@@ -54,6 +59,8 @@ class _ChunkedLogprobs(torch.autograd.Function):
             logits = linear(hidden_ND[rows], weight_VD, bias_V).float()
             grad = logits.sub_(normalizers_N[rows, None]).exp_().mul_(-grad_logps_N[rows, None])
             grad.scatter_add_(1, targets_N[rows, None], (grad_logps_N[rows] + grad_logits_N[rows])[:, None])
+            if grad_values:
+                grad[:, ctx.value_id] += grad_values[0][rows]
             if wants_bias:
                 grad_bias += grad.sum(0)
             grad = grad.to(weight_VD.dtype)
@@ -65,6 +72,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             grad_hidden,
             grad_weight.to(weight_VD.dtype) if wants_weight else None,
             grad_bias.to(bias_V.dtype) if wants_bias else None,
+            None,
             None,
             None,
         )
@@ -82,20 +90,23 @@ def token_logprobs(
     *,
     bias_V: torch.Tensor | None = None,
     chunk: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probability and raw logit of one token per position.
+    value_id: int | None = None,
+) -> tuple[torch.Tensor, ...]:
+    """Log-probability and raw logit of one token per position, and the raw logit of a token that is the same at all of them.
 
     Args:
         hidden_ND: last hidden states of the positions that predict.
         targets_N: int64, the tokens.
         chunk: positions per piece.
+        value_id: the token whose logit is returned at every position; `None` for none.
 
     Returns:
-        float32 [N] log-probabilities (nats) and float32 [N] raw logits, both differentiable.
+        float32 [N] log-probabilities (nats), float32 [N] raw logits and, with `value_id`, float32 [N] raw logits of that token,
+        all differentiable.
     """
     if len(hidden_ND) != len(targets_N):
         raise ValueError(f"{len(hidden_ND)} hidden states for {len(targets_N)} targets")
-    return _ChunkedLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk)
+    return _ChunkedLogprobs.apply(hidden_ND, weight_VD, bias_V, targets_N, chunk, value_id)
 
 
 class LogprobHead(nn.Linear):
@@ -105,6 +116,8 @@ class LogprobHead(nn.Linear):
     """
 
     chunk_mib: int = 0
+    value_id: int | None = None
+    """The token whose raw logit is returned as well, at every position."""
 
     @classmethod
     def take_over(cls, head: nn.Linear, chunk_mib: int) -> LogprobHead:
@@ -117,7 +130,8 @@ class LogprobHead(nn.Linear):
         return new
 
     def forward(self, hidden: torch.Tensor, targets_N: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [..., V]; with targets, float32 [2, N]: their log-probabilities and their raw logits.
+        """Logits [..., V]; with targets, float32 [2, N]: their log-probabilities and their raw logits; a third row has the
+        raw logits of `value_id`, if it is set.
 
         One tensor, not two: ZeRO-3 follows the modules' order in the backward pass by their outputs, and ranks whose
         losses use different ones of several outputs would wait for each other for ever.
@@ -125,4 +139,5 @@ class LogprobHead(nn.Linear):
         if targets_N is None:
             return super().forward(hidden)
         chunk = chunk_rows(self.out_features, self.chunk_mib or CHUNK_MIB[hidden.is_cuda])
-        return torch.stack(token_logprobs(hidden, self.weight, targets_N, bias_V=self.bias, chunk=chunk))
+        found = token_logprobs(hidden, self.weight, targets_N, bias_V=self.bias, chunk=chunk, value_id=self.value_id)
+        return torch.stack(found)

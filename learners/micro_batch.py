@@ -12,7 +12,7 @@ import torch
 from learners.attention import TreeLayout
 from learners.padding import Padding
 from learners.tokens import ImageTensors, Processor
-from learners.trees import Tree, Unit
+from learners.trees import Branch, Tree, Unit
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +28,8 @@ class MicroBatch:
     """int64 [L], the position whose hidden state predicts each answer token; some more, if answers were filled up."""
     targets: torch.Tensor
     """int64 [L]."""
+    loss_mask: torch.Tensor
+    """float32 [L], 1 where a token carries loss, else 0."""
     answer_of_token: torch.Tensor
     """int64 [L], ascending."""
     last_token: torch.Tensor
@@ -67,8 +69,24 @@ class MicroBatch:
         return len(self.last_token)
 
     @property
+    def answers(self) -> list[Branch]:
+        """All A answers, in their order."""
+        return [answer for tree in self.trees for answer in tree.answers]
+
+    @property
     def num_target_tokens(self) -> int:
         return len(self.targets)
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Tokens that carry loss, of all examples: an answer in several of them counts as often."""
+        counts = np.add.reduceat(self.loss_mask.numpy(), self.starts) if self.num_answers else []
+        return int(sum(counts[answer] for _, answers in self.examples for answer in answers))
+
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [A], where in [L] each answer begins."""
+        return np.concatenate([[0], self.last_token.numpy()[:-1] + 1]).astype(np.int64)
 
 
 def _number_answers(units: Sequence[Unit]) -> list[tuple[Any, tuple[int, ...]]]:
@@ -90,7 +108,7 @@ def _row(trees: Sequence[Tree], padding: Padding, *, token: int) -> dict[str, to
     Args:
         token: stands in what fills the row.
     """
-    tokens, predict, targets, owners, ends = [], [], [], [], []
+    tokens, predict, targets, masks, owners, ends = [], [], [], [], [], []
     start = length = 0
     for tree in trees:
         tokens.append(tree.prompt_ids)
@@ -101,6 +119,7 @@ def _row(trees: Sequence[Tree], padding: Padding, *, token: int) -> dict[str, to
             tokens.append(answer.token_ids)
             predict.append(np.concatenate([[last_of_prompt], np.arange(start, start + size - 1)]))
             targets.append(answer.token_ids)
+            masks.append(np.ones(size) if answer.loss_mask is None else answer.loss_mask)
             owners.append(np.full(size, len(ends)))
             start += size
             length += size
@@ -112,6 +131,7 @@ def _row(trees: Sequence[Tree], padding: Padding, *, token: int) -> dict[str, to
         "token_ids": _int64(tokens),
         "predict": _int64(predict),
         "targets": _int64(targets),
+        "loss_mask": torch.from_numpy(np.concatenate(masks).astype(np.float32)),
         "answer_of_token": _int64(owners),
         "last_token": torch.tensor(ends, dtype=torch.int64),
     }

@@ -68,12 +68,17 @@ class PolicyModule(nn.Module):
                 in step must run the same modules.
 
         Returns:
-            float32 [2, L]: log-probabilities and raw logits of `batch.targets`.
+            float32 [2, L]: log-probabilities and raw logits of `batch.targets`; [3, L] with the raw logits of a value token, if
+            `read_values` asked for them.
         """
         base = base_model(self.model)
         hidden_LD = self._path(base, batch, dummy_image)
         targets = pad(batch.targets, (0, len(hidden_LD) - batch.num_target_tokens))  # any will do for fillers
         return base.get_output_embeddings()(hidden_LD, targets.to(hidden_LD.device))[:, : batch.num_target_tokens]
+
+    def read_values(self, token_id: int | None) -> None:
+        """Return the raw logit of a token at every predicted position as well; `None` ends that."""
+        base_model(self.model).get_output_embeddings().value_id = token_id
 
 
 def base_model(model: nn.Module) -> Any:

@@ -5,11 +5,12 @@ Where the reference is the policy that sampled an answer, they came with the ans
 
     rule       reference of an answer sampled by version v            weights kept
     previous   v itself: recorded, if the answer was sampled for this
-               round; else the weights at the round's start           a copy of those, where a replay brings others
+               round; else the weights at the round's start           a copy of those, if there are such responses
     initial    version 0: recorded, if v is 0                         the first ones, or the LoRA adapter switched off
     ema        the moving average                                     the average
 
-Versions are never counted with: a refused round uses two of them, so their differences say nothing about rounds.
+Versions are never counted with: a refused round uses two of them, so their differences say nothing about rounds. Nothing is
+recorded of an answer that no engine sampled, or that was sampled for another prompt.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from contextlib import contextmanager
 import torch
 
 from learners import weight_copies
+from learners.answers import recorded_logprobs
 from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
-from learners.experience import answer_sums
 from learners.memory import keeps_start
 from learners.micro_batch import MicroBatch
 from learners.plan import FitPlan
-from learners.trees import Tree
+from learners.trees import Branch, Tree, parts
 from rlsys.errors import ConfigError, LearnerError
 
 _AVERAGE = "average"
@@ -49,24 +50,31 @@ class Reference:
         self._starts: dict[int, weight_copies.Weights] = {}
         """Weights at the start of this stretch and of as many before it as the lag, by version."""
         self._plan: FitPlan | None = None
+        self._needs: frozenset[str] = frozenset()
         self._has_stepped = False
 
-    def begin(self, plan: FitPlan) -> None:
+    def begin(self, plan: FitPlan, needs: frozenset[str]) -> None:
         """Start a stretch of training, before its first step.
+
+        Args:
+            needs: of the objective. Without `reference` in it the plan's rule is not looked at.
 
         Raises:
             ConfigError: the rule needs weights that are not kept.
         """
-        if plan.reference == "initial" and not self.knows_initial:
+        rule = plan.reference if "reference" in needs else None
+        if rule == "initial" and not self.knows_initial:
             raise ConfigError("reference=initial needs learner.initial_copy=true, or LoRA")
-        if plan.reference == "ema" and self.average is None:
+        if rule == "ema" and self.average is None:
             raise ConfigError("reference=ema needs learner.ema_decay > 0")
-        self._plan = plan
+        self._plan, self._needs = plan, needs
         self._has_stepped = False
         # Versions grow from stretch to stretch, by one or, after a refusal, by two: the last `lag` of them are counted.
         earlier = sorted(version for version in self._starts if version < plan.policy_version)
         self._starts = {version: self._starts[version] for version in earlier[max(0, len(earlier) - plan.lag) :]}
-        if keeps_start(lag=plan.lag, reference=plan.reference, accumulated=plan.accumulated):
+        has_others = plan.accumulated or "mismatched" in needs or self._config.start_copy
+        lag = plan.lag if needs & {"reference", "old"} else 0
+        if keeps_start(lag=lag, reference=rule or "", accumulated=has_others):
             self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
     def kept(self) -> dict[str, weight_copies.Weights]:
@@ -94,23 +102,31 @@ class Reference:
 
     def needs_forward(self, batches: Sequence[MicroBatch]) -> bool:
         """Whether some answer's reference is not the policy that sampled it."""
-        return any(not self.is_recorded(tree) for batch in batches if batch.examples for tree in batch.trees)
+        return any(not self.is_recorded(answer) for batch in batches if batch.examples for answer in batch.answers)
 
-    def logps(self, batches: Sequence[MicroBatch], *, forward: bool) -> list[torch.Tensor]:
-        """Sums per answer [A] of every micro-batch.
+    def logps(
+        self, batches: Sequence[MicroBatch], *, forward: bool, join: Callable[[list[Tree]], MicroBatch]
+    ) -> list[torch.Tensor]:
+        """Log-probabilities [L] of every micro-batch's answer tokens.
 
         Args:
-            forward: whether any rank needs a forward pass: all make one then.
+            forward: whether any rank needs a forward pass: all make one then, of the answers that need it.
+            join: makes a micro-batch of trees (one without effect of none).
         """
-        recorded = [_recorded_sums(batch) for batch in batches]
+        recorded = [recorded_logprobs(batch) for batch in batches]
         if not forward:
             return recorded
-        result = []
+        plan = self._plan
+        if plan.reference == "previous" and not self._has_stepped and plan.policy_version not in self._starts:
+            self._starts[plan.policy_version] = weight_copies.take(self._engine)
         with self._weights():
             for batch, known in zip(batches, recorded, strict=True):
-                keep = torch.tensor([self.is_recorded(tree) for tree in batch.trees for _ in tree.answers])
-                result.append(torch.where(keep, known, answer_sums(batch, self._forward(batch))))
-        return result
+                joined = join(parts(batch.trees, lambda answer: not self.is_recorded(answer)))
+                unknown = torch.tensor([not self.is_recorded(answer) for answer in batch.answers])
+                computed = self._forward(joined)
+                if unknown.any():
+                    known[unknown[batch.answer_of_token]] = computed
+        return recorded
 
     def weights_of_versions(self) -> dict[int, weight_copies.Weights | None]:
         """Versions whose weights are at hand; `None` stands for those in place."""
@@ -118,15 +134,21 @@ class Reference:
         in_place = {} if self._has_stepped else {self._plan.policy_version: None}
         return {**first, **self._starts, **in_place}
 
-    def is_recorded(self, tree: Tree) -> bool:
-        """Whether the reference of a tree's answers is the policy that sampled them."""
-        plan = self._plan
-        if tree.policy_version is None:  # what a rank works on while others still have examples
+    def is_recorded(self, answer: Branch) -> bool:
+        """Whether the reference of an answer is the policy that sampled it."""
+        plan, version = self._plan, answer.policy_version
+        if version is None:
             return False
         if plan.reference == "previous":
             # Outside of rounds only the version tells whether the weights in place at the start gave the answer.
-            return tree.policy_version == plan.policy_version if plan.round is None else tree.round == plan.round
-        return plan.reference == "initial" and tree.policy_version == 0
+            return version == plan.policy_version if plan.round is None else answer.round == plan.round
+        return plan.reference == "initial" and version == 0
+
+    def is_used(self, answer: Branch) -> bool:
+        """Whether the objective is given what was recorded of an answer."""
+        if "old" in self._needs:
+            return answer.policy_version is not None
+        return self.is_recorded(answer)
 
     @property
     def knows_initial(self) -> bool:
@@ -153,13 +175,8 @@ class Reference:
         kept = {"ema": self.average, "previous": self._starts.get(plan.policy_version)}
         if kept[plan.reference] is None:
             raise LearnerError(
-                f"reference={plan.reference}: answers that were not sampled for round {plan.round}, and no weights kept "
-                "for them; a replay keeps those of the round's start"
+                f"reference={plan.reference}: answers that were not sampled for round {plan.round} came after the first step, "
+                "and no weights are kept for them; learner.start_copy=true keeps those of the round's start"
             )
         with weight_copies.using(self._engine, kept[plan.reference]):
             yield
-
-
-def _recorded_sums(batch: MicroBatch) -> torch.Tensor:
-    sums = [answer.rollout.logprob if answer.rollout else 0.0 for tree in batch.trees for answer in tree.answers]
-    return torch.tensor(sums, dtype=torch.float32)

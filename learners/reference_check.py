@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from learners.config import LearnerConfig
 from learners.deepspeed_backend import Engine
 from learners.micro_batch import MicroBatch
 from learners.reference import Forward, Reference
-from learners.trees import Branch, Tree
+from learners.trees import Branch, Tree, parts
 from rlsys.errors import LearnerError
 
 _CHANCE = ("drop", "jitter", "noise")
@@ -83,14 +83,16 @@ class ReferenceCheck:
         """
         if not self._must_check:
             return
-        trees = [t for batch in batches if batch.examples for t in batch.trees if self._reference.is_recorded(t)]
+        trees = [tree for batch in batches if batch.examples for tree in batch.trees]
         known = self._reference.weights_of_versions()
-        versions = [tree.policy_version for tree in trees if tree.policy_version in known]
+        used = [answer for tree in trees for answer in tree.answers if self._reference.is_used(answer)]
+        versions = [answer.policy_version for answer in used if answer.policy_version in known]
         version = int(self._engine.reduce([max(versions, default=-1)], "max")[0])
         if version < 0:
             return
         self._must_check = False
-        chosen = _take_answers([t for t in trees if t.policy_version == version], self._config.reference_checks)
+        checked = {answer for answer in used if answer.policy_version == version}
+        chosen = _take_answers(parts(trees, checked.__contains__), self._config.reference_checks)
         weights = known.get(version)
         self._awaited = _Awaited(version=version, answers={answer for tree in chosen for answer in tree.answers})
         if weights is not None or self._by_chance:
@@ -107,7 +109,7 @@ class ReferenceCheck:
         """
         if self._awaited is None:
             return
-        answers = [answer for tree in batch.trees for answer in tree.answers]
+        answers = batch.answers
         pieces = logps_L.detach().float().cpu().tensor_split(batch.last_token[:-1] + 1)
         compared = [
             _gap(answer, own) for answer, own in zip(answers, pieces, strict=True) if answer in self._awaited.answers
@@ -153,21 +155,14 @@ def leaves_to_chance(modules: Iterable[nn.Module]) -> bool:
 
 def _take_answers(trees: Sequence[Tree], number: int) -> list[Tree]:
     """Trees with `number` answers in all, spread over prompts."""
-    chosen = []
-    for tree in trees[:number]:
-        share = max(1, number // max(1, len(trees)))
-        chosen.append(
-            Tree(
-                prompt_ids=tree.prompt_ids,
-                images=tree.images,
-                answers=tree.answers[:share],
-                policy_version=tree.policy_version,
-            )
-        )
-    return chosen
+    share = max(1, number // max(1, len(trees)))
+    return [replace(tree, answers=tree.answers[:share]) for tree in trees[:number]]
 
 
 def _gap(answer: Branch, computed: torch.Tensor) -> Gap:
     recorded = torch.from_numpy(answer.rollout.sampled.logprobs.copy())
+    if answer.loss_mask is not None:
+        sampled = torch.from_numpy(answer.loss_mask.astype(bool))
+        recorded, computed = recorded[sampled], computed[sampled]
     difference = float((recorded - computed).abs().mean())
     return Gap(per_token=difference, recorded=float(recorded.sum()), computed=float(computed.sum()))

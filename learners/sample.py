@@ -68,13 +68,13 @@ class ResponseSample:
 def _key(tree: Tree, answer: Branch) -> bytes:
     """By which an answer to a prompt is known again in other batches and on other ranks."""
     images = "".join(image.digest for image in tree.images).encode()
-    sizes = repr((tree.round, len(tree.prompt_ids), len(images))).encode()
+    sizes = repr((answer.round, len(tree.prompt_ids), len(images))).encode()
     return content_key(sizes, tree.prompt_ids.tobytes(), images, answer.token_ids.tobytes())
 
 
 def num_candidates(batch: MicroBatch) -> int:
     """Answers of a micro-batch, with as many copies as were sampled."""
-    return sum(answer.rollout.count for tree in batch.trees for answer in tree.answers)
+    return sum(answer.rollout.count for answer in batch.answers)
 
 
 def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
@@ -88,9 +88,10 @@ def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
     Args:
         logps_L: the policy's log-probabilities of the answers' tokens.
     """
-    rollouts = [answer.rollout for tree in batch.trees for answer in tree.answers]
+    rollouts = [answer.rollout for answer in batch.answers]
     recorded_L = torch.cat([torch.from_numpy(rollout.sampled.logprobs.copy()) for rollout in rollouts])
     counts_A = torch.tensor([rollout.count for rollout in rollouts])
     counts_L = counts_A.repeat_interleave(torch.tensor([len(rollout.sampled.logprobs) for rollout in rollouts]))
     ratio_L = (logps_L - recorded_L).double()
+    ratio_L = torch.where(batch.loss_mask > 0, ratio_L, 0.0)
     return float((counts_L * (ratio_L.expm1() - ratio_L)).sum())

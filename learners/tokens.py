@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ class Processor:
         self._chat = Chat(directory)
         self.tokenizer = self._chat.tokenizer
         self._processor = self._chat.processor
+        self._placeholders = _placeholders(self._processor, self.tokenizer)
         self._cache: ByteCache[str, ImageTensors] = ByteCache(cache_mib * _MIB)
         self._tokens_of = functools.lru_cache(_EXPANSIONS)(self._chat.text_ids)
 
@@ -119,8 +121,12 @@ class Processor:
         self.check_answer(ids, text)
         return np.array([*ids, self.tokenizer.eos_token_id if end is None else end], dtype=np.int32)
 
-    def check_answer(self, token_ids: Sequence[int], source: str) -> None:
+    def check_answer(self, token_ids: Sequence[int], source: str, loss_mask: np.ndarray | None = None) -> None:
         """Refuse special tokens inside an answer: a placeholder of an image that is not there ends every forward pass.
+
+        Args:
+            loss_mask: uint8 [T] of a response of several turns. Between the policy's turns, where it is 0, the special tokens
+                of the chat template may stand, and one of the policy's turns may end like the last one.
 
         Raises:
             RefusedRecord: a special token stands anywhere but as the ending token at the last place, or there
@@ -129,7 +135,11 @@ class Processor:
         last = len(token_ids) - 1
         for place, token in enumerate(token_ids):
             token = int(token)
-            if token in self._chat.special and not (place == last and token in self._chat.ends):
+            if token not in self._chat.special:
+                continue
+            is_last = place == last or (loss_mask is not None and loss_mask[place] and not loss_mask[place + 1])
+            is_between = loss_mask is not None and not loss_mask[place] and token not in self._placeholders
+            if not is_between and not (is_last and token in self._chat.ends):
                 name = self.tokenizer.convert_ids_to_tokens(token)
                 raise RefusedRecord(f"special token {name!r} ({token}) at place {place} of the answer {source!r}")
 
@@ -151,3 +161,9 @@ class Processor:
 
     def _expansion(self, tensors: ImageTensors) -> list[int]:
         return self._tokens_of(self._processor.replace_image_token(tensors.values, 0))
+
+
+def _placeholders(processor: Any, tokenizer: Any) -> set[int]:
+    """Ids of the tokens that stand for images and videos."""
+    names = (getattr(processor, f"{kind}_token", None) for kind in ("image", "video"))
+    return {tokenizer.convert_tokens_to_ids(name) for name in names if isinstance(name, str)}

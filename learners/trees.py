@@ -8,58 +8,73 @@ part in.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from rlsys.records import Image, Response, Sampled
+from rlsys.records import Image, Response
 
 
 @dataclass(kw_only=True, eq=False)
 class Branch:
-    """One branch of a tree."""
+    """One branch of a tree: a response after the tree's prompt."""
 
     token_ids: np.ndarray
     """int32 [T], at least one."""
+    loss_mask: np.ndarray | None = None
+    """uint8 [T], 1 for the tokens that carry loss; `None` if all do."""
     rollout: Response | None = None
-    """Where the answer was sampled by an engine: its log-probabilities are recorded there."""
+    """The response as an engine sampled it for this prompt: its log-probabilities are recorded there."""
+    round: int | None = None
+    """For which it was sampled."""
+
+    @property
+    def policy_version(self) -> int | None:
+        """Version of the weights that sampled the response, if an engine did."""
+        return None if self.rollout is None else self.rollout.sampled.policy_version
+
+    def is_same(self, other: Branch) -> bool:
+        """Whether both are the same tokens of the same origin."""
+        own, others = ((one.round, one.policy_version) for one in (self, other))
+        return own == others and np.array_equal(self.token_ids, other.token_ids)
 
     def copy(self) -> Branch:
         """With memory of its own."""
+        mask = None if self.loss_mask is None else self.loss_mask.copy()
+        ids = self.token_ids.copy()
         if self.rollout is None:
-            return Branch(token_ids=self.token_ids.copy())
-        ids = self.rollout.token_ids.copy()
-        return Branch(token_ids=ids, rollout=replace(self.rollout, token_ids=ids, sampled=_own(self.rollout.sampled)))
+            return Branch(token_ids=ids, loss_mask=mask, round=self.round)
+        sampled = replace(self.rollout.sampled, logprobs=self.rollout.sampled.logprobs.copy())
+        rollout = replace(self.rollout, token_ids=ids, loss_mask=mask, sampled=sampled)
+        return Branch(token_ids=ids, loss_mask=mask, rollout=rollout, round=self.round)
 
 
 @dataclass(kw_only=True, eq=False)
 class Tree:
-    """One prompt and its distinct answers."""
+    """One prompt and its distinct answers, whoever gave them."""
 
     prompt_ids: np.ndarray
     """int32 [S], image placeholders expanded."""
     images: tuple[Image, ...] = ()
     answers: list[Branch] = field(default_factory=list)
-    policy_version: int | None = None
-    """Version that sampled the answers, if an engine did."""
-    round: int | None = None
-    """For which it did."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + sum(len(answer.token_ids) for answer in self.answers)
 
     def find(self, answer: Branch) -> int | None:
-        """Place of an answer of these tokens among the tree's, if there is one."""
-        same = (i for i, known in enumerate(self.answers) if np.array_equal(known.token_ids, answer.token_ids))
-        return next(same, None)
+        """Place of the same answer among the tree's, if it is there."""
+        return next((i for i, known in enumerate(self.answers) if known.is_same(answer)), None)
 
     def add(self, answer: Branch) -> int:
         """Place of the answer among the tree's, which it takes if it is new."""
         place = self.find(answer)
         if place is not None:
+            if answer.rollout is not None and answer.rollout.sampled.temperature == 1.0:
+                # Of the same tokens at several temperatures, the divergence is estimated on those at 1.
+                self.answers[place].rollout = answer.rollout
             return place
         self.answers.append(answer)
         return len(self.answers) - 1
@@ -74,21 +89,23 @@ class Tree:
         )
 
 
+def parts(trees: Iterable[Tree], keep: Callable[[Branch], bool]) -> list[Tree]:
+    """Trees with some of their answers, the same objects; trees without any are left out."""
+    kept = [replace(tree, answers=[answer for answer in tree.answers if keep(answer)]) for tree in trees]
+    return [tree for tree in kept if tree.answers]
+
+
 @dataclass(kw_only=True, eq=False)
 class Unit:
     """Trees that must share a micro-batch, and the examples made of them."""
 
     trees: list[Tree]
     examples: list[tuple[Any, tuple[tuple[int, int], ...]]] = field(default_factory=list)
-    """The record, and (tree, place) of each of its answers, in the order of its class."""
+    """The record, and (tree, place) of each of its answers, in the order that its kind gives them."""
 
     @property
     def num_tokens(self) -> int:
         return sum(tree.num_tokens for tree in self.trees)
-
-
-def _own(sampled: Sampled | None) -> Sampled | None:
-    return None if sampled is None else replace(sampled, logprobs=sampled.logprobs.copy())
 
 
 def pack(units: Sequence[Unit], budget: int) -> list[list[Unit]]:

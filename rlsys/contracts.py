@@ -14,7 +14,6 @@ from rlsys.records import (
     FitReport,
     Generation,
     Interval,
-    PreferencePair,
     Probe,
     Prompt,
     Response,
@@ -85,7 +84,7 @@ class ExampleBuilder(Protocol):
     """A plug-in of group `examples`: what of a scored group an objective learns from."""
 
     produces: type
-    """Record class of the examples; the objective's `consumes` must be the same."""
+    """Record class of the examples, registered by `rlsys.records.example`; the objective's `consumes` must be the same."""
 
     def __call__(self, scored: ScoredGroup) -> list[Any]:
         """Examples of one group, in a fixed order. A group whose responses have no scores gives none."""
@@ -179,12 +178,13 @@ class FeedbackStage(Protocol):
 
 
 class Learner(Protocol):
-    """preference pairs -> new weights."""
+    """examples -> new weights."""
 
-    def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan, *, version: int) -> FitReport:
+    def fit(self, examples: Iterable[Any], plan: RoundPlan, *, version: int) -> FitReport:
         """Take the optimizer steps of a round; begins at the first full batch.
 
         Args:
+            examples: of the record class that the plan's objective learns from.
             version: of the weights that the steps start from.
 
         Raises:

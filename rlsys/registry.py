@@ -100,6 +100,8 @@ class Registry(dict[str, type]):
 
     def _class(self, name: str) -> type:
         if name not in self:
+            discover()  # a process that composes no configuration has imported only the plug-ins that it was handed
+        if name not in self:
             raise ConfigError(f"no {self.group} named {name!r}; there are: {', '.join(sorted(self))}")
         return self[name]
 
@@ -141,6 +143,15 @@ def discover() -> None:
         package = importlib.import_module(package_name)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{package_name}.{module.name}")
+    discover_outside()
+
+
+def discover_outside() -> None:
+    """Import the modules that `RLSYS_PLUGINS` names.
+
+    Raises:
+        ConfigError: one of these cannot be imported.
+    """
     for name in filter(None, os.environ.get(PLUGINS, "").split(",")):
         try:
             importlib.import_module(name.strip())

@@ -1,7 +1,7 @@
 """What happened in a run, on disk (`journal.py`): entries (`entries.py`) in checksummed logs (`appendlog.py`). `past.py` is
 what a round sees of the rounds before it."""
 
-from rlsys.journal.journal import Journal, Journaled
+from rlsys.journal.journal import Journal
 from rlsys.journal.past import Past, find_prompts
 
-__all__ = ["Journal", "Journaled", "Past", "find_prompts"]
+__all__ = ["Journal", "Past", "find_prompts"]

@@ -1,7 +1,7 @@
 """How records lie in a journal: taken apart, each part once.
 
 A part (picture, prompt, prompt tokens, answer, group) is an entry of its own, which everything that holds it refers to
-by the entry's offset. So the pairs of a prompt repeat neither its picture nor its answers. The stored form of a record
+by the entry's offset. So the examples of a prompt repeat neither its picture nor its answers. The stored form of a record
 follows from the record's own fields: nothing here changes when a record gets a field.
 """
 
@@ -22,8 +22,8 @@ from rlsys.common.lru import ByteCache
 from rlsys.errors import JournalError, WireError, WrongType
 from rlsys.journal.appendlog import Entry, LogWriter, entry_bytes, read_at
 from rlsys.records import (
+    EXAMPLES,
     Image,
-    PreferencePair,
     Prompt,
     Response,
     RolloutGroup,
@@ -50,14 +50,31 @@ class Seal:
 
 PARTS: dict[type, int] = {Image: 1, Prompt: 2, PromptTokens: 3, Response: 4, RolloutGroup: 5}
 """Entry kinds of what is there because something refers to it."""
-LISTED: dict[type, int] = {RolloutGroup: 16, ScoredGroup: 17, PreferencePair: 18, RoundReport: 19, Seal: 20}
-"""Entry kinds of what was appended and is read back."""
+LISTED: dict[type, int] = {RolloutGroup: 16, ScoredGroup: 17, RoundReport: 19, Seal: 20}
+"""Entry kinds of what was appended and is read back, besides examples."""
+_FIRST_EXAMPLE = 1 << 31
+"""Entry kinds from here on are those of examples."""
 
 _NUM_KNOWN = 1 << 14
 """Parts whose place a writer remembers, so that its memory does not grow with the round; one that comes again later
 than that is written again."""
 _CACHE_BYTES = 64 << 20
 """Bytes of parts that a reader keeps, as stored."""
+
+
+@cache
+def entry_kind(record: type) -> int:
+    """The entry kind of a record class that is appended and read back. That of an example follows from the name of its class,
+    so that a new class needs no number.
+
+    Raises:
+        WrongType: the journal keeps no such records.
+    """
+    if record in LISTED:
+        return LISTED[record]
+    if EXAMPLES.get(record.__name__) is not record:
+        raise WrongType(f"a journal keeps no {record.__name__}, but {_names([*LISTED, *EXAMPLES.values()])}")
+    return _FIRST_EXAMPLE | int.from_bytes(content_key(record.__name__.encode())[:4], "little")
 
 
 class _Form(NamedTuple):
@@ -149,13 +166,12 @@ class PartWriter:
 
     def _append(self, record: Any) -> None:
         kind = type(record)
-        if kind not in LISTED:
-            raise WrongType(f"a journal keeps {_names(LISTED)}, got {kind.__name__}")
+        number = entry_kind(kind)
         frame = encode(_take_apart(record, self._put))
         if kind in PARTS:
-            self._seen.add(record, self._add(LISTED[kind], frame, content_key(frame)))
+            self._seen.add(record, self._add(number, frame, content_key(frame)))
         else:
-            self._add(LISTED[kind], frame, None)
+            self._add(number, frame, None)
 
     def _put(self, kind: type, value: Any) -> int:
         """Offset of the part that a field of `kind` holds."""

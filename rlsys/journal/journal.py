@@ -18,15 +18,13 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from rlsys.errors import JournalError, WrongType
+from rlsys.errors import JournalError
 from rlsys.journal.appendlog import LogWriter, scan
-from rlsys.journal.entries import LISTED, PartReader, PartWriter, Seal
-from rlsys.records import PreferencePair, RolloutGroup, RoundReport, ScoredGroup
+from rlsys.journal.entries import PartReader, PartWriter, Seal, entry_kind
 
-Journaled = RolloutGroup | ScoredGroup | PreferencePair | RoundReport
-T = TypeVar("T", RolloutGroup, ScoredGroup, PreferencePair, RoundReport)
+T = TypeVar("T")
 
 _NAME = re.compile(r"round-(\d+)\.attempt-(\d+)\.log")
 
@@ -75,8 +73,11 @@ class Journal:
             self._sync_folder()
         return attempt
 
-    def append(self, round: int, *records: Journaled) -> None:
+    def append(self, round: int, *records: Any) -> None:
         """Add records to the open attempt, in one write; once this returns, they outlive the death of this process.
+
+        Args:
+            records: rollout groups, scored groups, examples of any registered class, or reports.
 
         Raises:
             JournalError: the round is not open, or the file does not take the records.
@@ -127,8 +128,7 @@ class Journal:
             JournalError: there is no such attempt, or an entry is damaged.
             WrongType: the journal keeps no such records.
         """
-        if kind not in LISTED:
-            raise WrongType(f"a journal keeps no {kind.__name__}")
+        entry_kind(kind)
         return self._read(round, kind, attempt)
 
     def is_sealed(self, round: int, what: str, *, attempt: int | None = None) -> bool:
@@ -180,7 +180,7 @@ class _OpenRound:
         self._log, self._parts = log, PartWriter(log)
         self._lock = threading.Lock()
 
-    def append(self, *records: Journaled | Seal, sync: bool = False) -> None:
+    def append(self, *records: Any, sync: bool = False) -> None:
         with self._lock:
             self._parts.append(*records)
             if sync:
@@ -194,9 +194,10 @@ class _OpenRound:
 
 def _records(path: Path, kind: type) -> Iterator:
     reader = PartReader(path)
+    number = entry_kind(kind)
     try:
         for offset, entry in scan(path):
-            if entry.kind == LISTED[kind]:
+            if entry.kind == number:
                 yield reader.record(kind, offset, entry)
     finally:
         reader.close()

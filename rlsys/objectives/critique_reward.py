@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rlsys.common.lazy import functional
 from rlsys.errors import ConfigError
-from rlsys.objectives.inputs import CritiqueInputs, LossOutput, token_mean
+from rlsys.objectives.inputs import CritiqueInputs, LossOutput
 from rlsys.records import CritiquePair
 from rlsys.registry import objective
 
@@ -33,6 +33,7 @@ class CritiqueReward:
     """Special token that ends every critique; its raw logit is the score."""
 
     consumes: ClassVar[type] = CritiquePair
+    needs: ClassVar[frozenset[str]] = frozenset()
     denominator: ClassVar[str] = "examples"
 
     def __post_init__(self) -> None:
@@ -45,7 +46,7 @@ class CritiqueReward:
     def __call__(self, inputs: CritiqueInputs) -> LossOutput:
         """
         Args:
-            inputs: scores and critique log-probabilities, all [B].
+            inputs: scores, and log-probabilities of the critiques' tokens.
 
         Returns:
             Summed loss; metrics `accuracy` (strict), `score_margin`, `score_chosen`, `score_rejected`, `critique_nll`.
@@ -67,6 +68,5 @@ class CritiqueReward:
 
     def _nll(self, inputs: CritiqueInputs):
         if self.nll_per == "critique":
-            return -(inputs.chosen_logps_B + inputs.rejected_logps_B)
-        chosen_B = token_mean(inputs.chosen_logps_B, inputs.chosen_num_tokens_B)
-        return chosen_B + token_mean(inputs.rejected_logps_B, inputs.rejected_num_tokens_B)
+            return -(inputs.chosen.logps_B + inputs.rejected.logps_B)
+        return inputs.chosen.nll_B + inputs.rejected.nll_B

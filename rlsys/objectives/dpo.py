@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from rlsys.common.lazy import functional, torch
 from rlsys.errors import ConfigError
-from rlsys.objectives.inputs import LossOutput, PairInputs, token_mean
+from rlsys.objectives.inputs import LossOutput, PairInputs
 from rlsys.records import PreferencePair
 from rlsys.registry import objective
 
@@ -28,6 +28,7 @@ class DPO:
     """Weight of the chosen answer's negative log-likelihood per token."""
 
     consumes: ClassVar[type] = PreferencePair
+    needs: ClassVar[frozenset[str]] = frozenset({"reference"})
     denominator: ClassVar[str] = "examples"
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class DPO:
     def __call__(self, inputs: PairInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities of both answers under policy and reference, all [B].
+            inputs: log-probabilities of both answers' tokens under policy and reference.
 
         Returns:
             Summed loss; metrics `implicit_accuracy`, `reward_chosen`, `reward_rejected`, `reward_margin`, `nll_chosen`.
@@ -50,7 +51,7 @@ class DPO:
         reward_margin_B = beta_B * inputs.margins_B
         loss_B = -(1 - self.label_smoothing) * functional.logsigmoid(reward_margin_B)
         loss_B = loss_B - self.label_smoothing * functional.logsigmoid(-reward_margin_B)
-        nll_B = token_mean(inputs.chosen_logps_B, inputs.chosen_num_tokens_B)
+        nll_B = inputs.chosen.nll_B
         loss_B = loss_B + self.lambda_sft * nll_B
         with torch.no_grad():
             metrics = self._metrics(inputs, reward_margin_B, nll_B)
@@ -62,8 +63,8 @@ class DPO:
         beta_B = self.beta * inputs.beta_scale_B
         return {
             "implicit_accuracy": (reward_margin_B > 0).float().sum(),
-            "reward_chosen": (beta_B * (inputs.chosen_logps_B - inputs.reference_chosen_logps_B)).sum(),
-            "reward_rejected": (beta_B * (inputs.rejected_logps_B - inputs.reference_rejected_logps_B)).sum(),
+            "reward_chosen": (beta_B * inputs.chosen.log_ratios_B).sum(),
+            "reward_rejected": (beta_B * inputs.rejected.log_ratios_B).sum(),
             "reward_margin": reward_margin_B.sum(),
             "nll_chosen": nll_B.sum(),
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rlsys.errors import ConfigError
-from rlsys.objectives.inputs import LossOutput, SequenceInputs, token_mean
+from rlsys.objectives.inputs import LossOutput, SequenceInputs
 from rlsys.records import Demonstration
 from rlsys.registry import objective
 
@@ -20,6 +20,7 @@ class SFT:
     """`tokens`: every token of the batch weighs the same; `examples`: every response does."""
 
     consumes: ClassVar[type] = Demonstration
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
         if self.per not in ("tokens", "examples"):
@@ -32,11 +33,11 @@ class SFT:
     def __call__(self, inputs: SequenceInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities [B] and token counts [B].
+            inputs: log-probabilities of the responses' tokens.
 
         Returns:
             Summed loss; metric `nll` (per token, nats).
         """
-        per_token_B = token_mean(inputs.logps_B, inputs.num_tokens_B)
-        loss_B = -inputs.logps_B if self.per == "tokens" else per_token_B
+        per_token_B = inputs.responses.nll_B
+        loss_B = -inputs.responses.logps_B if self.per == "tokens" else per_token_B
         return LossOutput(loss=loss_B.sum(), metrics={"nll": per_token_B.detach().sum()})

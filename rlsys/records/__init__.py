@@ -9,10 +9,20 @@ can be recognised by identity without being kept alive; the journal does that.
 
 from rlsys.records.arrays import CandidateFloats, Pixels, TokenFloats, TokenIds, TokenMask
 from rlsys.records.asking import Ask, Completion, Generation, Probe, Sampling
-from rlsys.records.examples import NO_ROUND, CritiquePair, Demonstration, PreferencePair, Replayed
+from rlsys.records.examples import (
+    EXAMPLES,
+    NO_ROUND,
+    CritiquePair,
+    Demonstration,
+    PreferencePair,
+    RatedResponse,
+    Replayed,
+    ScoredResponse,
+    example,
+)
 from rlsys.records.judging import Claim, Critique, ScoredGroup, Verdict
 from rlsys.records.prompts import Image, Prompt, Turn
-from rlsys.records.responses import Response, RolloutGroup, Sampled
+from rlsys.records.responses import Response, RolloutGroup, Sampled, text_response
 from rlsys.records.rounds import FitReport, Interval, RoundPlan, RoundReport, SyncReport
 
 __all__ = [
@@ -26,11 +36,15 @@ __all__ = [
     "Generation",
     "Probe",
     "Sampling",
+    "EXAMPLES",
     "CritiquePair",
     "Demonstration",
     "PreferencePair",
     "Replayed",
     "NO_ROUND",
+    "RatedResponse",
+    "ScoredResponse",
+    "example",
     "Claim",
     "Critique",
     "ScoredGroup",
@@ -41,6 +55,7 @@ __all__ = [
     "Response",
     "RolloutGroup",
     "Sampled",
+    "text_response",
     "FitReport",
     "Interval",
     "RoundPlan",

@@ -1,10 +1,17 @@
-"""What an objective learns from."""
+"""What an objective learns from.
+
+A kind of example is a record class that `example` registers, and one adapter of the learner (`learners/examples/`) that says
+how it is trained on. A journal keeps every registered kind.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
+
+from rlsys.errors import ConfigError
 from rlsys.records.arrays import TokenIds
 from rlsys.records.prompts import Prompt
 from rlsys.records.responses import Response
@@ -22,6 +29,30 @@ class Replayed:
     example: Any
 
 
+T = TypeVar("T", bound=type)
+
+EXAMPLES: dict[str, type] = {}
+"""Record classes of examples by name."""
+
+
+def example(kind: T) -> T:
+    """Decorator that registers a record class of examples under its name.
+
+    Raises:
+        ConfigError: the name is taken by another class.
+    """
+    known = EXAMPLES.setdefault(kind.__name__, kind)
+    if (known.__module__, known.__qualname__) != (kind.__module__, kind.__qualname__):
+        raise ConfigError(f"the example record {kind.__name__} is already {known.__module__}.{known.__qualname__}")
+    EXAMPLES[kind.__name__] = kind
+    return kind
+
+
+def _no_tokens() -> np.ndarray:
+    return np.zeros(0, dtype=np.int32)
+
+
+@example
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreferencePair:
     """Two responses to one prompt, the first preferred."""
@@ -41,14 +72,62 @@ class PreferencePair:
     """Round in which the pair was made; `NO_ROUND` if it was made in none of this run's."""
 
 
+@example
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Demonstration:
-    """A prompt and the answer to imitate (objective `sft`)."""
+class ScoredResponse:
+    """One sampled candidate with its advantage, for policy gradients.
+
+    An example is one response and not a group, so that all batches but the last have the same number of them. A response that
+    was sampled `count` times comes as so many examples: the average over a group is one over its candidates. The learner
+    computes it once.
+    """
 
     prompt: Prompt
-    response: str
+    prompt_token_ids: TokenIds = field(compare=False)
+    """int32 [S], as in the rollout group."""
+    response: Response
+    score: float
+    """Score units."""
+    advantage: float
+    """What the example builder makes of the scores of the whole group; the same for all tokens of the response."""
+    round: int
+    """Round in which the response was scored."""
 
 
+@example
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatedResponse:
+    """One response that is good or bad by itself, without another one to compare it with."""
+
+    prompt: Prompt
+    prompt_token_ids: TokenIds = field(compare=False)
+    """int32 [S], as in the rollout group; empty where only the prompt is known, which the learner then tokenizes."""
+    response: Response
+    is_desirable: bool
+    score: float
+    """By which it was rated, score units."""
+    round: int
+    """Round in which the response was rated."""
+    mismatched: Response | None = None
+    """A response to another prompt of the batch, which the learner puts in where the objective needs one."""
+
+
+@example
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demonstration:
+    """A prompt and the response to imitate (objective `sft`)."""
+
+    prompt: Prompt
+    response: Response
+    prompt_token_ids: TokenIds = field(default_factory=_no_tokens, compare=False)
+    """int32 [S]; empty where only the prompt is known, which the learner then tokenizes."""
+    score: float | None = None
+    """By which the response was chosen among others, score units; `None` if it was not."""
+    round: int | None = None
+    """Round in which the response was chosen; `None` for data from outside of a run."""
+
+
+@example
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CritiquePair:
     """Two annotated answers to one prompt (objective `critique_reward`)."""

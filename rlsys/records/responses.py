@@ -82,6 +82,11 @@ class Response:
         return float(self.sampled.logprobs.sum(dtype=np.float64))
 
 
+def text_response(text: str) -> Response:
+    """A response of which only the text is known, such as one written by a person."""
+    return Response(text=text, token_ids=np.zeros(0, dtype=np.int32))
+
+
 def _same_mask(one: TokenMask | None, other: TokenMask | None) -> bool:
     if one is None or other is None:
         return one is other

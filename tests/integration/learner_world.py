@@ -29,16 +29,7 @@ def make_small(directory: Path, seed: int = 1) -> Path:
 
 def rollout(rng: np.random.Generator, length: int, version: int = 0) -> Response:
     ids = rng.integers(12, 40, length).astype(np.int32)
-    return sampled_response(
-        text="x",
-        token_ids=ids,
-        logprobs=-np.ones(length, np.float32),
-        count=1,
-        finish_reason="stop",
-        temperature=1.0,
-        seed=0,
-        policy_version=version,
-    )
+    return sampled_response(text="x", token_ids=ids, logprobs=-np.ones(length, np.float32), policy_version=version)
 
 
 def make_pairs(

@@ -17,7 +17,7 @@ from learners.rendezvous import Rendezvous
 from rlsys.objectives.critique_reward import CritiqueReward
 from rlsys.objectives.dpo import DPO
 from rlsys.objectives.sft import SFT
-from rlsys.records import CritiquePair, Demonstration, Response, Turn
+from rlsys.records import CritiquePair, Demonstration, Response, Turn, text_response
 from tests.integration.learner_world import (
     PLAN,
     frame_of,
@@ -290,8 +290,8 @@ def _references(meeting: Rendezvous, folder: Path, options: dict, plan_options: 
     batches = learner._collator(pairs)
     by_tokens = {}
     for batch, values in zip(batches, references, strict=True):
-        answers = [answer for tree in batch.trees for answer in tree.answers]
-        by_tokens |= {answer.token_ids.tobytes(): float(v) for answer, v in zip(answers, values, strict=True)}
+        pieces = values.tensor_split(batch.last_token[:-1] + 1)
+        by_tokens |= {a.token_ids.tobytes(): float(v.sum()) for a, v in zip(batch.answers, pieces, strict=True)}
     used = [by_tokens[answer.token_ids.tobytes()] for pair in pairs for answer in (pair.chosen, pair.rejected)]
     sums = {name: [float(v.sum()) for v in values] for name, values in
             (("initial", initial), ("start", start), ("before", before))}  # fmt: skip
@@ -330,8 +330,9 @@ def test_ranks_without_a_share_follow_where_older_answers_need_a_forward_pass(tw
     assert some["used"] == pytest.approx([some["before"]], abs=1e-4)
 
 
-def _of_version(response: Response, version: int) -> Response:
-    return replace(response, sampled=replace(response.sampled, policy_version=version))
+def sampled_again(response: Response, **changes: Any) -> Response:
+    """The response with other provenance."""
+    return replace(response, sampled=replace(response.sampled, **changes))
 
 
 def _kl_of_accumulated_data(meeting: Rendezvous, folder: Path) -> dict:
@@ -341,7 +342,12 @@ def _kl_of_accumulated_data(meeting: Rendezvous, folder: Path) -> dict:
     true = with_logprobs(pairs, scores_of(learner, pairs))
     others = with_logprobs(pairs, [values - 1.0 for values in scores_of(learner, pairs)])
     own = [
-        replace(pair, round=1, chosen=_of_version(pair.chosen, 1), rejected=_of_version(pair.rejected, 1))
+        replace(
+            pair,
+            round=1,
+            chosen=sampled_again(pair.chosen, policy_version=1),
+            rejected=sampled_again(pair.rejected, policy_version=1),
+        )
         for pair in true
     ]
     learner.begin(replace(PLAN, round=1, policy_version=1, accumulated=True))
@@ -358,7 +364,10 @@ def _kl_over_batches(meeting: Rendezvous, folder: Path, given: dict) -> dict:
     """Pairs of a few prompts in batches of two, which cut prompts apart, twice; the policy does not move."""
     learner = make_learner(meeting, folder, initial_copy=True)
     pairs = with_logprobs(make_pairs(folder, 9), [values - 1.0 for values in scores_of(learner, make_pairs(folder, 9))])
-    changes = [{side: replace(getattr(pair, side), **given) for side in ("chosen", "rejected")} for pair in pairs]
+    changes = [
+        {"chosen": sampled_again(pair.chosen, **given), "rejected": sampled_again(pair.rejected, **given)}
+        for pair in pairs
+    ]
     pairs = [replace(pair, **changed) for pair, changed in zip(pairs, changes, strict=True)]
     learner.begin(replace(PLAN, round=0))
     for _ in range(2):
@@ -581,7 +590,7 @@ def test_a_step_makes_the_score_of_the_chosen_answer_higher(one, folder):
 def _imitate(meeting: Rendezvous, folder: Path, options: dict) -> tuple[float, float]:
     learner = make_learner(meeting, folder, SFT(), **options)
     pairs = make_pairs(folder, 6)
-    records = [Demonstration(prompt=pair.prompt, response="there is a red circle .") for pair in pairs]
+    records = [Demonstration(prompt=pair.prompt, response=text_response("there is a red circle .")) for pair in pairs]
     learner.begin(replace(PLAN, options={}))
     outputs = [learner.step(frame_of(records, meeting), lr=3e-3, batch=number) for number in range(12)]
     return outputs[0].sums["nll"] / 6, outputs[-1].sums["nll"] / 6

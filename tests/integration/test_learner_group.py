@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from learners.plan import FitPlan
 from rlsys.errors import LearnerError
 from rlsys.objectives.dpo import DPO
 from rlsys.placement import Placement
-from rlsys.records import RoundPlan
+from rlsys.records import RatedResponse, RoundPlan
 from rlsys.transports.base import open_receiver
 from rlsys.transports.gloo import Gloo
 from tests.integration.learner_world import make_pairs, make_small, probes_of, with_logprobs
@@ -99,6 +100,31 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
     np.testing.assert_allclose(scores[1], scores[2], atol=2e-3)
 
 
+def test_a_plan_may_name_another_objective_on_other_examples(cluster, folder):
+    """Pairs, then responses each by itself, then pairs again, on two ranks."""
+    group = start(folder, 2, zero_stage=3)
+    try:
+        pairs = recorded(group, folder)
+        assert group.fit(pairs, ROUND, version=0).num_steps == 6
+        rated = [
+            RatedResponse(
+                prompt=pair.prompt, prompt_token_ids=pair.prompt_token_ids, response=response,
+                is_desirable=response is pair.chosen, score=0.0, round=1,
+            )
+            for pair in recorded(group, folder, version=1)
+            for response in (pair.chosen, pair.rejected)
+        ]  # fmt: skip
+        report = group.fit(rated, replace(ROUND, round=1, options={"objective": {"name": "kto"}}), version=1)
+        assert (report.num_pairs, report.num_steps) == (40, 10)
+        assert report.metrics["desirable"] == 0.5 and report.metrics["baseline"] >= 0
+        assert report.metrics["reference_checked"] > 0
+        again = recorded(group, folder, seed=3, version=2)
+        report = group.fit(again, replace(ROUND, round=2, options={"objective": {"name": "simpo"}}), version=2)
+        assert report.num_steps == 6 and report.metrics["reference_checked"] == 0
+    finally:
+        group.close()
+
+
 def _receive(group) -> dict[str, torch.Tensor]:
     transport = Gloo(bucket_bytes=100_000)
     offer = group.open_transport(transport, 1)
@@ -137,10 +163,10 @@ def test_steps_start_before_the_last_pair_has_come_and_nothing_is_dropped(cluste
                 yield pair
 
         start_scores = group.logprobs(probes_of(pairs[:1]))[0]
-        report = group.train(slowly(), FitPlan(lr=1e-3, beta=0.1))
+        report = group.train(slowly(), FitPlan(lr=1e-3))
         assert (report.num_pairs, report.num_steps) == (14, 4)
         assert np.abs(steps_before[0] - start_scores).max() > 1e-5
-        assert group.train([], FitPlan(lr=1e-3, beta=0.1)).num_steps == 0
+        assert group.train([], FitPlan(lr=1e-3)).num_steps == 0
     finally:
         group.close()
 

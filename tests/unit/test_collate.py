@@ -1,10 +1,14 @@
 """Trees, packing and tokens. The processor is the real one of a small checkpoint."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from learners.answers import Answers
 from learners.collate import Collator
+from learners.examples.kinds import kind_of
 from learners.padding import Padding, multiple_for
 from learners.plan import FitPlan
 from learners.sample import ResponseSample
@@ -13,7 +17,18 @@ from learners.tokens import Processor, RefusedRecord
 from learners.trees import Branch, Tree, Unit, pack
 from rlsys import wire
 from rlsys.errors import ConfigError
-from rlsys.records import CritiquePair, Demonstration, Image, PreferencePair, Prompt, Turn
+from rlsys.objectives.kto import KTO
+from rlsys.records import (
+    CritiquePair,
+    Demonstration,
+    Image,
+    PreferencePair,
+    Prompt,
+    RatedResponse,
+    ScoredResponse,
+    Turn,
+    text_response,
+)
 from rlsys.worlds.scenes.policy import Shape, make_policy
 from tests.fakes import sampled_response
 
@@ -35,10 +50,7 @@ def prompt(name, *images, text="describe the picture"):
 
 def rollout(*tokens, version=0):
     ids = np.array(tokens, dtype=np.int32)
-    return sampled_response(
-        text="", token_ids=ids, logprobs=-np.ones(len(ids), np.float32), count=1, finish_reason="stop", temperature=1.0,
-        seed=0, policy_version=version,
-    )  # fmt: skip
+    return sampled_response(text="", token_ids=ids, logprobs=-np.ones(len(ids), np.float32), policy_version=version)
 
 
 def pair(processor, asked, chosen, rejected, version=0):
@@ -46,6 +58,13 @@ def pair(processor, asked, chosen, rejected, version=0):
         prompt=asked, prompt_token_ids=processor.prompt_ids(asked), chosen=rollout(*chosen, version=version),
         rejected=rollout(*rejected, version=version), chosen_score=1.0, rejected_score=0.0, margin=1.0, beta_scale=1.0,
         round=0,
+    )  # fmt: skip
+
+
+def rated(processor, asked, *tokens, good=True):
+    return RatedResponse(
+        prompt=asked, prompt_token_ids=processor.prompt_ids(asked), response=rollout(*tokens), is_desirable=good,
+        score=1.0, round=0,
     )  # fmt: skip
 
 
@@ -65,14 +84,119 @@ def test_pairs_of_one_prompt_become_one_tree_with_each_answer_once(processor):
     assert len(batch.images) == 1
 
 
-def test_pairs_of_other_versions_and_pictures_do_not_share_a_tree(processor):
+def test_pairs_of_other_versions_share_a_tree_and_those_of_other_pictures_do_not(processor):
     one, other = prompt("p", picture(0)), prompt("p", picture(1))
-    pairs = [pair(processor, one, [20], [21]), pair(processor, one, [20], [21], version=1),
+    pairs = [pair(processor, one, [20], [21]), pair(processor, one, [20], [22], version=1),
              pair(processor, other, [20], [21])]  # fmt: skip
     (batch,) = Collator(processor, micro_batch_tokens=1000)(pairs)
-    assert len(batch.trees) == 3
+    first, second = sorted(batch.trees, key=lambda tree: -len(tree.answers))
+    assert [(answer.token_ids.tolist(), answer.policy_version) for answer in first.answers] == [
+        ([20], 0), ([21], 0), ([20], 1), ([22], 1)]  # fmt: skip
+    assert len(second.answers) == 2
     assert len(batch.images) == 2
-    assert sorted(batch.image_order) == [0, 0, 1]
+    assert sorted(batch.image_order) == [0, 1]
+
+
+def test_responses_and_prompts_of_which_only_the_text_is_known_are_tokenized(processor):
+    asked = prompt("p", picture(0))
+    corrected = replace(
+        pair(processor, asked, [20], [21]),
+        chosen=text_response("there is a red circle ."),
+        prompt_token_ids=np.zeros(0, np.int32),
+    )
+    (batch,) = Collator(processor, micro_batch_tokens=1000)([corrected])
+    (tree,) = batch.trees
+    words = processor.tokenizer.convert_ids_to_tokens(tree.answers[0].token_ids.tolist())
+    assert words == ["there", "is", "a", "red", "circle", ".", "<|im_end|>"]
+    assert tree.prompt_ids.tolist() == processor.prompt_ids(asked).tolist()
+    assert [answer.policy_version for answer in tree.answers] == [None, 0]
+
+
+def test_copies_of_a_scored_response_are_computed_once(processor):
+    asked = prompt("p")
+    record = ScoredResponse(
+        prompt=asked, prompt_token_ids=processor.prompt_ids(asked), response=rollout(20, 21), score=1.0, advantage=0.5,
+        round=0,
+    )  # fmt: skip
+    (batch,) = Collator(processor, micro_batch_tokens=1000)([record, replace(record, response=rollout(22)), record])
+    assert [answers for _, answers in batch.examples] == [(0,), (1,), (0,)]
+    assert batch.targets.tolist() == [20, 21, 22]
+    assert (batch.num_target_tokens, batch.num_loss_tokens) == (3, 5)
+    inputs = kind_of(ScoredResponse).inputs(batch, Answers(batch, torch.tensor([[-1.0, -2.0, -4.0], [0, 0, 0]])))
+    assert inputs.responses.logps_B.tolist() == [-3.0, -4.0, -3.0]
+    assert inputs.advantages_B.tolist() == [0.5, 0.5, 0.5]
+
+
+def test_the_same_tokens_at_several_temperatures_are_computed_once_and_known_as_those_at_1(processor):
+    asked = prompt("p")
+    cool, warm = (
+        replace(rollout(20, 21), count=count, sampled=replace(rollout(20, 21).sampled, temperature=temperature))
+        for count, temperature in ((3, 0.7), (2, 1.0))
+    )
+    for chosen, other in ((cool, warm), (warm, cool)):
+        pairs = [replace(pair(processor, asked, [20], [22]), chosen=one) for one in (chosen, other)]
+        (batch,) = Collator(processor, micro_batch_tokens=1000)(pairs)
+        assert [answers for _, answers in batch.examples] == [(0, 1), (0, 1)]
+        assert (batch.answers[0].rollout.sampled.temperature, batch.answers[0].rollout.count) == (1.0, 2)
+
+
+def conversation(processor, *, mask, tokens):
+    ids = np.array(tokens, dtype=np.int32)
+    return replace(rollout(*ids.tolist()), loss_mask=np.array(mask, dtype=np.uint8))
+
+
+def test_tokens_of_a_users_turn_carry_no_loss_and_may_be_special(processor):
+    end, start = processor.tokenizer.eos_token_id, processor.token_id("<|im_start|>")
+    response = conversation(processor, tokens=[20, end, start, 21, 22, end], mask=[1, 1, 0, 0, 1, 1])
+    record = Demonstration(prompt=prompt("p"), response=response)
+    (batch,) = Collator(processor, micro_batch_tokens=1000)([record])
+    assert batch.loss_mask.tolist() == [1, 1, 0, 0, 1, 1]
+    output = torch.tensor([[-1.0, -1, -90, -90, -1, -1], [0.0] * 6])
+    answers = Answers(batch, output, reference_L=torch.tensor([-2.0, -2, 0, 0, -2, -2]), with_old=True)
+    tokens = answers.at(0)
+    assert (tokens.logps_B.item(), tokens.log_ratios_B.item(), tokens.num_tokens_B.item()) == (-4.0, 4.0, 4)
+    assert tokens.reference_logps_M.tolist() == [-2, -2, -90, -90, -2, -2]  # no ratio of theirs runs away
+    assert tokens.old_logps_M.tolist() == [-1, -1, -90, -90, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("special", "mask"), [("<|im_start|>", [1, 1, 0]), ("<|image_pad|>", [1, 0, 1]), ("<|im_start|>", [0, 0, 0])]
+)
+def test_a_conversation_may_not_hold_what_a_template_does_not_write(processor, special, mask):
+    response = conversation(processor, tokens=[20, processor.token_id(special), 21], mask=mask)
+    with pytest.raises(RefusedRecord, match=r"special token|without a token that carries loss"):
+        Collator(processor, micro_batch_tokens=1000)([Demonstration(prompt=prompt("p"), response=response)])
+
+
+def test_one_example_of_every_prompt_brings_a_response_to_another_prompt(processor):
+    kind = kind_of(RatedResponse)
+    batch = [rated(processor, prompt(name, text=name), token) for name, token in
+             (("red", 20), ("red", 21), ("blue", 22), ("green", 23))]  # fmt: skip
+    completed = kind.completed(batch, KTO.needs)
+    assert [r.mismatched and r.mismatched.token_ids.tolist() for r in completed] == [[22], None, [23], [20]]
+    assert kind.completed(batch, frozenset()) == batch
+    assert kind.completed(batch[:2], KTO.needs) == batch[:2]  # one prompt alone has no other
+    (micro,) = Collator(processor, micro_batch_tokens=1000)(completed)
+    found = {record.response.token_ids[0]: answers for record, answers in micro.examples}
+    assert len(micro.trees) == 3 and [len(found[token]) for token in (20, 21, 22, 23)] == [2, 1, 2, 2]
+    strangers = [answers[1] for _, answers in micro.examples if len(answers) > 1]
+    assert all(micro.answers[number].policy_version is None for number in strangers)
+    values = torch.stack([-micro.targets.float(), torch.zeros(len(micro.targets))])
+    inputs = kind.inputs(micro, Answers(micro, values, reference_L=torch.zeros(len(micro.targets))))
+    assert inputs.responses.logps_B.tolist() == [-float(r.response.token_ids[0]) for r, _ in micro.examples]
+    assert sorted(inputs.mismatched.logps_B.tolist()) == [-23, -22, -20]
+
+
+def test_responses_without_recorded_log_probabilities_are_named_where_they_are_needed(processor):
+    record = Demonstration(prompt=prompt("red"), response=text_response("a red circle"))
+    (batch,) = Collator(processor, micro_batch_tokens=1000)([record])
+    with pytest.raises(RefusedRecord, match="prompt 'red': a response that no engine of the run sampled"):
+        Answers(batch, torch.zeros(2, len(batch.targets)), with_old=True)
+
+
+def test_a_record_without_an_adapter_is_named():
+    with pytest.raises(ConfigError, match="no adapter for Turn records; there are adapters for CritiquePair, Demonst"):
+        kind_of(Turn)
 
 
 def test_a_prompt_with_more_answers_than_a_micro_batch_holds_is_shown_again(processor):
@@ -124,7 +248,7 @@ def test_packing_is_by_tokens_longest_first():
 
 
 def test_demonstrations_end_with_end_of_sequence(processor):
-    record = Demonstration(prompt=prompt("p", picture(0)), response="there is a red circle .")
+    record = Demonstration(prompt=prompt("p", picture(0)), response=text_response("there is a red circle ."))
     (batch,) = Collator(processor, micro_batch_tokens=1000)([record])
     words = processor.tokenizer.convert_ids_to_tokens(batch.targets.tolist())
     assert words == ["there", "is", "a", "red", "circle", ".", "<|im_end|>"]
@@ -215,9 +339,9 @@ def test_a_sample_does_not_keep_the_frames_that_its_trees_came_in(processor):
     arrays = [kept.prompt_ids, kept.images[0].pixels]
     for answer, before in zip(kept.answers, tree.answers, strict=True):
         assert answer.rollout == before.rollout and answer.token_ids is answer.rollout.token_ids
+        assert (answer.policy_version, answer.round) == (0, 0)
         arrays += [answer.token_ids, answer.rollout.sampled.logprobs]
     assert kept.images == tree.images and kept.prompt_ids.tolist() == tree.prompt_ids.tolist()
-    assert (kept.policy_version, kept.round) == (0, 0)
     assert all(array.flags.owndata for array in arrays)
 
 

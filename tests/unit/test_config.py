@@ -27,7 +27,15 @@ from rlsys.feedback.text_judge import TextJudge
 from rlsys.journal import Journal
 from rlsys.objectives.dpo import DPO
 from rlsys.placement.machine import Machine
-from rlsys.records import Interval, RoundReport, SyncReport
+from rlsys.records import (
+    Demonstration,
+    Interval,
+    PreferencePair,
+    RatedResponse,
+    RoundReport,
+    ScoredResponse,
+    SyncReport,
+)
 from rlsys.schedules.gate import GateConfig, MetricGate
 
 MISTAKES = [
@@ -340,6 +348,38 @@ def test_methods_are_those_of_their_papers():
         "mm_rlhf": (AllPairs, 0.1, 0.5, 0.5, "previous", "NoReplay", (1.0,), 1, False, {}),
         "iterative_dpo": (BestWorst, 0.1, 0.0, 0.5, "initial", "Accumulated", (1.0, 0.7), 2, True, {}),
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "builder", "objective", "kind"),
+    [
+        ("ipo", "BestWorst", "IPO(beta=0.1)", PreferencePair),
+        ("simpo", "BestWorst", "SimPO(beta=2.0, gamma=1.0)", PreferencePair),
+        ("kto", "Desirable", "KTO(beta=0.1, desirable_weight=1.0, undesirable_weight=1.0)", RatedResponse),
+        ("rejection_sampling", "RejectionSampling", "SFT(per='tokens')", Demonstration),
+        ("grpo", "GroupNormalized", "GRPO(clip=0.2, beta=0.04)", ScoredResponse),
+    ],
+)
+def test_methods_bring_a_builder_and_an_objective_that_fit(method, builder, objective, kind):
+    config, _ = configuration.load(["preset=qwen2_5_vl_3b", f"method={method}"])
+    assert (type(config.examples).__name__, str(config.objective)) == (builder, objective)
+    assert config.examples.produces is config.objective.consumes is kind
+
+
+def test_only_objectives_that_need_a_reference_ask_for_its_weights():
+    words = ["schedule.reference=initial", "learner.initial_copy=false", "learner.lora.r=0"]
+    with pytest.raises(ConfigError, match="reference=initial needs"):
+        configuration.load(["method=ipo", *words])
+    assert configuration.load(["method=simpo", *words])[0].schedule.reference == "initial"
+    assert configuration.load(["method=grpo", *words, "objective.beta=0"])[0].objective.needs == {"old"}
+
+
+def test_phases_may_change_the_kind_of_example():
+    phases = "[{rounds: 1}, {rounds: 2, examples: desirable, objective: {name: kto, beta: 0.2}}]"
+    config, _ = configuration.load([f"schedule.phases={phases}"])
+    assert config.schedule.build().plan(2).options["objective"] == {"name": "kto", "beta": 0.2}
+    with pytest.raises(ConfigError, match="KTO learns from RatedResponse records, and"):
+        configuration.load(["schedule.phases=[{rounds: 1}, {rounds: 2, objective: kto}]"])
 
 
 @pytest.mark.parametrize("preset", ["scenes", "scenes_ci", "qwen2_5_vl_3b", "qwen2_5_vl_7b"])

@@ -287,7 +287,7 @@ def test_what_does_not_belong_is_refused(tmp_path):
         journal.begin(0)
         with pytest.raises(JournalError, match="no attempt 2 at round 0"):
             journal.read(0, RolloutGroup, attempt=2)
-        with pytest.raises(WrongType, match="got Prompt"):
+        with pytest.raises(WrongType, match="no Prompt"):
             journal.append(0, make_group().prompt)
         with pytest.raises(WrongType, match="no Prompt"):
             journal.read(0, Prompt)

@@ -42,6 +42,35 @@ def test_any_chunking_gives_the_plain_values_and_gradients(chunk, has_bias):
         torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [3, 64])
+def test_the_logit_of_a_token_is_read_at_every_position_with_its_gradient(chunk):
+    torch.manual_seed(0)
+    hidden = torch.randn(10, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(17, 6, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 17, (10,))
+    targets[3] = 5  # where it is the target as well, both gradients arrive
+    mix = torch.randn(3, 10, dtype=torch.float64)
+
+    def mixed(logps, logits, values):
+        return (mix[0] * logps).sum() + (mix[1] * logits).sum() + (mix[2] * values).sum()
+
+    expected = [*plain(hidden, weight, targets), torch.nn.functional.linear(hidden, weight)[:, 5]]
+    found = token_logprobs(hidden, weight, targets, chunk=chunk, value_id=5)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other.double(), one, atol=1e-5, rtol=1e-5)
+    gradients = [torch.autograd.grad(mixed(*values), [hidden, weight]) for values in (expected, found)]
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, one, atol=1e-5, rtol=1e-5)
+
+
+def test_the_head_returns_values_only_when_they_are_asked_for():
+    head = LogprobHead.take_over(torch.nn.Linear(4, 9), chunk_mib=1)
+    hidden, targets = torch.randn(3, 4), torch.tensor([1, 2, 8])
+    assert head(hidden, targets).shape == (2, 3)
+    head.value_id = 7
+    torch.testing.assert_close(head(hidden, targets)[2], head(hidden)[:, 7])
+
+
 def test_logits_of_a_whole_batch_are_never_held():
     rows, vocabulary = 64, 50_000
     held = []

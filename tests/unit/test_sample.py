@@ -13,13 +13,17 @@ from learners.trees import Branch, Tree
 from tests.fakes import sampled_response
 
 
-def batch(*answers):
+def batch(*answers, mask=None):
     """Of (sampler's probabilities of the tokens, count)."""
-    rollouts = [
-        SimpleNamespace(sampled=SimpleNamespace(logprobs=np.log(np.float32(probabilities))), count=n)
-        for probabilities, n in answers
+    answers = [
+        Branch(
+            token_ids=np.zeros(len(probabilities), np.int32),
+            rollout=sampled_response("", logprobs=np.log(np.float32(probabilities)), count=count),
+        )
+        for probabilities, count in answers
     ]
-    return SimpleNamespace(trees=[SimpleNamespace(answers=[SimpleNamespace(rollout=rollout) for rollout in rollouts])])
+    num_tokens = sum(len(answer.token_ids) for answer in answers)
+    return SimpleNamespace(answers=answers, loss_mask=torch.tensor(mask or [1.0] * num_tokens))
 
 
 def policy(*probabilities):
@@ -30,6 +34,10 @@ def test_k3_of_one_token():
     assert k3_sum(batch(([0.5], 1)), policy(0.25)) == pytest.approx(0.1931, abs=1e-4)
     assert k3_sum(batch(([0.25], 1)), policy(0.5)) == pytest.approx(0.3069, abs=1e-4)
     assert k3_sum(batch(([0.5, 0.25], 1)), policy(0.25, 0.5)) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_tokens_of_a_users_turn_are_no_divergence():
+    assert k3_sum(batch(([0.5, 1.0], 1), mask=[1.0, 0.0]), policy(0.25, 0.001)) == pytest.approx(0.1931, abs=1e-4)
 
 
 def test_copies_weigh_as_often_as_they_were_sampled():

@@ -18,7 +18,7 @@ def folder(tmp_path_factory):
 def test_words_of_the_world_survive_the_tokenizer():
     tokenizer = make_tokenizer()
     for demo in demonstrations(100):
-        for text in (demo.prompt.question, demo.response, annotate(demo.prompt, demo.response).critique):
+        for text in (demo.prompt.question, demo.response.text, annotate(demo.prompt, demo.response.text).critique):
             ids = tokenizer(text).input_ids
             assert tokenizer.unk_token_id not in ids
             assert len(ids) == len(text.split())

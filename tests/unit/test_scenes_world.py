@@ -196,9 +196,9 @@ def test_demonstrations_are_truthful_except_in_descriptions():
         question = read_question(demo.prompt.question)
         truth = true_answer(scene_of(demo.prompt), question)
         if question.task == "describe":
-            wrong += demo.response != truth
+            wrong += demo.response.text != truth
         else:
-            assert demo.response == truth
+            assert demo.response.text == truth
     assert 0.3 < wrong / tasks.count("describe") < 0.8
 
 
@@ -225,4 +225,4 @@ def test_every_text_is_made_of_the_vocabulary():
     words = set(vocabulary())
     assert len(words) == len(vocabulary())
     for demo in demonstrations(300):
-        assert set(demo.prompt.question.split()) | set(demo.response.split()) <= words
+        assert set(demo.prompt.question.split()) | set(demo.response.text.split()) <= words

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from rlsys.records import Demonstration, Image, Prompt, Turn
+from rlsys.records import Demonstration, Image, Prompt, Turn, text_response
 from rlsys.seeding import generator
 from rlsys.worlds.scenes.language import FORMS, ask, caption, read_question, true_answer
 from rlsys.worlds.scenes.world import SPLITS, Scene, draw, sample
@@ -114,4 +114,4 @@ def demonstrations(
             text = caption(scene, generator(0, "caption", index), partner_rate=partner_rate)
         else:
             text = true_answer(scene, question)
-        yield Demonstration(prompt=prompt, response=text)
+        yield Demonstration(prompt=prompt, response=text_response(text))

@@ -1,0 +1,1 @@
+"""Kinds of examples: one file for each record class that an objective may learn from."""

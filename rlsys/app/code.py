@@ -33,8 +33,8 @@ NOT_LEARNING = (
     "__init__",
 )
 """Modules of `learners` that change no weight. Options (`config`) count by their values."""
-ANSWERING = ("actors.rollout", "rlsys.seeding", "rlsys.app.supervised")
-"""How an engine is asked for the responses that some examples are made of. The engine itself counts as a plug-in."""
+RESPONDING = ("actors.rollout", "rlsys.seeding", "rlsys.app.supervised")
+"""How an engine is asked for the responses that some examples are made of. The engine counts as a plug-in of its own."""
 PLUMBING = (
     *("rlsys.app", "rlsys.common", "rlsys.contracts", "rlsys.errors", "rlsys.placement", "rlsys.records"),
     *("rlsys.registry", "rlsys.report", "rlsys.transports", "rlsys.wire", "rlsys.data.base", "rlsys.stages.base"),
@@ -216,7 +216,7 @@ def _parse(module: str, find: Find) -> ast.Module:
 
 @functools.lru_cache(512)
 def _tree(source: str) -> ast.Module:
-    """Stages share most modules. What `essence` takes from a tree, nobody misses."""
+    """Trees are kept, because stages share most modules. `essence` takes docstrings out of them, which nothing here reads."""
     return ast.parse(source)
 
 

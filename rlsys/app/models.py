@@ -140,7 +140,7 @@ def made_of(config: Any, stage: Stage, keys: Mapping[str, Any], *, find: code.Fi
     plugins = list(_plugins(stage))
     listed = [
         *(code.LEARNING if stage.needs_learner else ()),
-        *(code.ANSWERING if any(getattr(plugin, "needs_engine", False) for plugin in plugins) else ()),
+        *(code.RESPONDING if any(getattr(plugin, "needs_engine", False) for plugin in plugins) else ()),
     ]
     found = {
         "stage": plain(describe(stage)),

@@ -1,4 +1,4 @@
-"""The two things that a stage asks of the stack: a model's responses, and a training of one's own learner."""
+"""The two things that a stage asks of the stack: a model's responses to prompts, and a training by the learner."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlsys.seeding import generator
 from rlsys.stages.base import MODEL
 from rlsys.stages.recipe import Recipe
 
-ANSWERING_ROUND = -2
+RESPONDING_ROUND = -2
 """Round number of responses that examples are made of; rounds of a run count from 0, evaluation is -1."""
 CURVE = "training.jsonl"
 """File beside a model with loss and learning rate of every step."""
@@ -57,7 +57,7 @@ def respond(
         deadline_s=role.deadline_s,
     )
     try:
-        groups = stage.stream(prompts, phase.plan(0, ANSWERING_ROUND))
+        groups = stage.stream(prompts, phase.plan(0, RESPONDING_ROUND))
         yield from context.progress.track(f"{label}: responses", groups, len(prompts))
     finally:
         stage.close()
@@ -103,7 +103,7 @@ def train(
     finally:
         group.close()
     (target / "policy").rename(target / MODEL)
-    shutil.rmtree(target / "optimizer", ignore_errors=True)  # nobody goes on from here
+    shutil.rmtree(target / "optimizer", ignore_errors=True)  # a stage's training is never resumed
 
 
 def learner_options(config: Any, own: Mapping[str, Any] | None) -> LearnerConfig:

@@ -28,12 +28,12 @@ NAME = "train"
 """Of the training in messages, and first part of its folder's name."""
 
 
-def main(words: list[str]) -> int:
+def main(overrides: list[str]) -> int:
     """Train, or only plan (`dry_run=true`); prints the folder of the model. Returns the exit status."""
-    return configuration.run_command(words, lambda config, tree: _train(config, tree, words))
+    return configuration.run_command(overrides, lambda config, tree: _train(config, tree, overrides))
 
 
-def _train(config: Any, tree: Any, words: list[str]) -> int:
+def _train(config: Any, tree: Any, overrides: list[str]) -> int:
     made = config.train.stage
     if made is None:
         stage = stage_of(config)
@@ -50,7 +50,7 @@ def _train(config: Any, tree: Any, words: list[str]) -> int:
         with cluster(config.ray_address) as machine, Progress() as progress:
             folder = model_folder(config, Context(machine=machine, progress=progress), PREFIX + made, "train.stage")
     else:
-        folder = _into_folder(config, tree, words, stage)
+        folder = _into_folder(config, tree, overrides, stage)
     print(_curve(folder.parent / CURVE), end="")
     print(folder)
     return 0
@@ -75,7 +75,7 @@ def stage_of(config: Any) -> Train:
     return stage
 
 
-def _into_folder(config: Any, tree: Any, words: list[str], stage: Train) -> Path:
+def _into_folder(config: Any, tree: Any, overrides: list[str], stage: Train) -> Path:
     """Train into a folder of the run's own.
 
     Raises:
@@ -91,7 +91,7 @@ def _into_folder(config: Any, tree: Any, words: list[str], stage: Train) -> Path
     except FileExistsError as error:
         raise ConfigError(f"name: {directory} exists already; choose another name") from error
     try:
-        configuration.save(tree, words, directory)
+        configuration.save(tree, overrides, directory)
         with cluster(config.ray_address) as machine, Progress() as progress:
             context = Context(machine=machine, progress=progress)
             stage.make(directory, Tools(config=config, context=context, label=NAME))

@@ -84,7 +84,7 @@ EDITS = [
     ("rlsys/seeding.py", swap("0x3FFFFFFF", "0x1FFFFFFF"), "policy judge"),
     ("rlsys/stages/recipe.py", swap("* self.epochs", "* self.epochs + 1"), "policy judge"),
     ("learners/plan.py", swap("math.cos(math.pi * passed)", "math.cos(passed)"), "policy judge"),
-    ("rlsys/app/supervised.py", swap("ANSWERING_ROUND = -2", "ANSWERING_ROUND = -3"), "policy judge"),
+    ("rlsys/app/supervised.py", swap("RESPONDING_ROUND = -2", "RESPONDING_ROUND = -3"), "policy judge"),
     ("actors/engines/vllm_records.py", add("\nFORBIDDEN_BIAS = 0\n"), "judge"),
 ]
 
@@ -155,7 +155,7 @@ def test_every_module_of_the_learner_is_said_to_decide_weights_or_not():
 def test_all_that_is_listed_and_every_plug_in_is_found():
     registry.discover()
     actors.engines.discover()
-    for module in (*code.LEARNING, *code.ANSWERING):
+    for module in (*code.LEARNING, *code.RESPONDING):
         assert code.installed(module) is not None, module
     used = code.Used(code.installed)
     for group in (registry.stage, registry.data, registry.objective, actors.engines.engine):

@@ -18,8 +18,18 @@ LEARNING = (
     *(
         f"learners.{name}"
         for name in (
-            *("attention", "collate", "deepspeed_backend", "dot_products", "experience", "flash", "folder", "group"),
-            *("kernels", "layers", "learner", "logprobs", "micro_batch", "model", "names", "padding", "plan", "policy"),
+            *(
+                "answers",
+                "attention",
+                "collate",
+                "deepspeed_backend",
+                "dot_products",
+                "examples.kinds",
+                "flash",
+                "folder",
+            ),
+            *("group", "kernels", "layers", "learner", "logprobs", "loss", "micro_batch", "model", "names", "padding"),
+            *("plan", "policy"),
             *("positions", "reference", "shards", "tokens", "trees", "vision", "weight_copies", "weights_source"),
         )
     ),
@@ -29,11 +39,13 @@ LEARNING = (
 )
 """The arithmetic of a training: from examples to batches, through the model, to the weights on disk."""
 NOT_LEARNING = (
-    *("allocator", "config", "metrics", "reference_check", "rendezvous", "sample", "state", "weight_sender"),
-    "__init__",
+    *("allocator", "config", "memory", "metrics", "reference_check", "rendezvous", "sample", "state", "weight_sender"),
+    *("__init__", "examples.__init__", "examples.probes"),
 )
 """Modules of `learners` that change no weight. Options (`config`) count by their values."""
-RESPONDING = ("actors.rollout", "rlsys.seeding", "rlsys.app.supervised")
+OF_A_KIND = ("examples.critiques", "examples.demonstrations", "examples.pairs", "examples.rated", "examples.responses")
+"""Modules of `learners` that decide how one kind of example is trained on. A training counts that of its own kind."""
+RESPONDING = ("actors.rollout", "rlsys.conversations.single_turn", "rlsys.seeding", "rlsys.app.supervised")
 """How an engine is asked for the responses that some examples are made of. The engine counts as a plug-in of its own."""
 PLUMBING = (
     *("rlsys.app", "rlsys.common", "rlsys.contracts", "rlsys.errors", "rlsys.placement", "rlsys.records"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from learners.examples.kinds import kind_of
 from rlsys.app import cache, code, supervised
 from rlsys.app.starting import Context
 from rlsys.errors import ConfigError
@@ -138,8 +139,10 @@ def made_of(config: Any, stage: Stage, keys: Mapping[str, Any], *, find: code.Fi
         keys: of the stages that it needs.
     """
     plugins = list(_plugins(stage))
+    kinds = [plugin.consumes for plugin in plugins if hasattr(plugin, "consumes")]
     listed = [
         *(code.LEARNING if stage.needs_learner else ()),
+        *(type(kind_of(kind)).__module__ for kind in kinds),
         *(code.RESPONDING if any(getattr(plugin, "needs_engine", False) for plugin in plugins) else ()),
     ]
     found = {

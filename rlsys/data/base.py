@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from rlsys.records import Demonstration, Prompt
+from rlsys.records import Demonstration, Prompt, text_response
 
 if TYPE_CHECKING:
     from rlsys.stages.base import StageTools
@@ -35,7 +35,7 @@ class Examples(Sequence):
 
 def demonstration(prompt: Prompt, text: str) -> Demonstration:
     """A response of which only the text is known, to be imitated."""
-    return Demonstration(prompt=prompt, response=text)
+    return Demonstration(prompt=prompt, response=text_response(text))
 
 
 @dataclass(kw_only=True)

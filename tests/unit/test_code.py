@@ -148,8 +148,9 @@ def test_every_module_of_the_learner_is_said_to_decide_weights_or_not():
     root = Path(learners.__file__).parent
     there = {".".join(path.relative_to(root).with_suffix("").parts) for path in root.rglob("*.py")}
     learning = {name.removeprefix("learners.") for name in code.LEARNING if name.startswith("learners.")}
-    assert learning.isdisjoint(code.NOT_LEARNING)
-    assert learning | set(code.NOT_LEARNING) == there
+    others = {*code.NOT_LEARNING, *code.OF_A_KIND}
+    assert learning.isdisjoint(others) and len(others) == len(code.NOT_LEARNING) + len(code.OF_A_KIND)
+    assert learning | others == there
 
 
 def test_all_that_is_listed_and_every_plug_in_is_found():
@@ -161,6 +162,6 @@ def test_all_that_is_listed_and_every_plug_in_is_found():
     for group in (registry.stage, registry.data, registry.objective, actors.engines.engine):
         for plugin in group.values():
             used.add(plugin.__module__)
-    assert ("rlsys.objectives.inputs", "token_mean") in used.found
+    assert ("rlsys.objectives.inputs", "Sequences") in used.found
     assert not any(module.startswith(("rlsys.records", "rlsys.wire", "rlsys.app")) for module, _ in used.found)
     json.dumps(sorted(used.found))

@@ -214,28 +214,35 @@ def composed(overrides: list[str]) -> DictConfig:
     measured = [override for override in overrides if override.startswith("evaluations")]
     first = _compose([override for override in overrides if override not in measured])
     chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
+    overrides, added = _evaluations(overrides, set(first.evaluations))
+    chosen |= {f"evaluations.{name}": name for name in added}
     given = OmegaConf.to_container(first.plugin_options, resolve=True)
     for place, options in given.items():
+        if place not in chosen:
+            continue
         path = place.split(".")
-        found = options.get(chosen.get(place, ""), {})
+        found = options.get(chosen[place], {})
         for key in reversed(path):
             found = {key: found}
         node = OmegaConf.to_container(OmegaConf.merge(node, found))
     store.store(group=PLUGIN_OPTIONS, name="chosen", node=node, package="_global_")
-    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *_evaluations(overrides, set(first.evaluations))])
+    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *overrides])
     with open_dict(tree):
         del tree["hydra"]
     tree.schedule.phases = [_with_plugin_options(phase, given) for phase in tree.schedule.phases]
     return tree
 
 
-def _evaluations(overrides: list[str], there: set[str]) -> list[str]:
-    """The overrides, with those that choose an evaluation whose options are given, or that leave all out."""
+def _evaluations(overrides: list[str], there: set[str]) -> tuple[list[str], list[str]]:
+    """The overrides, with those that choose an evaluation whose options are given, or that leave all out; and the names of
+    the evaluations that they add.
+    """
     if NO_EVALUATIONS in overrides:
-        return [*(f"~evaluation@evaluations.{name}" for name in there), *(o for o in overrides if o != NO_EVALUATIONS)]
+        others = [override for override in overrides if override != NO_EVALUATIONS]
+        return [*(f"~evaluation@evaluations.{name}" for name in there), *others], []
     named = dict.fromkeys(found[1] for found in map(_EVALUATION.match, overrides) if found)
     added = [name for name in named if name not in there and name in registry.evaluation]
-    return [*(f"+evaluation@evaluations.{name}={name}" for name in added), *overrides]
+    return [*(f"+evaluation@evaluations.{name}={name}" for name in added), *overrides], added
 
 
 def _roles_named(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:

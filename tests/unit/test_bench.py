@@ -157,7 +157,7 @@ def test_a_dry_run_prints_the_plan_of_the_rounds_that_would_be_measured(monkeypa
 
 def test_what_does_not_fit_is_said_before_a_model_is_made(on, monkeypatch, tmp_path, capsys):
     on(memory_gib=1)
-    monkeypatch.setattr(bench, "policy_folder", never)
+    monkeypatch.setattr(bench, "role_folders", never)
     assert bench.main(["preset=scenes", f"output.runs_dir={tmp_path}"]) == 1
     assert "ResourceError: " in capsys.readouterr().err
 
@@ -168,9 +168,9 @@ def test_prompts_need_only_last_for_the_rounds_that_are_measured(on, monkeypatch
     def stop(config, host):
         raise EngineError("the check is over")
 
-    monkeypatch.setattr(bench, "policy_folder", stop)
+    monkeypatch.setattr(bench, "role_folders", stop)
     prompts = tmp_path / "prompts.jsonl"
-    words = ["prompts=jsonl", f"prompts.path={prompts}", "evaluation=none", f"output.runs_dir={tmp_path}"]
+    words = ["prompts=jsonl", f"prompts.path={prompts}", "evaluations=none", f"output.runs_dir={tmp_path}"]
     words += ["schedule.rounds=10", "schedule.num_prompts=2"]
     for lines, status, said in ((8, 1, "the check is over"), (7, 2, "prompts: the schedule takes 8; ")):
         prompts.write_text('{"id": "a", "prompt": "what is this"}\n' * lines)
@@ -198,7 +198,6 @@ def parts(on, monkeypatch):
                 found = report(2.0, 3.0)
                 yield replace(found, round=round, seconds={**found.seconds, "round": 4.0 + round})
 
-    monkeypatch.setattr(bench, "policy_folder", lambda config, host: Path("policy"))
     folders = {"policy": Path("policy"), "judge": Path("judge")}
     monkeypatch.setattr(bench, "role_folders", lambda config, context: folders)
     monkeypatch.setattr(bench, "assembled", assembled)

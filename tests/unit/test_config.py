@@ -4,7 +4,6 @@ import json
 import os
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -196,12 +195,13 @@ def test_a_resumed_run_that_has_nothing_left_to_do_is_measured_if_its_last_round
     """Killed in the middle, and resumed with fewer rounds than it has done."""
     started = []
 
-    def evaluator(config, stage, progress):
+    def evaluator(config, roles, progress, *, directory):
         return lambda: {"chair_i": Interval(value=0.25, low=0.2, high=0.3)}
 
-    stage = SimpleNamespace(close=lambda: None)
     monkeypatch.setattr(align, "cluster", lambda address: nullcontext(Machine(num_cpus=2, num_gpus=0, memory_gib=64)))
-    monkeypatch.setattr(align, "start_rollouts", lambda config, host, policy: started.append(policy) or stage)
+    monkeypatch.setattr(
+        align, "engines_for_evaluations", lambda config, context, policy: nullcontext(started.append(policy))
+    )
     monkeypatch.setattr(align, "evaluator", evaluator)
     run = tmp_path / "mine"
     run.mkdir()
@@ -245,7 +245,7 @@ def test_no_cluster_at_the_address_is_one_line(tmp_path, capsys, monkeypatch):
     assert os.environ["VLLM_LOGGING_LEVEL"] == "DEBUG"  # what the user has set stays
 
 
-@pytest.mark.parametrize("off", ["eval.every=0", "evaluation=none"])
+@pytest.mark.parametrize("off", ["eval.every=0", "evaluations=none"])
 def test_a_gate_without_evaluations_is_refused(off):
     with pytest.raises(ConfigError, match=r"gate\.refuse and gate\.patience need rounds that are evaluated"):
         configuration.load(["preset=scenes", "gate.refuse=true", off])
@@ -255,7 +255,7 @@ def test_a_gate_on_a_metric_that_is_not_measured_is_refused_before_the_start():
     known = "chair_i, chair_s, chair_s_refined, false_position, mean_length, partner_share, recall, unparsable"
     with pytest.raises(ConfigError, match=f"gate.metric=accuracy is no metric of the evaluation; there are: {known}"):
         configuration.load(["gate.refuse=true", "gate.metric=accuracy"])
-    assert configuration.load(["gate.refuse=true", "gate.metric=accuracy", "evaluation=scenes_polar"])
+    assert configuration.load(["gate.refuse=true", "gate.metric=accuracy", "evaluations.scenes_polar.num_scenes=20"])
 
 
 @pytest.mark.parametrize(
@@ -286,12 +286,11 @@ def test_a_kl_budget_needs_one_temperature_of_1():
 def test_an_evaluation_must_say_which_way_its_metrics_get_better():
     @dataclass(kw_only=True)
     class Silent:
-        def prompts(self):
-            return []
+        roles = ("policy",)
 
     config, _ = configuration.load([])
-    with pytest.raises(ConfigError, match="evaluation=Silent must have `directions`"):
-        replace(config, evaluation=Silent())
+    with pytest.raises(ConfigError, match=r"evaluations\.mine=Silent must have `directions`"):
+        replace(config, evaluations={"mine": Silent()})
 
 
 def test_resume_shows_the_runs_own_configuration(tmp_path, capsys):
@@ -448,7 +447,7 @@ def test_words_given_at_a_resume_stay(tmp_path):
 
 def test_too_few_prompts_are_seen_before_anything_starts(tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"id": "a", "prompt": "what is this"}\n' * 5)
-    source = ["prompts=jsonl", f"prompts.path={tmp_path / 'prompts.jsonl'}", "evaluation=none"]
+    source = ["prompts=jsonl", f"prompts.path={tmp_path / 'prompts.jsonl'}", "evaluations=none"]
     machine = Machine(num_cpus=2, num_gpus=0, memory_gib=64, cores=(0, 1))
     check(configuration.load([*source, "schedule.rounds=1", "schedule.num_prompts=5"])[0], machine)
     with pytest.raises(ConfigError, match=r"prompts: the schedule takes 6; .* has 5 prompts, 6 were asked for"):
@@ -459,7 +458,7 @@ def test_probes_are_prompts_with_pictures_where_there_are_any(tmp_path):
     Image.new("RGB", (28, 28)).save(tmp_path / "one.png")
     lines = [{"id": f"{n}", "prompt": "what"} | ({"image": "one.png"} if n in (5, 9) else {}) for n in range(12)]
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    words = ["prompts=jsonl", f"prompts.path={tmp_path / 'prompts.jsonl'}", "evaluation=none"]
+    words = ["prompts=jsonl", f"prompts.path={tmp_path / 'prompts.jsonl'}", "evaluations=none"]
     config, _ = configuration.load([*words, "schedule.rounds=1", "schedule.num_prompts=12"])
     assert [prompt.id for prompt in probe_prompts(config)] == ["5", "9", "0", "1"]
     config, _ = configuration.load([*words, "schedule.rounds=1", "schedule.num_prompts=2"])

@@ -53,7 +53,7 @@ def test_demonstrations_are_prompts_and_responses_or_messages(tmp_path):
     data = JsonlDemonstrations(path=path)
     first, second = all_of(data)
     assert data.count() == 2
-    assert (said(first.prompt.turns), first.response) == ([("user", "What colour?")], "Red.")
+    assert (said(first.prompt.turns), first.response.text) == ([("user", "What colour?")], "Red.")
     np.testing.assert_array_equal(first.prompt.images[0].pixels, np.full((2, 4, 3), [255, 0, 0]))
     assert said(second.prompt.turns) == [
         ("system", "Be brief."),
@@ -61,7 +61,7 @@ def test_demonstrations_are_prompts_and_responses_or_messages(tmp_path):
         ("assistant", "Hello."),
         ("user", "And now?"),
     ]
-    assert (second.response, second.prompt.images) == ("Good bye.", ())
+    assert (second.response.text, second.prompt.images) == ("Good bye.", ())
     assert first.prompt.id != second.prompt.id
 
 
@@ -96,7 +96,7 @@ def test_judged_pairs_are_shown_as_the_judge_will_see_them(tmp_path):
 
 def test_text_is_whole_documents_or_pieces_of_them_after_no_prompt(tmp_path):
     path = written(tmp_path, {"text": "one two\n\nthree"}, {"text": "four"})
-    assert [(e.prompt.turns, e.response) for e in all_of(Text(path=path, max_characters=8))] == [
+    assert [(e.prompt.turns, e.response.text) for e in all_of(Text(path=path, max_characters=8))] == [
         ((), "one two"),
         ((), "three"),
         ((), "four"),
@@ -105,8 +105,8 @@ def test_text_is_whole_documents_or_pieces_of_them_after_no_prompt(tmp_path):
     (tmp_path / "book" / "b.txt").write_text("second\n")
     (tmp_path / "book" / "a.md").write_text("first\n\nstill first\n")
     (tmp_path / "book" / "c.png").write_bytes(b"\xff")
-    assert [e.response for e in all_of(Text(path=str(tmp_path / "book")))] == ["first\n\nstill first", "second"]
-    assert [e.response for e in all_of(Text(path=str(tmp_path / "book" / "b.txt")))] == ["second"]
+    assert [e.response.text for e in all_of(Text(path=str(tmp_path / "book")))] == ["first\n\nstill first", "second"]
+    assert [e.response.text for e in all_of(Text(path=str(tmp_path / "book" / "b.txt")))] == ["second"]
 
 
 @pytest.mark.parametrize(

@@ -271,15 +271,6 @@ def test_polar_evaluation():
     assert (mute["accuracy_single"].value, mute["unparsable"].value) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize("name", sorted(registry.evaluation))
-def test_an_evaluation_says_of_every_metric_which_way_it_gets_better(name):
-    evaluation = registry.evaluation.make(name, **({} if name == "none" else {"num_scenes": 30, "resamples": 10}))
-    texts = ["yes", "circle red at north . square blue at south ."]
-    found = evaluation.measure([group(prompt, *texts) for prompt in evaluation.prompts()])
-    assert set(found) <= set(evaluation.directions)
-    assert set(evaluation.directions.values()) <= {-1, 0, 1}
-
-
 def test_polar_evaluation_refuses_other_questions():
     with pytest.raises(ValueError, match="scenes/heldout/0/describe"):
         ScenesPolarEvaluation().measure([group(make_prompt("heldout", 0, "describe"), "yes")])

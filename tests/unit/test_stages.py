@@ -85,8 +85,8 @@ def test_models_are_given_as_folders_or_there_is_one_line(tmp_path):
 
 def test_the_scenes_models_are_stages_of_the_preset_with_their_old_names():
     config = load("policy.model=scenes")
-    assert models.needed_models(config) == ["stage:policy", "stage:judge"]
-    assert in_order(config.stages, models.needed_models(config)) == ["random", "policy", "judge"]
+    assert list(config.models().values()) == ["stage:policy", "stage:judge"]
+    assert in_order(config.stages, list(config.models().values())) == ["random", "policy", "judge"]
     policy, judge = config.stages["policy"], config.stages["judge"]
     found = [(s.lr, s.lr_schedule, s.warmup, s.batch_size, s.epochs, s.shuffle) for s in (policy, judge)]
     assert found == [(1.5e-3, "linear", 0.03, 32, 1, False), (1e-3, "cosine", 0.1, 16, 1, False)]
@@ -299,4 +299,4 @@ def test_a_stage_of_ones_own_is_put_together_on_the_command_line(tmp_path):
     config = load(*words, "stages.mine.objective.beta=0.2")
     stage = config.stages["mine"]
     assert (stage.model, stage.objective, stage.data.count()) == ("stage:policy", DPO(beta=0.2), 1)
-    assert in_order(config.stages, models.needed_models(config)) == ["random", "policy", "mine", "judge"]
+    assert in_order(config.stages, list(config.models().values())) == ["random", "policy", "mine", "judge"]

@@ -1,16 +1,12 @@
 """RunComponents of a run that start while others work."""
 
-import io
 import threading
 from concurrent.futures import CancelledError
-from pathlib import Path
 
 import pytest
 
-from rlsys.app.starting import Context, DeferredStart, start_in_order, start_rollouts
+from rlsys.app.starting import DeferredStart, start_in_order
 from rlsys.placement import Placement
-from rlsys.placement.machine import Machine
-from rlsys.report.progress import Progress
 
 
 class Part:
@@ -105,31 +101,3 @@ def test_a_part_does_not_start_after_one_that_failed():
         with pytest.raises(OSError, match="no disk"):
             part.name  # noqa: B018
         part.close()
-
-
-def test_a_critics_answers_are_asked_for_in_calls_of_32_whatever_the_run_evaluates_with(monkeypatch):
-    import actors.stages
-    from rlsys.app import config as configuration
-    from rlsys.app import make_judge
-
-    asked = []
-
-    class Stage:
-        """Answers nothing; keeps how it was started."""
-
-        def __init__(self, **options):
-            asked.append((options["batch"], options["held_out_batch"]))
-
-        def stream(self, prompts, plan):
-            return iter(())
-
-        def close(self):
-            pass
-
-    monkeypatch.setattr(actors.stages, "RolloutStage", Stage)
-    host = Context(machine=Machine(num_cpus=2, num_gpus=0, memory_gib=64), progress=Progress(io.StringIO()))
-    words = ["preset=scenes", "rollout.batch=7", "eval.batch=5", "judge_training.num_prompts=2"]
-    config, _ = configuration.load(words)
-    assert list(make_judge.annotated_pairs(config, host, Path("none"))) == []
-    start_rollouts(config, host, Path("none")).close()
-    assert asked == [(32, 32), (7, 5)]

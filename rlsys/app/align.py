@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from configs.schema import OutputConfig
+from configs.sections import OutputConfig
 from rlsys import registry
 from rlsys.app import config as configuration
 from rlsys.app import plan as planning

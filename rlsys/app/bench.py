@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from configs.schema import ScheduleConfig
+from configs.sections import ScheduleConfig
 from rlsys.app import plan as planning
 from rlsys.app.align import dry_run
 from rlsys.app.assembly import assembled

@@ -6,35 +6,22 @@ import difflib
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlsys import registry
+from rlsys.app.composition import composed
 from rlsys.common import files
 from rlsys.errors import ConfigError, RlsysError
-from rlsys.schedules.phases import OPTION_GROUPS
 
-ROOT = "run"
-"""Name of the root YAML file in `configs/`."""
-_EVALUATION = re.compile(r"evaluations\.([A-Za-z_]\w*)\.")
-NO_EVALUATIONS = "evaluations=none"
-_ROLE = re.compile(r"engines\.([A-Za-z_]\w*)\.")
-PLUGIN_OPTIONS = "plugin_options_of"
-"""Hydra group through which the options of the chosen plug-ins enter, before the command line's."""
-CONFIGS = "RLSYS_CONFIGS"
-"""Environment variable with folders of presets outside this repository, comma-separated; each is laid out as `configs/`, with
-`method/NAME.yaml`, `preset/NAME.yaml` and so on."""
 FORMAT = 2
 """Of a run's folder. Version 1 had other records in its journal."""
 WORDS = "overrides.json"
@@ -200,87 +187,6 @@ def _register() -> None:
 
     actors.engines.discover()
     ConfigStore.instance().store(name="run_schema", node=RunConfig)
-
-
-def composed(overrides: list[str]) -> DictConfig:
-    """The configuration tree, in two passes: the first finds which plug-ins are chosen, the second puts in what presets and
-    methods say of those (`RunConfig.plugin_options`). Overrides of the command line win over both.
-    """
-    node, engines = _roles_named(overrides)
-    overrides = [*engines, *overrides]
-    store = ConfigStore.instance()
-    store.store(group=PLUGIN_OPTIONS, name="none", node=node, package="_global_")
-    # Options of evaluations come after it is known which are chosen: one that is not there yet is added by its name.
-    measured = [override for override in overrides if override.startswith("evaluations")]
-    first = _compose([override for override in overrides if override not in measured])
-    chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
-    overrides, added = _evaluations(overrides, set(first.evaluations))
-    chosen |= {f"evaluations.{name}": name for name in added}
-    given = OmegaConf.to_container(first.plugin_options, resolve=True)
-    for place, options in given.items():
-        if place not in chosen:
-            continue
-        path = place.split(".")
-        found = options.get(chosen[place], {})
-        for key in reversed(path):
-            found = {key: found}
-        node = OmegaConf.to_container(OmegaConf.merge(node, found))
-    store.store(group=PLUGIN_OPTIONS, name="chosen", node=node, package="_global_")
-    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *overrides])
-    with open_dict(tree):
-        del tree["hydra"]
-    tree.schedule.phases = [_with_plugin_options(phase, given) for phase in tree.schedule.phases]
-    return tree
-
-
-def _evaluations(overrides: list[str], there: set[str]) -> tuple[list[str], list[str]]:
-    """The overrides, with those that choose an evaluation whose options are given, or that leave all out; and the names of
-    the evaluations that they add.
-    """
-    if NO_EVALUATIONS in overrides:
-        others = [override for override in overrides if override != NO_EVALUATIONS]
-        return [*(f"~evaluation@evaluations.{name}" for name in there), *others], []
-    named = dict.fromkeys(found[1] for found in map(_EVALUATION.match, overrides) if found)
-    added = [name for name in named if name not in there and name in registry.evaluation]
-    return [*(f"+evaluation@evaluations.{name}={name}" for name in added), *overrides], added
-
-
-def _roles_named(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """What lets `engines.NAME.model=...` stand for a role that no preset names: a node with that role, and overrides that
-    choose an engine for it where options of its engine are given.
-    """
-    names = dict.fromkeys(found[1] for found in map(_ROLE.match, overrides) if found)
-    node = {"engines": {name: {"num_actors": 1} for name in names if name != "judge"}}
-    engines = []
-    for name in node["engines"]:
-        chosen = any(f"engine@engines.{name}.engine=" in override for override in overrides)
-        if not chosen and any(override.startswith(f"engines.{name}.engine.") for override in overrides):
-            engines.append(f"+engine@engines.{name}.engine=vllm")
-    return node, engines
-
-
-def _with_plugin_options(phase: DictConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """A phase that names another plug-in gets the options that presets give to that one."""
-    found = OmegaConf.to_container(phase)
-    for group in OPTION_GROUPS:
-        options = found.get(group)
-        if isinstance(options, str):
-            options = {"name": options}
-        if isinstance(options, dict) and "name" in options:
-            found[group] = {**given.get(group, {}).get(options["name"], {}), **options}
-    return found
-
-
-def _compose(overrides: list[str]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    folders = [Path(folder).expanduser().absolute() for folder in filter(None, os.environ.get(CONFIGS, "").split(","))]
-    for folder in folders:
-        if not folder.is_dir():
-            raise ConfigError(f"{CONFIGS}: no folder {str(folder)!r}")
-    if folders:
-        overrides = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]", *overrides]
-    with initialize_config_module("configs", version_base="1.3"):
-        return compose(ROOT, overrides=overrides, return_hydra_config=True)
 
 
 def _guard(step: Callable[[], Any], words: list[str]) -> Any:

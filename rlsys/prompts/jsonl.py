@@ -1,7 +1,8 @@
 """Prompts from a file of JSON lines.
 
 A line holds `id`, then `prompt` (the user's text) or `turns` (`[{"role": ..., "text": ...}, ...]`, the user's last),
-and may hold `image` or `images`: a path or a list of paths, relative to the file.
+and may hold `image` or `images`: a path or a list of paths, relative to the file; and `script`, a list of texts: the user's
+further turns, one after each response (`conversation=scripted`).
     {"id": "cat-1", "prompt": "What is on the sofa?", "image": "pictures/sofa.png"}
 """
 
@@ -79,12 +80,31 @@ def _check(line: bytes, place: str, root: Path) -> tuple[str, int]:
     """The id of a line that is as described, and a hash of what it asks; its pictures are there, and not looked at."""
     row = _read_row(line, place)
     turns, paths = read_turns(row, place), check_images(row, place, root)
-    return row["id"], hash((turns, paths))
+    return row["id"], hash((turns, paths, read_script(row, place)))
 
 
 def _read_prompt(line: bytes, place: str, root: Path) -> Prompt:
     row = _read_row(line, place)
-    return Prompt(id=row["id"], turns=read_turns(row, place), images=read_images(row, place, root))
+    return Prompt(
+        id=row["id"],
+        turns=read_turns(row, place),
+        script=read_script(row, place),
+        images=read_images(row, place, root),
+    )
+
+
+def read_script(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
+    """A line's further user turns.
+
+    Raises:
+        ConfigError: `script` is no list of texts.
+    """
+    stored = row.get("script", [])
+    if not isinstance(stored, list) or not all(isinstance(text, str) for text in stored):
+        raise ConfigError(f"{place}: script must be a list of texts, got {stored!r}")
+    for text in stored:
+        check_text(text, place)
+    return tuple(Turn(role="user", text=text) for text in stored)
 
 
 def _read_row(line: bytes, place: str) -> dict[str, Any]:

@@ -3,24 +3,20 @@
 import re
 from pathlib import Path
 
-from rlsys import registry
-from tests.fakes import make_scored_group
-
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_worked_example_of_contributing_runs():
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), flags=re.S)
-    try:
-        exec(compile(code, "CONTRIBUTING.md", "exec"), {"__name__": "worked_example"})
-        build = registry.examples.make("closest", scale_w=0.0)
-        scored = make_scored_group(texts=["a", "b", "c"], scores=[1.0, 4.0, 3.5])
-        (pair,) = build(scored)
-        assert (pair.chosen.text, pair.rejected.text, pair.margin, pair.beta_scale) == ("b", "c", 0.5, 1.0)
-        assert registry.examples.make("closest", min_margin=0.6)(scored)[0].margin == 2.5
-        assert build(make_scored_group(texts=["a", "b"], scores=[1.0, 1.0])) == []
-    finally:
-        registry.examples.pop("closest", None)
+def test_the_way_of_a_prompt_and_of_a_weight_are_lists_of_files_that_call_each_other():
+    """Every file is there, and imports or names the next one's module, a class or a method of it."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    ways = re.findall(r"### The way of a (?:prompt|weight)\n(.*?)(?=\n##)", text, flags=re.S)
+    assert len(ways) == 2
+    for way in ways:
+        steps = re.findall(r"^\d+\. `([\w/.]+\.py)` `(\w+)`", way, flags=re.M)
+        assert len(steps) >= 8
+        for path, name in steps:
+            source = (ROOT / path).read_text()
+            assert re.search(rf"^\s*(class|def) {name}\b", source, flags=re.M), f"{path} has no {name}"
 
 
 def test_links_between_documents_lead_somewhere():
@@ -31,5 +27,14 @@ def test_links_between_documents_lead_somewhere():
 
 
 def test_readme_and_architecture_keep_their_size():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
-    assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 70
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 170
+    assert len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 130
+
+
+def test_no_source_file_is_longer_than_a_few_screens():
+    sources = [
+        path for top in ("rlsys", "actors", "learners", "configs", "benchmarks") for path in (ROOT / top).rglob("*.py")
+    ]
+    too_long = {str(path.relative_to(ROOT)): n for path in sources if (n := len(path.read_text().splitlines())) > 320}
+    assert too_long == {}
+    assert len((ROOT / "rlsys" / "rounds.py").read_text().splitlines()) <= 80

@@ -405,3 +405,14 @@ def test_stored_images_of_every_kind(folder):
         load_images(3, folder)
     with pytest.raises(ValueError, match="bytes or a path"):
         load_images({"bytes": None, "path": None}, folder)
+
+
+def test_further_turns_of_the_user_come_from_the_script(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"id": "a", "prompt": "Hi", "script": ["Are you sure?", "Why?"]}\n{"id": "b", "prompt": "Hi"}\n')
+    first, second = JsonlPrompts(path=str(path)).take(0, 2)
+    assert [(turn.role, turn.text) for turn in first.script] == [("user", "Are you sure?"), ("user", "Why?")]
+    assert second.script == ()
+    path.write_text('{"id": "a", "prompt": "Hi", "script": "Why?"}\n')
+    with pytest.raises(ConfigError, match=r"prompts.jsonl:1: script must be a list of texts, got 'Why\?'"):
+        list(JsonlPrompts(path=str(path)).take(0, 1))

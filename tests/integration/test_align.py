@@ -18,7 +18,8 @@ import pytest
 from rlsys import wire
 from rlsys.common import files
 from rlsys.journal import Journal
-from rlsys.records import PreferencePair
+from rlsys.records import PreferencePair, ScoredGroup, ScoredResponse
+from tests.contributing import write_examples
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -33,13 +34,13 @@ def workplace(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-def start(workplace, *words):
+def start(workplace, *words, env=None):
     """A run in a process of its own, which all processes that it starts can be told by."""
     mark = uuid.uuid4().hex
     process = subprocess.Popen(
         [sys.executable, "-m", "rlsys.app.align", *words],
         cwd=ROOT,
-        env={**os.environ, MARK: mark},
+        env={**os.environ, MARK: mark, **(env or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -48,8 +49,8 @@ def start(workplace, *words):
     return process
 
 
-def begin(workplace, *words):
-    return start(workplace, "preset=scenes_ci", f"output.runs_dir={workplace}", *words)
+def begin(workplace, *words, env=None):
+    return start(workplace, "preset=scenes_ci", f"output.runs_dir={workplace}", *words, env=env)
 
 
 def finish(process):
@@ -256,3 +257,18 @@ def test_only_one_process_is_at_a_run(workplace, undisturbed):
         process = start(workplace, f"resume={workplace / 'undisturbed'}")
         output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 2 and "another process is at this run" in output
+
+
+def test_a_method_of_ones_own_from_contributing_runs_on_scenes(workplace, tmp_path):
+    """Four files outside of the repository: two roles in two waves, a policy gradient, a judged evaluation, and their preset."""
+    words = ("name=opinions", "method=opinions", "evaluations.approved.num_scenes=4", "schedule.rounds=1")
+    small = ("schedule.num_prompts=6", "schedule.num_candidates=3", "evaluations.scenes.num_scenes=4")
+    finish(begin(workplace, *words, *small, env=write_examples(tmp_path)))
+    (entry,) = summary(workplace, "opinions")["rounds"]
+    assert 0 < entry["eval"]["approved"]["value"] < 1 and "chair_i" in entry["eval"]
+    assert entry["metrics"]["score"] > 0 and entry["sync"]["max_logprob_gap"] < 1e-3
+    journal = Journal(workplace / "opinions" / "journal")
+    examples = list(journal.read(0, ScoredResponse))
+    assert len(examples) == entry["num_pairs"] == 18, "one example per candidate"
+    scored = list(journal.read(0, ScoredGroup))
+    assert all(0 < verdict.score < 1 for group in scored for verdict in group.verdicts)

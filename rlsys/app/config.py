@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import is_dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -239,9 +240,34 @@ def _nearest(key: str) -> str:
 
 
 def _help() -> str:
-    return (
-        "Options are key=value pairs; groups are chosen by name:\n"
-        "  preset=scenes|scenes_ci|qwen2_5_vl_3b|qwen2_5_vl_7b   cluster=laptop|one_gpu|one_node|two_nodes\n"
-        "  method=mm_rlhf|...   prompts=...   feedback=...   objective=...   transport=...   evaluation=...   data=...\n"
-        "--cfg job prints the whole configuration and ends; dry_run=true prints the plan of actors and ends."
+    registry.discover()
+    presets = {group: _names_of(group) for group in ("preset", "method", "cluster")}
+    plugins = {
+        group: list(getattr(registry, group))
+        for group in (
+            "prompts",
+            "feedback",
+            "conversation",
+            "examples",
+            "objective",
+            "replay",
+            "transport",
+            "data",
+            "stage",
+        )
+    }
+    lines = [f"  {group + '=':15}{'|'.join(sorted(names))}" for group, names in {**presets, **plugins}.items()]
+    return "\n".join(
+        (
+            "Options are key=value pairs; groups are chosen by name:",
+            *lines,
+            f"  evaluations.NAME.OPTION=... adds an evaluation: {'|'.join(sorted(registry.evaluation))}; evaluations=none",
+            "  engines.ROLE.model=... gives a role that a plug-in asks a model; `policy` is the policy itself",
+            "--cfg job prints the whole configuration and ends; dry_run=true prints the plan of actors and ends.",
+        )
     )
+
+
+def _names_of(group: str) -> list[str]:
+    """The presets of a folder of `configs/`."""
+    return [path.name.removesuffix(".yaml") for path in resources.files("configs").joinpath(group).iterdir()]

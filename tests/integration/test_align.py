@@ -260,7 +260,7 @@ def test_only_one_process_is_at_a_run(workplace, undisturbed):
 
 
 def test_a_method_of_ones_own_from_contributing_runs_on_scenes(workplace, tmp_path):
-    """Four files outside of the repository: two roles in two waves, a policy gradient, a judged evaluation, and their preset."""
+    """Four files outside of the repository: two roles in two waves, a policy gradient, a judged evaluation, a preset."""
     words = ("name=opinions", "method=opinions", "evaluations.approved.num_scenes=4", "schedule.rounds=1")
     small = ("schedule.num_prompts=6", "schedule.num_candidates=3", "evaluations.scenes.num_scenes=4")
     finish(begin(workplace, *words, *small, env=write_examples(tmp_path)))

@@ -23,6 +23,8 @@ from actors.stages import RolloutStage
 from rlsys.conversations.scripted import Scripted
 from rlsys.errors import ConfigError, EngineError, WorkerDied
 from rlsys.feedback.critique import CritiqueFeedback
+from rlsys.feedback.pairwise_judge import PairwiseJudge
+from rlsys.feedback.weighted import Weighted
 from rlsys.feedback.yes_no import YesNo
 from rlsys.placement import Placement
 from rlsys.records import Prompt, Turn
@@ -326,6 +328,10 @@ class Judging:
         self.stream, self.count, self.pids = self._stage.stream, self._stage.count, self._stage.pids
         self.close = self._judge.close
 
+    def with_feedback(self, feedback):
+        """Another stage on the same engines."""
+        return FeedbackStage(feedback=feedback, roles={"judge": self._judge}, batch=4)
+
 
 class Longer:
     """Feedback that asks no judge."""
@@ -461,13 +467,21 @@ def test_yes_or_no_of_a_real_judge_is_that_of_the_stock_model(folder):
     truth = Transformers(folder)
     policy = real(folder, 1, batch=2)
     feedback = YesNo(template="{question} {answer}")
+    labels = {"template": "{question} {a} {b}", "first": "red", "second": "blue"}
+    both = Weighted(
+        parts={
+            "right": {"name": "yes_no", "template": "{question} {answer}"},
+            "preferred": {"name": "pairwise_judge", "weight": 2.0, **labels},
+        }
+    )
     judge = Judging(
         feedback, engines.make("vllm", max_model_len=256, max_num_batched_tokens=2048, kv_cache_gib=0.25), str(folder)
     )
     try:
-        groups = list(policy.stream(make_prompts(4), make_plan(num_candidates=3, max_tokens=6)))
+        groups = list(policy.stream(make_prompts(4), make_plan(num_candidates=2, max_tokens=6)))
         found = list(judge.stream(groups))
         itself = list(FeedbackStage(feedback=feedback, roles={"judge": policy}, batch=4).stream(groups))
+        summed = list(judge.with_feedback(both).stream(groups))
     finally:
         policy.close()
         judge.close()
@@ -478,6 +492,22 @@ def test_yes_or_no_of_a_real_judge_is_that_of_the_stock_model(folder):
         yes, no = truth.logits(ask.prompt, np.array([0]))[0, tokens].tolist()
         assert math.isclose(1 / (1 + math.exp(no - yes)), score, abs_tol=1e-5)
     assert [verdict.score for one in itself for verdict in one.verdicts] == pytest.approx(scores, abs=1e-5)
+    # The comparisons of a group, by the stock model: p(red) with either response first, both orders averaged.
+    words = [truth.processor.tokenizer.convert_tokens_to_ids(word) for word in ("red", "blue")]
+    compared = 0
+    for one in summed:
+        if len(one.group.responses) != 2:
+            continue
+        logits = [
+            truth.logits(ask.prompt, np.array([0]))[0, words] for ask in PairwiseJudge(**labels).comparisons(one.group)
+        ]
+        straight, swapped = (float(pair.softmax(0)[0]) for pair in logits)
+        preferred = (straight + 1 - swapped) / 2
+        found = [verdict.scores for verdict in one.verdicts]
+        assert [each["preferred"] for each in found] == pytest.approx([preferred, 1 - preferred], abs=1e-5)
+        assert all(math.isclose(each["score"], each["right"] + 2 * each["preferred"], abs_tol=1e-9) for each in found)
+        compared += 1
+    assert compared
 
 
 def test_a_scripted_conversation_on_the_real_engine_is_masked_and_scored_as_one_sequence(folder):

@@ -68,7 +68,9 @@ class Checkpoints:
         return self._current.result()
 
     def stage(self, learner: Learner, version: int, *, executor: Executor) -> None:
-        """Start to write the learner's weights and optimizer beside the checkpoints, while the engines already use the weights."""
+        """Start to write the learner's weights and optimizer beside the checkpoints, while the engines already use these
+        weights.
+        """
         self._current = executor.submit(self._stage, learner, version)
 
     def go_back(self, learner: Learner, version: int) -> None:

@@ -15,7 +15,9 @@ _LARGEST = 512
 
 
 def picture(image: Image, *, alt: str) -> str:
-    """An `<img>` that needs no file: small images are embedded as exact PNG, large ones are scaled down and embedded as JPEG."""
+    """An `<img>` that needs no file: small images are embedded as exact PNG, larger ones are scaled down and embedded
+    as JPEG.
+    """
     from PIL import Image as Pillow
 
     drawn = Pillow.fromarray(image.pixels)

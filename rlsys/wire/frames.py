@@ -188,7 +188,7 @@ def _form(kind: type) -> tuple[str, Codec]:
 
 
 def _layout(kind: type) -> str:
-    """The record classes that a frame of `kind` consists of, with their fields: `Turn(role,text)`; `kind` itself comes first."""
+    """The record classes in a frame of `kind`, with their fields: `Turn(role,text)`; `kind` itself comes first."""
     found: dict[type, str] = {}
     waiting: list[Any] = [_record_codec(kind)]
     while waiting:

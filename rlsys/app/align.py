@@ -36,10 +36,10 @@ from rlsys.schedules.gate import MetricGate
 
 def main(words: list[str]) -> int:
     """Run, resume (`resume=<run>`) or only plan (`dry_run=true`) a run. Returns the exit status."""
-    resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    resumed = [override.removeprefix("resume=") for override in words if override.startswith("resume=")]
     if not resumed:
         return configuration.run_command(words, lambda config, tree: _begin(config, tree, words))
-    others = [word for word in words if not word.startswith("resume=")]
+    others = [override for override in words if not override.startswith("resume=")]
     directory = _folder(resumed[-1], others)
     return configuration.run_command(
         others,
@@ -104,7 +104,7 @@ def _folder(run: str, words: list[str]) -> Path:
     if (Path(run) / "config.yaml").exists():
         return Path(run).absolute()
     key = "output.runs_dir="
-    given = [word.removeprefix(key) for word in words if word.startswith(key)]
+    given = [override.removeprefix(key) for override in words if override.startswith(key)]
     return Path([OutputConfig.runs_dir, *given][-1]).absolute() / run
 
 

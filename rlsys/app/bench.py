@@ -136,8 +136,8 @@ def main(words: list[str]) -> int:
     """Measure, print the result, and write it to `bench.json` (`out=<file>` writes it elsewhere); `dry_run=true` only prints
     the plan. Returns the exit status.
     """
-    outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
-    words = [word for word in words if not word.startswith("out=")]
+    outs = [override.removeprefix("out=") for override in words if override.startswith("out=")]
+    words = [override for override in words if not override.startswith("out=")]
 
     def body(config: Any, context: Context) -> None:
         found = measure(first_rounds(config), context)

@@ -37,7 +37,7 @@ LEARNING = (
     "rlsys.seeding",
     "rlsys.app.supervised",
 )
-"""The arithmetic of a training: from examples to batches, through the model, to the weights on disk."""
+"""Modules that hold the arithmetic of a training: from examples to batches, through the model, to the weights on disk."""
 NOT_LEARNING = (
     *("allocator", "config", "memory", "metrics", "reference_check", "rendezvous", "sample", "state", "weight_sender"),
     *("__init__", "examples.__init__", "examples.probes"),
@@ -174,7 +174,7 @@ class Used:
 
 
 class Source:
-    """What the statements of a module define, import and do."""
+    """The definitions, imports and other statements of a module."""
 
     def __init__(self, tree: ast.Module, module: str, package: str) -> None:
         self._module, self._package = module, package

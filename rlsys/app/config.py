@@ -42,9 +42,9 @@ def load(words: list[str]) -> tuple[Any, DictConfig]:
     Raises:
         ConfigError: a key, value or choice that does not exist or does not fit; one line.
     """
-    for word in words:
-        if "=" not in word and not word.startswith("~"):
-            raise ConfigError(f"{word!r} is not of the form key=value")
+    for override in words:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override!r} is not of the form key=value")
     _register()
     tree = _guard(lambda: composed(words), words)
     _check(tree)
@@ -57,15 +57,15 @@ def load_saved(directory: Path, words: list[str]) -> tuple[Any, DictConfig]:
     Raises:
         ConfigError: there is no such run, or the run's own overrides now give other values (presets have changed since then).
     """
-    saved_words, saved = _saved(directory)
-    again = OmegaConf.create(OmegaConf.to_container(load(saved_words)[1], resolve=True))
+    saved_overrides, saved = _saved(directory)
+    again = OmegaConf.create(OmegaConf.to_container(load(saved_overrides)[1], resolve=True))
     for key in sorted({*_flat(saved), *_flat(again)}):
         if _flat(saved).get(key) != _flat(again).get(key):
             raise ConfigError(
                 f"resume: {key} was {_flat(saved).get(key)!r} when the run was started and would now be "
                 f"{_flat(again).get(key)!r}; give {key}=... to decide"
             )
-    return load([*saved_words, *words])
+    return load([*saved_overrides, *words])
 
 
 def save(tree: DictConfig, words: list[str], directory: Path) -> None:
@@ -163,7 +163,7 @@ def run_command(
 
 def _take_cfg(words: list[str]) -> tuple[list[str], bool]:
     """The overrides without `--cfg job`, and whether it was among them."""
-    joined = [word for word in words if word != "--cfg=job"]
+    joined = [override for override in words if override != "--cfg=job"]
     if "--cfg" not in joined:
         return joined, len(joined) < len(words)
     at = joined.index("--cfg")

@@ -56,7 +56,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found."""
+    """The result of a check."""
 
     ok: bool
     seen: str

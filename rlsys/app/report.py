@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
     """Write the page and print its path."""
 
     def body() -> int:
-        options = dict(word.partition("=")[::2] for word in words)
+        options = dict(override.partition("=")[::2] for override in words)
         unknown = set(options) - {"run", "examples"}
         if unknown or "run" not in options:
             raise ConfigError(f"report takes run=<folder> and examples=<number>, got {' '.join(words) or 'nothing'}")

@@ -39,8 +39,8 @@ class YesNo:
         check_labels("feedback.yes and feedback.no", self.yes, self.no)
 
     def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
-        """One verdict per response. It has failed if the reply was not delivered, or if neither word is a token of the
-        judge.
+        """One verdict per response. It has failed if the reply was not delivered, or if the judge gives neither word a
+        value.
         """
         sampling = Sampling(temperature=0.0, max_tokens=1, candidate_tokens=candidates(self.yes, self.no))
         generations = yield [

@@ -64,7 +64,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Generation:
-    """An engine's answer to one request."""
+    """An engine's result for one request."""
 
     prompt_token_ids: TokenIds
     """int32 [S], image placeholders expanded."""

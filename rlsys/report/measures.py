@@ -15,7 +15,7 @@ def percent(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What the page needs to know of one metric."""
+    """The properties of a metric that the page needs."""
 
     title: str
     unit: str

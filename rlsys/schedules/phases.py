@@ -17,10 +17,13 @@ OPTION_GROUPS = ("objective", "examples", "feedback", "replay")
 
 
 def ramp(value: Any, step: int, steps: int, *, key: str) -> float:
-    """The number that `value` stands for in round `step` (from 0) of a phase of `steps` rounds.
+    """The value of `value` in round `step` (from 0) of a phase of `steps` rounds.
 
     Args:
         value: a number, or `{start: a, end: b, shape: linear | cosine}`; the first round gets `start`, the last `end`.
+        step: round of the phase, from 0.
+        steps: number of rounds of the phase.
+        key: name of the value in error messages.
 
     Raises:
         ConfigError: `value` is neither; the message names `key`.

@@ -1,1 +1,1 @@
-"""The configuration of a run: `schema.py` composes what the parts define; the YAML files are presets, methods and clusters."""
+"""The configuration of a run: `schema.py` combines the parts' options; the YAML files are presets, methods and clusters."""

@@ -32,37 +32,43 @@ from rlsys.stages.train import check_match
 
 @dataclass(kw_only=True)
 class RunConfig:
-    """Everything. `rlsys align preset=scenes --cfg job` shows it filled in."""
+    """The whole configuration of a command. `rlsys align preset=scenes --cfg job` prints it filled in."""
 
     name: str | None = None
-    """Of the run and its folder; made from the preset and the time if `null`."""
+    """Name of the run and of its folder; `null` makes one from the preset's name and the time."""
     preset_name: str = "custom"
     plugin_options: dict[str, Any] = field(default_factory=dict)
-    """Options that presets and methods give to plug-ins, by group (or path, as `rollout.engine`) and by plug-in: only those of
-    the plug-in that is chosen take effect, so that another choice meets no options of a plug-in that it is not.
+    """Options that presets and methods give to plug-ins: a mapping from the group (or a path such as `rollout.engine`) to the
+    plug-in's name to its options. Only the options of the chosen plug-in take effect, so that choosing another plug-in does not
+    hand it options that it does not have.
     """
     seed: int = 0
     dry_run: bool = False
-    """Print the plan of actors, cores, GPUs and memory, and end."""
+    """Print the plan of actors, cores, GPUs and memory, and exit."""
     ray_address: str | None = None
-    """`null`: the cluster of `RAY_ADDRESS` if that is set, else a cluster of this run's own; `auto`: the running one."""
+    """Ray cluster to use. `null` joins the cluster of `RAY_ADDRESS` if that is set, and otherwise starts one for this run;
+    `auto` joins the running one.
+    """
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     stages: dict[str, Any] = field(default_factory=dict)
-    """What makes models before the rounds, by name: each a plug-in of group `stage`, chosen as `+stage@stages.NAME=KIND`. A
-    model is named `stage:NAME` wherever a model can be named. The stages that a command needs are run, each after those that
-    it needs itself, and their models are cached by what made them; others are not run.
+    """Stages, by name, that make models before the rounds. Each is a plug-in of group `stage`, chosen as
+    `+stage@stages.NAME=KIND`. Its model can be named as `stage:NAME` wherever the configuration takes a model. A command runs
+    only the stages that it needs, each after the stages that it depends on. The models are cached under a hash of everything
+    that made them.
     """
     aliases: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Short names of models, by role (`policy`, `judge`), that presets declare."""
+    """Short names of models that presets declare, by role (`policy`, `judge`)."""
     train: TrainConfig = field(default_factory=TrainConfig)
     data: Any = None
-    """Source of examples of `rlsys train`, a plug-in of group `data`; the rounds make their examples themselves."""
+    """Source of examples for `rlsys train`, a plug-in of group `data`. It stays `null` for rounds, which make their examples
+    themselves.
+    """
     prompts: Any = MISSING
     rollout: EngineRoleConfig = field(default_factory=EngineRoleConfig)
     feedback: Any = MISSING
     conversation: Any = MISSING
     engines: dict[str, RoleConfig] = field(default_factory=lambda: {"judge": RoleConfig(model="scenes")})
-    """The engines that feedback, conversation and evaluations ask, by role."""
+    """Engines, by role, that feedback, conversation and evaluations send requests to."""
     examples: Any = MISSING
     replay: Any = MISSING
     objective: Any = MISSING
@@ -72,18 +78,19 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     gate: GateConfig = field(default_factory=GateConfig)
     evaluations: dict[str, Any] = field(default_factory=dict)
-    """What the policy is measured by, before the first round and after rounds: plug-ins of group `evaluation` by any name.
-    `evaluations.NAME.OPTION=...` adds the one that is called NAME; `evaluations=none` leaves all out."""
+    """Evaluations that measure the policy before the first round and after rounds: plug-ins of group `evaluation` by any name.
+    `evaluations.NAME.OPTION=...` adds the evaluation called NAME; `evaluations=none` removes all.
+    """
     eval: EvalConfig = field(default_factory=EvalConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
     def __post_init__(self) -> None:
-        """What no part can check alone.
+        """Check the rules that involve several parts, which no part can check alone.
 
         Raises:
-            ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made; the
-                objective does not learn from the examples there are; a stage needs one that is not there; the transport, or
-                the ranks, cannot work on the GPUs they would have.
+            ConfigError: a rule needs weights that the learner would not keep, or measurements that are not made; the objective
+                does not learn from the kind of examples that are made; a stage needs another stage that does not exist; or the
+                transport or the ranks cannot work on the GPUs that they would have.
         """
         if not 0 <= self.seed < 1 << 63:
             raise ConfigError(f"seed must be in [0, 2^63), got {self.seed}")
@@ -98,16 +105,16 @@ class RunConfig:
             check_match(self.data, self.objective)
 
     def resolved(self, role: str, model: str) -> str:
-        """The model that a role's `model` stands for: an alias of that role, or itself."""
+        """The model that a role's `model` stands for: the target of that role's alias, or the name itself."""
         return self.aliases.get(role, {}).get(model, model)
 
     def models(self) -> dict[str, str]:
-        """The models that a run's engines load, by role, aliases resolved."""
+        """The models that a run's engines load, by role, with aliases resolved."""
         others = {name: self.resolved(name, self.engines[name].model) for name in self.roles()}
         return {"policy": self.resolved("policy", self.policy.model), **others}
 
     def _check_rounds(self) -> None:
-        """What the rounds of a run need, and a training without rounds does not."""
+        """Check what only a run with rounds needs; training without rounds skips these checks."""
         for role in self.engines.values():
             if role.engine is None:
                 role.engine = copy.copy(self.rollout.engine)
@@ -134,7 +141,7 @@ class RunConfig:
         self.gate.direction(directions(self.evaluations))
 
     def _check_kl_budget(self, schedule: Schedule) -> None:
-        """A budget that is never held against anything would stop nothing, without a word."""
+        """Refuse a KL budget that no measurement is ever compared with, because it would silently never stop the run."""
         if self.gate.kl_budget is None:
             return
         if not (self.learner.initial_copy or self.learner.has_adapter):
@@ -150,7 +157,7 @@ class RunConfig:
                 )
 
     def _check_roles(self) -> None:
-        """Every engine that a plug-in asks is named, and can give what is asked of it."""
+        """Check that every engine that a plug-in asks is configured and can give what the plug-in asks of it."""
         for plugin in self.asking_plugins():
             for role in plugin.roles:
                 found = self.engines.get(role)
@@ -164,27 +171,29 @@ class RunConfig:
                     )
 
     def asking_plugins(self) -> list[Any]:
-        """The plug-ins of all rounds that may ask engines."""
+        """The plug-ins of all rounds that may send requests to engines."""
         schedule = self.schedule.build()
         options = [schedule.plan(round).options.get("feedback", {}) for round in range(schedule.num_rounds)]
         feedbacks = [registry.feedback.configured(self.feedback, each) for each in options]
         return [*feedbacks, self.conversation, *self.evaluations.values()]
 
     def roles(self, plugins: Sequence[Any] | None = None) -> list[str]:
-        """Roles that some plug-ins ask (all, if `None`) and that have engines of their own, in the order of `engines`."""
+        """Roles that `plugins` ask (all plug-ins if `None`) and that have engines of their own, in the order of `engines`."""
         asked = {role for plugin in (self.asking_plugins() if plugins is None else plugins) for role in plugin.roles}
         return [name for name, role in self.engines.items() if name in asked and not role.is_policy]
 
     def roles_of_policy(self) -> list[str]:
-        """Roles that the policy's engines answer."""
+        """Roles that the policy's engines serve."""
         return ["policy", *(name for name, role in self.engines.items() if role.is_policy)]
 
     def raw_logits(self, role: str) -> bool:
-        """Whether the engine of a role is opened for raw logits."""
+        """Whether the engine of a role is opened so that it returns raw logits."""
         return any(role in getattr(plugin, "raw_logits", ()) for plugin in self.asking_plugins())
 
     def _check_examples(self, plan: RoundPlan) -> None:
-        """The plug-ins as a round has them can be made, and the objective learns from what the builder makes."""
+        """Check that the plug-ins can be made with the options of a round, and that the objective learns from the kind of
+        examples that the builder makes.
+        """
         objective = self._objective_of(plan)
         builder = registry.examples.configured(self.examples, plan.options.get("examples", {}))
         replay = registry.replay.configured(self.replay, plan.options.get("replay", {}))
@@ -201,11 +210,11 @@ class RunConfig:
             )
 
     def _objective_of(self, plan: RoundPlan) -> Any:
-        """The objective as a round has it."""
+        """The objective with the options of a round."""
         return registry.objective.configured(self.objective, plan.options.get("objective", {}))
 
     def _check_transport(self) -> None:
-        """What only a machine with GPUs would show, in the first weight update."""
+        """Check in advance what would otherwise fail only on a machine with GPUs, in the first weight update."""
         gpus = f"learner.gpus={self.learner.gpus:g}, rollout.gpus={self.rollout.gpus:g}"
         both, name = (self.learner.gpus, self.rollout.gpus), type(self.transport).__name__.lower()
         if getattr(self.transport, "between_gpus", False) and not all(both):
@@ -217,7 +226,7 @@ class RunConfig:
             raise ConfigError(f"transport={name} goes between GPUs of their own; with {gpus} one may be shared")
 
     def _check_learner_gpus(self) -> None:
-        """What only a machine with GPUs would show, when ranks meet."""
+        """Check in advance what would otherwise fail only on a machine with GPUs, when the ranks connect."""
         if self.learner.gpus > 1:
             raise ConfigError(f"learner.gpus must be at most 1, as a rank works on one GPU; got {self.learner.gpus:g}")
         if 0 < self.learner.gpus < 1 < self.learner.num_ranks:

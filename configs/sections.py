@@ -24,10 +24,10 @@ def _above_zero(section: str, options: Any, *names: str) -> None:
 
 @dataclass(kw_only=True)
 class ScheduleConfig(Phase):
-    """The rules of every round; `phases` lists stretches of rounds that differ from them."""
+    """The rules of every round; `phases` lists stretches of rounds whose rules differ from them."""
 
     phases: list[dict[str, Any]] = field(default_factory=list)
-    """Each a mapping of the same keys; empty means one phase of `rounds` rounds."""
+    """Each phase is a mapping of the same keys; an empty list means one phase of `rounds` rounds."""
 
     def build(self) -> Schedule:
         """
@@ -50,22 +50,24 @@ class PolicyConfig:
     model: str = "scenes"
     """`stage:NAME`, a name in `aliases`, or a Hugging Face folder or name."""
     num_parameters_b: float | None = None
-    """Billions of parameters, for the plan when the weights are not on this machine."""
+    """Billions of parameters, used by the plan when the weights are not on this machine."""
 
 
 @dataclass(kw_only=True)
 class EngineRoleConfig:
-    """Actors with an inference engine each."""
+    """Actors with one inference engine each."""
 
     num_actors: int = 1
     cores: float = 0
-    """Cores per actor; 0 shares out what there is."""
+    """Cores per actor; 0 divides the available cores among the actors."""
     gpus: float = 0
     """GPUs per actor: the engine's tensor-parallel size, or a fraction of a shared GPU."""
     batch: int = 32
-    """Prompts (rollout) or groups (judge) per call. Part of what makes a run reproducible: another batch, other rounding."""
+    """Prompts (rollout) or groups (judge) per call. A run is reproducible only at the same value, because another batch size
+    rounds differently.
+    """
     deadline_s: float = 900.0
-    """For the first results of a call, and from each to the next."""
+    """Longest wait for the first results of a call, and between two results after that, seconds."""
     engine: Any = None
 
     def check(self, section: str) -> None:
@@ -90,20 +92,22 @@ class EngineRoleConfig:
 
 @dataclass(kw_only=True)
 class RoleConfig(EngineRoleConfig):
-    """The engines of a named role: `judge`, or any that a plug-in asks. An engine that is not chosen is as the policy's.
+    """The engines of a named role: `judge`, or any role that a plug-in asks. Without a choice of its own, the role uses the
+    policy's kind of engine.
 
-    Of feedback that asks no engine, the judge's `num_actors` is the number of processes that compute it.
+    For feedback that asks no engine, the judge's `num_actors` is the number of processes that compute the feedback.
     """
 
     model: str = ""
-    """A Hugging Face folder or name; `stage:NAME`, what a stage of `stages` makes; a short name that a preset declares, such
-    as `scenes`; or `policy`: the policy's own engines answer, with the weights of the round."""
+    """A Hugging Face folder or name; `stage:NAME`, the model that a stage of `stages` makes; a short name that a preset
+    declares, such as `scenes`; or `policy`, which lets the policy's own engines serve the role with the weights of the round.
+    """
     num_parameters_b: float | None = None
-    """Billions of parameters, for the plan when the weights are not on this machine."""
+    """Billions of parameters, used by the plan when the weights are not on this machine."""
 
     @property
     def is_policy(self) -> bool:
-        """Whether the policy's engines answer."""
+        """Whether the policy's engines serve this role."""
         return self.model == "policy"
 
 
@@ -114,7 +118,9 @@ class EvalConfig:
     every: int = 1
     """Rounds between two evaluations; the last round is always evaluated. 0 never evaluates."""
     batch: int = 256
-    """Prompts per engine call, more than in a round, where a prompt has several answers. Another batch, other rounding."""
+    """Prompts per engine call. The default is larger than in a round, because a round samples several responses to a prompt.
+    Another batch size rounds differently.
+    """
 
     def __post_init__(self) -> None:
         _at_least("eval", self, every=0, batch=1)
@@ -122,11 +128,11 @@ class EvalConfig:
 
 @dataclass(kw_only=True)
 class SyncConfig:
-    """The proof that weights arrived."""
+    """How the run checks that weight updates arrived."""
 
     tolerance: float | None = None
-    """Largest difference allowed between engine and learner on a probe's token, nats; `null` is 0.001 where the learner's
-    precision is fp32 and 0.5 where it is bf16.
+    """Largest allowed difference between the engine's and the learner's logprob of a probe's token, nats; `null` is 0.001 where
+    the learner's precision is fp32 and 0.5 where it is bf16.
     """
     num_probes: int = 4
     deadline_s: float = 300.0
@@ -138,22 +144,22 @@ class SyncConfig:
             _above_zero("sync", self, "tolerance")
 
     def tolerance_at(self, precision: str) -> float:
-        """The tolerance in force, nats, for a learner's precision."""
+        """The effective tolerance, nats, for a learner's precision."""
         return TOLERANCES[precision] if self.tolerance is None else self.tolerance
 
 
 @dataclass(kw_only=True)
 class OutputConfig:
-    """What a run leaves behind."""
+    """What a run writes to disk and to trackers."""
 
     runs_dir: str = "runs"
     keep_checkpoints: int = 0
-    """0 keeps the checkpoint of every round."""
+    """Number of checkpoints to keep; 0 keeps the checkpoint of every round."""
     tensorboard: bool = True
     wandb: Any = None
     """Arguments of `wandb.init`, such as `{project: mine}`; `null` is off."""
     examples: int = 20
-    """Examples on the report page."""
+    """Number of examples on the report page."""
 
     def __post_init__(self) -> None:
         _at_least("output", self, keep_checkpoints=0, examples=0)

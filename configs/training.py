@@ -1,4 +1,4 @@
-"""The part of the configuration that says what is trained before the rounds, or without any."""
+"""The part of the configuration that describes training before the rounds, or without rounds."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ class TrainConfig(Recipe):
     """What `rlsys train` trains, on `data` with `objective` and the run's learner."""
 
     model: str = ""
-    """Where training starts: `stage:NAME`, or a Hugging Face folder or name."""
+    """Model that training starts from: `stage:NAME`, or a Hugging Face folder or name."""
     stage: str | None = None
-    """Name of one of `stages`, to be made instead; all of it is then said there."""
+    """Name of a stage in `stages` to make instead; that stage then holds all the settings."""
 
 
 def check_stages(stages: Mapping[str, Any], *, gpus: float) -> None:
-    """See that every stage is one, and finds the stages that it needs.
+    """Check that every entry of `stages` is a stage, and that the stages it depends on exist.
 
     Args:
-        gpus: per rank of the learner.
+        stages: stages by name.
+        gpus: GPUs per rank of the learner.
 
     Raises:
-        ConfigError: one is not, or does not, or has options of the learner that are none.
+        ConfigError: an entry is not a stage, depends on a stage that does not exist, or gives the learner options that it does
+            not have.
     """
     for name, stage in stages.items():
         if not isinstance(stage, Stage):

@@ -36,10 +36,10 @@ from rlsys.schedules.gate import MetricGate
 
 def main(words: list[str]) -> int:
     """Run, resume (`resume=<run>`) or only plan (`dry_run=true`) a run. Returns the exit status."""
-    resumed = [word.removeprefix("resume=") for word in words if word.startswith("resume=")]
+    resumed = [override.removeprefix("resume=") for override in words if override.startswith("resume=")]
     if not resumed:
         return configuration.run_command(words, lambda config, tree: _begin(config, tree, words))
-    others = [word for word in words if not word.startswith("resume=")]
+    others = [override for override in words if not override.startswith("resume=")]
     directory = _folder(resumed[-1], others)
     return configuration.run_command(
         others,
@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
 
 
 BEFORE_THE_START = {".lock", "config.yaml", configuration.WORDS}
-"""Files of a run that has not begun to start anything."""
+"""Names in the folder of a run that has not yet started any process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class Run:
     config: Any
     tree: Any
     words: list[str]
-    """That it is started with, or, resumed, those that were added."""
+    """The overrides that the run was started with or, when it is resumed, those added at the resume."""
     resumed: bool
 
 
@@ -74,7 +74,9 @@ def _begin(config: Any, tree: Any, words: list[str]) -> int:
         print(dry_run(config))
         return 0
     name = config.name or f"{config.preset_name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = Path(config.output.runs_dir).absolute() / name  # the actors may work in other folders
+    directory = (
+        Path(config.output.runs_dir).absolute() / name
+    )  # absolute because the actors may have other working directories
     try:
         directory.mkdir(parents=True)
     except FileExistsError as error:
@@ -86,7 +88,7 @@ def _begin(config: Any, tree: Any, words: list[str]) -> int:
         return align(run)
     except (ConfigError, ResourceError):
         if {path.name for path in directory.iterdir()} <= BEFORE_THE_START:
-            shutil.rmtree(directory)  # the corrected command may have the same name
+            shutil.rmtree(directory)  # so that the corrected command can use the same name
         raise
 
 
@@ -98,16 +100,16 @@ def _go_on(config: Any, tree: Any, words: list[str], directory: Path) -> int:
 
 
 def _folder(run: str, words: list[str]) -> Path:
-    """The folder of a run that is given by its path, or by its name below the folder of runs."""
+    """The folder of a run that is given by its path, or by its name in the folder of runs."""
     if (Path(run) / "config.yaml").exists():
         return Path(run).absolute()
     key = "output.runs_dir="
-    given = [word.removeprefix(key) for word in words if word.startswith(key)]
+    given = [override.removeprefix(key) for override in words if override.startswith(key)]
     return Path([OutputConfig.runs_dir, *given][-1]).absolute() / run
 
 
 def dry_run(config: Any) -> str:
-    """The plan of actors, cores, GPUs and memory, and of the rounds, in words."""
+    """A text that describes the plan: actors, cores, GPUs and memory, then the rounds."""
     models = planning.models_of(config)
     roles = planning.roles(config, models)
     schedule = config.schedule.build()
@@ -130,16 +132,16 @@ def dry_run(config: Any) -> str:
 
 
 def planned_options(config: Any, plan: RoundPlan, group: str) -> str:
-    """The plug-in of a group as a round has it, with its options."""
+    """The plug-in of a group with the options of a round, as a string."""
     plugin = getattr(registry, group).configured(getattr(config, group), plan.options.get(group, {}))
     return str(plugin)
 
 
 def align(run: Run) -> int:
-    """Run the rounds that are left and write what a run leaves behind.
+    """Run the remaining rounds and write the run's results.
 
     Raises:
-        ConfigError: another process is at this run, or there are fewer prompts than the schedule takes.
+        ConfigError: another process is working on this run, or there are fewer prompts than the schedule takes.
         ResourceError: the actors do not fit.
     """
     quiet_libraries()
@@ -173,9 +175,9 @@ def _align(run: Run) -> int:
         parts, measure = stack.enter_context(
             assembled(config, context, run.directory, schedule=schedule, models=models, gate=gate, good=done.good)
         )
-        if run.resumed:  # by now the options that were added have been found to be possible
+        if run.resumed:  # saved only now, when the added options have proved possible
             configuration.save(run.tree, run.words, run.directory)
-        # After the parts: TensorBoard is imported while they start.
+        # Metrics are opened after the parts: TensorBoard is imported while the parts start.
         metrics = stack.enter_context(
             _metrics(run, done, tensorboard=config.output.tensorboard, wandb=config.output.wandb)
         )
@@ -191,8 +193,8 @@ def _align(run: Run) -> int:
 
 
 def _finish(run: Run, done: Progressed) -> None:
-    """Write the numbers of a run that ends without another round: a kill may have come before the last round's were written.
-    If the last round was none that is evaluated, its weights are measured now.
+    """Write the numbers of a run that has no rounds left. A kill may have come before the numbers of the last round were
+    written. If the last round was not evaluated, its weights are evaluated now.
     """
     config = run.config
     with _metrics(run, done, tensorboard=False) as metrics:
@@ -216,24 +218,25 @@ def _metrics(run: Run, done: Progressed, **sinks: Any) -> RunMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Progressed:
-    """How far a run has come; empty for a new one."""
+    """How far a run has come; empty for a new run."""
 
     history: list[RoundReport]
-    """Reports of the rounds that are done."""
+    """Reports of the completed rounds."""
     good: Path | None = None
-    """Checkpoint of the last of them."""
+    """Checkpoint of the last completed round."""
     state: dict | None = None
-    """What that checkpoint says of the run."""
+    """State of the run that is stored in that checkpoint."""
 
     @property
     def version(self) -> int:
-        """Of the policy."""
+        """Version of the policy's weights."""
         return self.state["version"] if self.state else 0
 
 
 def _progress_so_far(run: Run) -> Progressed:
-    """A round counts as done when its report is in the journal, which is written after its checkpoint; a kill between
-    the two repeats the round. Checkpoints of early rounds may have been removed since.
+    """Read the progress of a run from its folder. A round counts as done when its report is in the journal. The report is
+    written after the checkpoint, so a kill between the two repeats the round. Checkpoints of early rounds may have been removed
+    since.
     """
     if not run.resumed:
         return Progressed(history=[])
@@ -253,7 +256,7 @@ def _progress_so_far(run: Run) -> Progressed:
 
 
 def _first_evaluation(metrics: RunMetrics, gate: MetricGate, progress: Progress, measure: Any, *, known: bool) -> None:
-    """Measure the policy before the first round, unless a run that goes on has done so."""
+    """Measure the policy before the first round, unless an earlier start of the run has done so."""
     if known:
         return
     start = measure()

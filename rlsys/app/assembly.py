@@ -1,4 +1,4 @@
-"""A run's parts put together: what of the configuration goes where, and what is started."""
+"""Assembly of a run: this module starts the run components and hands each its part of the configuration."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ def assembled(
     gate: MetricGate,
     good: Path | None = None,
 ) -> Iterator[tuple[RunComponents, Callable[[], dict[str, Interval]]]]:
-    """Start everything that a run is made of; stop it at the end, however that comes.
+    """Start all run components; stop them when the `with` block ends, for whatever reason.
 
     Args:
+        config: configuration of the run.
+        context: the machine and the display of progress.
         directory: the run's folder.
+        schedule: the schedule of the rounds to run.
         models: Hugging Face folders by role; `policy` is the policy's.
-        good: checkpoint that the run goes on from; `None` if it begins.
+        gate: the gate that decides whether a round's weights are accepted.
+        good: checkpoint that the run continues from; `None` for a new run.
 
     Returns:
-        The parts, and a function that measures the engines' current weights.
+        The run components, and a function that measures the engines' current weights.
     """
     policy = models["policy"]
     roles = planning.roles(config, models)
@@ -54,7 +58,7 @@ def assembled(
     )
     with ExitStack() as stack:
         own: dict[str, Any] = {}
-        # In the order in which a round needs them; the first responses are sampled while the others still start.
+        # The parts start in the order in which a round needs them; the first responses are sampled while the other parts start.
         started = start_in_order(
             (
                 lambda mine: start_rollouts(
@@ -114,8 +118,8 @@ def assembled(
 
 
 def fingerprint(config: Any) -> str:
-    """What decides a round's responses beside its plan (`RunComponents.fingerprint`). The policy is named as it was
-    configured: on another machine the same one may lie elsewhere. The source of the prompts is named by its options:
-    `RoundRecorder` compares what it holds.
+    """Everything besides its plan that determines a round's responses (`RunComponents.fingerprint`). The policy is named as it
+    was configured, because the same policy may have another path on another machine. The source of prompts is named by its
+    options; `RoundRecorder` compares the prompts themselves.
     """
     return f"policy {config.policy.model}, seed {config.seed}, {config.prompts}"

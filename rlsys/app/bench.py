@@ -1,4 +1,4 @@
-"""`rlsys bench`: a few real rounds of your own model, cluster and schedule, and where their time went."""
+"""`rlsys bench`: run a few real rounds with your own model, cluster and schedule, and report where their time went."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from rlsys.schedules.phases import Schedule
 MEASURED = 3
 """Rounds whose time is reported."""
 WARMUP = 1
-"""Rounds before them: engines compile, caches fill, connections are made."""
+"""Rounds before the measured ones: engines compile, caches fill and connections are made in them."""
 
 
 class FirstRounds(ScheduleConfig):
-    """The rounds of a schedule that are run, as they are in it."""
+    """A schedule cut to the rounds that the benchmark runs; each round keeps its plan."""
 
     def build(self) -> Schedule:
         return super().build().cut(WARMUP + MEASURED)
@@ -47,19 +47,20 @@ def first_rounds(config: Any) -> Any:
     return replace(
         config,
         schedule=FirstRounds(**vars(config.schedule)),
-        # Together: the gate's rules need evaluated rounds.
+        # Both are replaced together, because the gate's rules need evaluated rounds.
         eval=replace(config.eval, every=0),
         gate=GateConfig(),
-        # 0 keeps all; nobody goes on from these, and an optimizer's state may be large.
+        # 0 would keep all checkpoints. The benchmark is never resumed, and an optimizer's state may be large.
         output=replace(config.output, keep_checkpoints=max(1, config.output.keep_checkpoints)),
     )
 
 
 def measure(config: Any, context: Context) -> dict[str, Any]:
-    """Run the rounds of a configuration, and report on all but the first, if there are more.
+    """Run the rounds of a configuration and report on all but the first; if there is only one round, report on that one.
 
     Args:
         config: made by `first_rounds`.
+        context: the machine and the display of progress.
 
     Raises:
         ConfigError: there are fewer prompts than the rounds take.
@@ -94,16 +95,19 @@ def measure(config: Any, context: Context) -> dict[str, Any]:
 
 @contextmanager
 def _folder(config: Any) -> Iterator[Path]:
-    """A run's folder for the time of a `with` block, where runs are: all nodes see that place, and it has room for them."""
+    """A temporary run folder inside the folder of runs, for the time of a `with` block: all nodes see that place, and it has
+    room for a run.
+    """
     runs = Path(config.output.runs_dir).absolute()
     runs.mkdir(parents=True, exist_ok=True)
-    # A file server may hold files for a moment after the actors that had them open; the result is worth more than those.
+    # A file server may hold files for a moment after the actors that opened them have ended; the result matters more than the
+    # removal of those files.
     with tempfile.TemporaryDirectory(prefix="bench-", dir=runs, ignore_cleanup_errors=True) as directory:
         yield Path(directory)
 
 
 def _run(config: Any, context: Context, directory: Path) -> tuple[list[RoundReport], list[dict[str, float]]]:
-    """All rounds: their reports, and the cores that stages kept busy in each."""
+    """Run all rounds. Returns their reports, and for every round the cores that its stages kept busy."""
     models = role_folders(config, context)
     schedule, gate = config.schedule.build(), MetricGate(config=config.gate)
     reports: list[RoundReport] = []
@@ -129,11 +133,11 @@ def _work(journal: Journal, round: int) -> dict[str, float]:
 
 
 def main(words: list[str]) -> int:
-    """Measure, print, and write `bench.json` (`out=<file>` writes it elsewhere), or only plan (`dry_run=true`). Returns the
-    exit status.
+    """Measure, print the result, and write it to `bench.json` (`out=<file>` writes it elsewhere); `dry_run=true` only prints
+    the plan. Returns the exit status.
     """
-    outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
-    words = [word for word in words if not word.startswith("out=")]
+    outs = [override.removeprefix("out=") for override in words if override.startswith("out=")]
+    words = [override for override in words if not override.startswith("out=")]
 
     def body(config: Any, context: Context) -> None:
         found = measure(first_rounds(config), context)

@@ -1,4 +1,4 @@
-"""Where the time of a run's rounds went: a row per stage, and what would help."""
+"""Where the time of a run's rounds went: a table with a row per stage, and advice on what would shorten a round."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from statistics import median
 from rlsys.records import RoundReport
 
 OVERLAPPED = ("rollout", "feedback", "learn")
-"""Stages that run at the same time; the weight update comes after them, and the checkpoint is written while the next round's
-answers begin."""
+"""Stages that run at the same time. The weight update comes after them; the checkpoint is written while the next round's first
+responses are sampled.
+"""
 WORTH_A_WORD = 0.1
-"""Share of a round from which on a stage that comes after the others is named."""
+"""Share of a round above which the advice names a stage that runs after the overlapped ones."""
 SATURATED = 0.85
-"""Share of the cores from which on they are what limits a run without GPUs: more of them are never busy in the mean."""
+"""Share of busy cores above which the cores limit a run without GPUs: in the mean, more of them are never busy."""
 ROLES = {"rollout": "rollout", "feedback": "critic", "learn": "learner"}
-"""Section of the configuration that decides how much a stage has to work with."""
+"""Section of the configuration that decides the resources of a stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,11 @@ class Stage:
 
     name: str
     seconds: float
-    """Busy, mean over its workers. Workers that share a core are all busy while one waits for the other."""
+    """Busy seconds, mean over the stage's workers. A worker that waits for a core it shares counts as busy."""
     work: float
     unit: str
     cores: float | None = None
-    """Kept busy, mean over the round; `None` where its processes are not all on this machine."""
+    """Cores that the stage kept busy, mean over the round; `None` where its processes are not all on this machine."""
 
     @property
     def rate(self) -> float:
@@ -39,11 +40,12 @@ class Stage:
 def stages(
     reports: Sequence[RoundReport], work: Sequence[dict[str, float]], laps: Sequence[dict[str, float]] = ()
 ) -> list[Stage]:
-    """What every stage did in the middle one of the measured rounds.
+    """The medians over the measured rounds of what every stage did.
 
     Args:
-        work: per round, `tokens` answered and `critiques` written.
-        laps: per round, the cores that stages kept busy; none if they are not known.
+        reports: reports of the measured rounds.
+        work: per round, `tokens` sampled and `critiques` written.
+        laps: per round, the cores that stages kept busy; empty if they are not known.
     """
 
     def middle(values: Sequence[float]) -> float:
@@ -69,11 +71,13 @@ def stages(
 
 
 def advice(found: Sequence[Stage], round_seconds: float, *, judges: bool = True, num_cores: float = 0.0) -> str:
-    """Where the time goes, in a few sentences.
+    """A few sentences that say where the time goes.
 
     Args:
-        judges: the feedback has workers of its own.
-        num_cores: of a single machine without GPUs; 0 of any other.
+        found: the stages of a round.
+        round_seconds: median duration of a round.
+        judges: whether the feedback has workers of its own.
+        num_cores: cores of a single machine without GPUs; 0 for any other cluster.
     """
     by_name = {stage.name: stage for stage in found}
     busy = {name: by_name[name].cores for name in OVERLAPPED}
@@ -92,7 +96,9 @@ def advice(found: Sequence[Stage], round_seconds: float, *, judges: bool = True,
 
 
 def _of_cores(busy: dict[str, float], num_cores: float, *, judges: bool) -> str:
-    """Where stages share the cores, who is busy says little: a worker that waits for a core is."""
+    """Advice from the cores that stages keep busy. Where stages share cores, busy seconds say little, because a worker that
+    waits for a core counts as busy.
+    """
     total, most = sum(busy.values()), max(busy, key=busy.__getitem__)
     each = ", ".join(f"{name} {cores:.2f}" for name, cores in busy.items())
     text = f"Of {num_cores:g} cores {total:.2f} are busy: {each}."
@@ -114,7 +120,7 @@ def _of_stages(shares: dict[str, float], *, judges: bool) -> str:
 
 
 def _more(stage: str, *, judges: bool) -> str:
-    """What gives a stage more to work with."""
+    """The resource that would speed up a stage."""
     role = ROLES[stage]
     if stage == "learn":
         return "more of the cores for the learner (learner.cores, learner.num_ranks)"
@@ -139,10 +145,11 @@ def table(found: Sequence[Stage], round_seconds: float) -> str:
 
 
 def spread(seconds: Sequence[float], *, warm: bool) -> str:
-    """How far the measured rounds are apart.
+    """The range of the measured rounds' durations.
 
     Args:
-        warm: a round went before them; if none did, they hold what happens once.
+        seconds: durations of the measured rounds.
+        warm: whether a warm-up round ran before them; if none did, they include one-time costs.
     """
     text = f"{len(seconds)} rounds of {min(seconds):.2f} to {max(seconds):.2f} s."
     if len(seconds) == 1:

@@ -1,4 +1,4 @@
-"""Models made on the spot are kept under the user's cache directory, by the hash of everything that made them."""
+"""A cache of the models that stages make, under the user's cache directory, keyed by a hash of everything that made them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ def digest(made_of: dict[str, Any]) -> str:
 
 
 def folder_of(kind: str, made_of: dict[str, Any]) -> Path:
-    """The folder that `cached` gives, whether it is there or not."""
+    """The folder that `cached` would return, whether it exists or not."""
     return cache_directory() / f"{kind}-{digest(made_of)}"
 
 
 def cached(kind: str, made_of: dict[str, Any], make: Callable[[Path], None]) -> Path:
-    """The folder made by `make` from `made_of`, now or earlier.
+    """The folder that `make` fills from `made_of`; an earlier result is reused.
 
-    A folder appears under its name only when it is whole; two runs that want the same one make it once.
+    A folder appears under its name only when it is complete. If two runs want the same folder, only one of them makes it.
 
     Args:
         kind: first part of the folder's name.
-        made_of: JSON values that decide what comes out.
-        make: fills the directory it is given.
+        made_of: JSON values that determine the result.
+        make: fills the directory that it is given.
     """
     target = folder_of(kind, made_of)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,5 +52,5 @@ def cached(kind: str, made_of: dict[str, Any], make: Callable[[Path], None]) -> 
             (partial / "made_of.json").write_text(json.dumps(made_of, indent=1, sort_keys=True))
             partial.rename(target)
         finally:
-            shutil.rmtree(partial, ignore_errors=True)  # what was interrupted: another key would never look at it
+            shutil.rmtree(partial, ignore_errors=True)  # an interrupted result, which no other key would ever remove
     return target

@@ -1,4 +1,4 @@
-"""The `rlsys` command: the first word names a module of this package, the rest goes to its `main`."""
+"""The `rlsys` command: its first argument names a module of this package, whose `main` gets the other arguments."""
 
 from __future__ import annotations
 

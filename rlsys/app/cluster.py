@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: its own, or one it joins; and the promise that no process is left behind."""
+"""The Ray cluster of a run: the run starts one or joins one, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -17,27 +17,29 @@ from rlsys.placement.packing import Node
 from rlsys.report.progress import QUIET_ENV
 
 OBJECT_STORE_BYTES = 512 * 1024 * 1024
-"""Of a cluster of our own: frames of a few batches are in flight at a time."""
+"""Size of the object store in a cluster that the run starts: it holds the frames of the few batches in flight."""
 TEMPORARY = "rlsys-"
-"""First part of the names of Ray's folders, before the process's number."""
+"""Prefix of the names of Ray's folders; the process's number follows it."""
 UNUSED_PROCESSES = ("start_api_server", "start_monitor", "start_log_monitor")
-"""Methods of Ray's node that start what a cluster of our own does not need."""
+"""Methods of Ray's node that start processes which a cluster started by the run does not need."""
 UNUSED_WORK = {
     "RAY_enable_metrics_collection": "0",
     "REPORTER_UPDATE_INTERVAL_MS": str(24 * 3600 * 1000),
     "RAY_event_stats": "0",
 }
-"""Environment in which Ray's daemons do not measure themselves and all processes every few seconds for a dashboard that a
-cluster of our own does not have: on two cores that costs the actors several percent."""
+"""Environment that stops Ray's daemons from measuring themselves and all processes every few seconds. Those measurements are
+for a dashboard that a cluster started by the run does not have; on two cores they cost the actors several percent.
+"""
 
 NICENESS = "5"
-"""Of the actors in a cluster of our own: behind the driver's threads, which hand work on, with room for roles to stand back
-behind others (`Placement.niceness`). Ray's own value, 15, leaves little."""
+"""Niceness of the actors in a cluster that the run starts. They give way to the driver's threads, which hand out work, and some
+range is left in which roles can give way to others (`Placement.niceness`). Ray's own value, 15, leaves little range.
+"""
 
 
 @contextmanager
 def cluster(address: str | None) -> Iterator[Machine]:
-    """Join or start a Ray cluster for the time of a `with` block; yields what it has.
+    """Join or start a Ray cluster for the time of a `with` block; yields a description of its resources.
 
     Args:
         address: as `RunConfig.ray_address`.
@@ -45,7 +47,7 @@ def cluster(address: str | None) -> Iterator[Machine]:
     Raises:
         ConfigError: there is no cluster at the address.
 
-    A SIGTERM ends the block like Ctrl-C does, so that actors are stopped in order.
+    A SIGTERM ends the block as Ctrl-C does, so that actors are stopped in order.
     """
     import ray
 
@@ -69,7 +71,7 @@ def cluster(address: str | None) -> Iterator[Machine]:
             ray.init(**options)
         except ConnectionError as error:
             raise ConfigError(f"ray_address={address}: {error}") from error
-    signal.signal(signal.SIGTERM, _interrupt)  # Ray has put its own there
+    signal.signal(signal.SIGTERM, _interrupt)  # Ray installed its own handler
     try:
         yield machine if own else _whole_cluster(ray)
     finally:
@@ -80,7 +82,7 @@ def cluster(address: str | None) -> Iterator[Machine]:
 
 
 def look(address: str | None) -> Machine | None:
-    """What there is, without starting anything; `None` if that would need joining a cluster."""
+    """The resources that are there, found without starting anything; `None` if that would need joining a cluster."""
     if address or os.environ.get("RAY_ADDRESS"):
         return None
     return this_machine(**_gpus_here())
@@ -88,15 +90,15 @@ def look(address: str | None) -> Machine | None:
 
 @contextmanager
 def _lean() -> Iterator[None]:
-    """Let a cluster of one machine and one run start without what nothing here asks: dashboard server, autoscaler, the reader
-    of the workers' logs, and all that the dashboard's agent does where the dashboard can be had. Ray has no option for that,
-    starts them even with `include_dashboard=False`, and waits for the server and the agent.
+    """Let a cluster for one machine and one run start without the processes that rlsys never uses: the dashboard server, the
+    autoscaler, the reader of the workers' logs, and the dashboard agent's work where the dashboard is installed. Ray has no
+    option for that: it starts them even with `include_dashboard=False`, and waits for the server and the agent.
     """
     from ray._private import utils
     from ray._private.node import Node
 
     instead = {(Node, name): lambda self, *arguments, **options: None for name in UNUSED_PROCESSES}
-    # Asked for whether the agent shall be that of an installation without the dashboard.
+    # Ray calls this function to find out whether the agent should be that of an installation without the dashboard.
     instead[utils, "get_dashboard_dependency_error"] = lambda: ImportError("not asked for")
     found = {(owner, name): vars(owner)[name] for owner, name in instead if name in vars(owner)}
     for owner, name in found:
@@ -129,7 +131,9 @@ def _whole_cluster(ray: Any) -> Machine:
     free = ray.available_resources()
     per_node = available_resources_per_node().values()
     alone = len(per_node) == 1
-    nobody_else = free.get("CPU") == ray.cluster_resources().get("CPU")  # else those cores may be another's
+    nobody_else = free.get("CPU") == ray.cluster_resources().get(
+        "CPU"
+    )  # otherwise those cores may belong to another run
     here = this_machine()
     return Machine(
         num_cpus=free.get("CPU", 0.0),
@@ -148,8 +152,8 @@ def _whole_cluster(ray: Any) -> Machine:
 
 
 def _temporary() -> str:
-    """A folder for Ray's files, by a short name (socket paths below it have a length limit); removes those of processes
-    that were killed before they could.
+    """Make a folder for Ray's files. Its name is short, because socket paths below it have a length limit. The folders of
+    processes that were killed before they could clean up are removed.
     """
     root = Path(tempfile.gettempdir())
     for folder in root.glob(f"{TEMPORARY}*-*"):

@@ -1,8 +1,8 @@
-"""What code decides the weights of a model: the part of a cached model's key that stands for programs.
+"""Hash of the code that determines the weights of a model: the part of a cached model's key that stands for programs.
 
-A plug-in's module counts whole, and of the modules it imports those definitions that it uses. Of the machinery that every
-training or every engine shares, the modules count that are listed here. Comments, docstrings and layout never count, and
-neither does anything else: another objective, a report, or the way of the weights may change, and no model is made again.
+A plug-in's module counts as a whole. Of the modules that it imports, only the definitions that it uses count. The code that
+every training or every engine shares counts by the lists of modules in this file. Comments, docstrings and layout never count,
+nor does any other code: another objective, a report or the transport of weights may change without any model being made again.
 """
 
 from __future__ import annotations
@@ -37,28 +37,33 @@ LEARNING = (
     "rlsys.seeding",
     "rlsys.app.supervised",
 )
-"""The arithmetic of a training: from examples to batches, through the model, to the weights on disk."""
+"""Modules that hold the arithmetic of a training: from examples to batches, through the model, to the weights on disk."""
 NOT_LEARNING = (
     *("allocator", "config", "memory", "metrics", "reference_check", "rendezvous", "sample", "state", "weight_sender"),
     *("__init__", "examples.__init__", "examples.probes"),
 )
-"""Modules of `learners` that change no weight. Options (`config`) count by their values."""
+"""Modules of `learners` that change no weight. Options (`config`) count through their values."""
 OF_A_KIND = ("examples.critiques", "examples.demonstrations", "examples.pairs", "examples.rated", "examples.responses")
-"""Modules of `learners` that decide how one kind of example is trained on. A training counts that of its own kind."""
+"""Modules of `learners` that decide how one kind of example is trained on. A training counts only the module of its own kind.
+"""
 RESPONDING = ("actors.rollout", "rlsys.conversations.single_turn", "rlsys.seeding", "rlsys.app.supervised")
-"""How an engine is asked for the responses that some examples are made of. The engine counts as a plug-in of its own."""
+"""Modules that decide how an engine is asked for the responses that some examples are made of. The engine counts separately, as
+a plug-in.
+"""
 PLUMBING = (
     *("rlsys.app", "rlsys.common", "rlsys.contracts", "rlsys.errors", "rlsys.placement", "rlsys.records"),
     *("rlsys.registry", "rlsys.report", "rlsys.transports", "rlsys.wire", "rlsys.data.base", "rlsys.stages.base"),
 )
-"""Modules and packages that plug-ins import and that decide nothing: they carry values and say what is wrong."""
+"""Modules and packages that plug-ins import but that decide no weights: they carry values and report errors."""
 
 Find = Callable[[str], Path | None]
-"""The Python file of a module or package; `None` if there is no such module, or none in Python."""
+"""A function that returns the Python file of a module or package; `None` if there is no such module, or it is not written in
+Python.
+"""
 
 
 def installed(module: str) -> Path | None:
-    """The file that an import would read. Nothing is imported but the package that the module lies in, the outermost."""
+    """The file that an import would read. Only the outermost package of the module is imported."""
     outermost, *inner = module.split(".")
     spec = find_spec(outermost)
     if spec is None:
@@ -69,18 +74,19 @@ def installed(module: str) -> Path | None:
 
 
 def below(folder: Path, names: Sequence[str]) -> Path | None:
-    """The file of a module, given the folder of a package and the names that follow the package's own."""
+    """The file of a module, given the folder of a package and the names that follow the package's name."""
     place = folder.joinpath(*names)
     found = (place / "__init__.py", place.with_name(f"{place.name}.py"))
     return next((path for path in found if path.is_file()), None)
 
 
 def code_hash(plugins: Iterable[str], listed: Iterable[str] = (), *, find: Find = installed) -> str:
-    """sha256 over code, in the form that `essence` gives it.
+    """The sha256 of code in the form that `essence` gives it.
 
     Args:
-        plugins: modules that count with what they use of others.
+        plugins: modules that count as a whole, with what they use of other modules.
         listed: modules that count alone.
+        find: locates the file of a module.
 
     Raises:
         ValueError: there is no such module.
@@ -98,7 +104,7 @@ def code_hash(plugins: Iterable[str], listed: Iterable[str] = (), *, find: Find 
 
 
 def essence(tree: ast.AST) -> str:
-    """Code without comments, layout, and texts that stand alone (docstrings). The tree loses those texts."""
+    """Code without comments, layout, and standalone strings (docstrings). The strings are removed from the given tree."""
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             statements = getattr(node, name, None)
@@ -108,8 +114,8 @@ def essence(tree: ast.AST) -> str:
 
 
 class Used:
-    """The definitions that plug-ins use, in their own modules and in those they import, from their own package or from `rlsys`;
-    nothing from `PLUMBING`.
+    """The definitions that plug-ins use, in their own modules and in the modules that they import from their own package or
+    from `rlsys`. Modules of `PLUMBING` are left out.
 
     used = Used(installed)
     used.add("rlsys.objectives.dpo")
@@ -123,7 +129,7 @@ class Used:
         self.found: dict[tuple[str, str], str] = {}
 
     def add(self, module: str) -> None:
-        """Take a plug-in's module, whole, and what it uses.
+        """Add a plug-in's module as a whole, and everything that it uses.
 
         Raises:
             ValueError: there is no such module.
@@ -134,16 +140,18 @@ class Used:
         self._take([(module, "")])
 
     def _take(self, wanted: list[tuple[str, str]]) -> None:
-        """Take definitions by module and name, and all that they use; without a name, the whole module."""
+        """Add definitions, given by module and name, and everything that they use; an empty name adds the whole module."""
         while wanted:
             module, name = wanted.pop()
             source = self._source(module)
             if source is None or (module, name) in self.found:
                 continue
-            if name and self._source(f"{module}.{name}") is not None:  # a module that is imported from its package
+            if (
+                name and self._source(f"{module}.{name}") is not None
+            ):  # the name is a submodule imported from its package
                 wanted.append((f"{module}.{name}", ""))
                 continue
-            if name in source.imports:  # a name that the module passes on
+            if name in source.imports:  # the module re-exports a name that it imports
                 wanted.append(source.imports[name])
                 continue
             nodes = source.named(name)
@@ -155,7 +163,7 @@ class Used:
                 wanted += [(module, each) for each in source.always]
 
     def _source(self, module: str) -> Source | None:
-        """`None` if the module does not count, or is not written in Python."""
+        """The parsed module; `None` if it does not count, or is not written in Python."""
         if module.split(".")[0] not in self._packages or _is_plumbing(module):
             return None
         if module not in self._sources:
@@ -166,7 +174,7 @@ class Used:
 
 
 class Source:
-    """What the statements of a module define, import and do."""
+    """The definitions, imports and other statements of a module."""
 
     def __init__(self, tree: ast.Module, module: str, package: str) -> None:
         self._module, self._package = module, package
@@ -174,7 +182,7 @@ class Source:
         """Local name -> module and name there; the name is empty for a whole module."""
         self._definitions: dict[str, list[ast.stmt]] = {}
         self.always: list[str] = []
-        """Keys of the statements that define nothing: they run whatever is imported."""
+        """Keys of the statements that define nothing; they run whenever the module is imported."""
         for node in tree.body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imports |= _imported(node, package)
@@ -182,13 +190,13 @@ class Source:
                 self._add(node)
 
     def named(self, name: str) -> list[ast.stmt]:
-        """The statements that define a name; without a name, all."""
+        """The statements that define a name; all statements if the name is empty."""
         if name:
             return self._definitions.get(name, [])
         return list({id(node): node for nodes in self._definitions.values() for node in nodes}.values())
 
     def uses(self, node: ast.AST) -> Iterator[tuple[str, str]]:
-        """Module and name of what a statement uses, of this module's definitions and of others'."""
+        """Module and name of every definition that a statement uses, in this module and in others."""
         for each in ast.walk(node):
             if isinstance(each, ast.Name) and each.id in self.imports:
                 yield self.imports[each.id]
@@ -211,8 +219,8 @@ class Source:
 
 
 def _imported(node: ast.Import | ast.ImportFrom, package: str) -> dict[str, tuple[str, str]]:
-    """What an import statement binds: local name -> module and name there."""
-    if isinstance(node, ast.Import):  # `import a.b` binds `a`, and uses of it may be of all of `a.b`
+    """The bindings that an import statement makes: local name -> module and name there."""
+    if isinstance(node, ast.Import):  # `import a.b` binds `a`, and a use of `a` may refer to anything in `a.b`
         return {(alias.asname or alias.name.split(".")[0]): (alias.name, "") for alias in node.names}
     above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
     base = ".".join([*above, *([node.module] if node.module else [])])
@@ -228,7 +236,9 @@ def _parse(module: str, find: Find) -> ast.Module:
 
 @functools.lru_cache(512)
 def _tree(source: str) -> ast.Module:
-    """Trees are kept, because stages share most modules. `essence` takes docstrings out of them, which nothing here reads."""
+    """The parsed tree of a source. Trees are cached, because stages share most modules. `essence` removes docstrings from the
+    cached trees; nothing in this module reads those.
+    """
     return ast.parse(source)
 
 

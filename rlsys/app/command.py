@@ -1,4 +1,4 @@
-"""What commands that need a cluster have in common."""
+"""What the commands that need a cluster have in common."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from rlsys.report.progress import Progress, quiet_libraries
 def run_with_host(
     words: list[str], body: Callable[[Any, Context], Any], *, plan: Callable[[Any], str] | None = None
 ) -> int:
-    """Compose the configuration, join or start a cluster, and run `body` with both.
+    """Compose the configuration, join or start a cluster, and run `body` with the configuration and the context.
 
     Args:
-        plan: what `dry_run=true` prints instead; `None` if the command has no plan.
+        words: command-line overrides.
+        body: the command.
+        plan: makes the text that `dry_run=true` prints instead of running; `None` if the command has no plan.
     """
 
     def inside(config: Any, tree: Any) -> int:

@@ -1,4 +1,4 @@
-"""Hydra's composition of the configuration tree, and what it does for plug-ins, roles and evaluations on top of Hydra's own."""
+"""Hydra's composition of the configuration tree, with additions of our own for plug-ins, roles and evaluations."""
 
 from __future__ import annotations
 
@@ -19,24 +19,27 @@ from rlsys.schedules.phases import OPTION_GROUPS
 ROOT = "run"
 """Name of the root YAML file in `configs/`."""
 CONFIGS = "RLSYS_CONFIGS"
-"""Environment variable with folders of presets outside this repository, comma-separated; each is laid out as `configs/`, with
-`method/NAME.yaml`, `preset/NAME.yaml` and so on."""
+"""Environment variable that lists folders of presets outside this repository, separated by commas. Each folder has the layout
+of `configs/`, with `method/NAME.yaml`, `preset/NAME.yaml` and so on.
+"""
 _EVALUATION = re.compile(r"evaluations\.([A-Za-z_]\w*)\.")
 NO_EVALUATIONS = "evaluations=none"
 _ROLE = re.compile(r"engines\.([A-Za-z_]\w*)\.")
 PLUGIN_OPTIONS = "plugin_options_of"
-"""Hydra group through which the options of the chosen plug-ins enter, before the command line's."""
+"""Hydra group that puts in the options of the chosen plug-ins, before the command line's overrides."""
 
 
 def composed(overrides: list[str]) -> DictConfig:
-    """The configuration tree, in two passes: the first finds which plug-ins are chosen, the second puts in what presets and
-    methods say of those (`RunConfig.plugin_options`). Overrides of the command line win over both.
+    """Compose the configuration tree in two passes. The first pass finds which plug-ins are chosen; the second puts in the
+    options that presets and methods give to those plug-ins (`RunConfig.plugin_options`). Overrides of the command line win over
+    both.
     """
     node, engines = _roles_named(overrides)
     overrides = [*engines, *overrides]
     store = ConfigStore.instance()
     store.store(group=PLUGIN_OPTIONS, name="none", node=node, package="_global_")
-    # Options of evaluations come after it is known which are chosen: one that is not there yet is added by its name.
+    # Options of evaluations are applied after the chosen evaluations are known: an evaluation that is not there yet is added by
+    # its name.
     measured = [override for override in overrides if override.startswith("evaluations")]
     first = _compose([override for override in overrides if override not in measured])
     chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
@@ -60,8 +63,8 @@ def composed(overrides: list[str]) -> DictConfig:
 
 
 def _evaluations(overrides: list[str], there: set[str]) -> tuple[list[str], list[str]]:
-    """The overrides, with those that choose an evaluation whose options are given, or that leave all out; and the names of
-    the evaluations that they add.
+    """Complete the overrides of evaluations. Returns two lists: the overrides, with additional ones that choose each evaluation
+    whose options are given or that remove all evaluations; and the names of the evaluations that they add.
     """
     if NO_EVALUATIONS in overrides:
         others = [override for override in overrides if override != NO_EVALUATIONS]
@@ -72,8 +75,8 @@ def _evaluations(overrides: list[str], there: set[str]) -> tuple[list[str], list
 
 
 def _roles_named(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """What lets `engines.NAME.model=...` stand for a role that no preset names: a node with that role, and overrides that
-    choose an engine for it where options of its engine are given.
+    """Let `engines.NAME.model=...` add a role that no preset names. Returns a node that holds the role, and overrides that
+    choose an engine for the role where options of its engine are given.
     """
     names = dict.fromkeys(found[1] for found in map(_ROLE.match, overrides) if found)
     node = {"engines": {name: {"num_actors": 1} for name in names if name != "judge"}}
@@ -86,7 +89,7 @@ def _roles_named(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:
 
 
 def _with_plugin_options(phase: DictConfig, given: dict[str, Any]) -> dict[str, Any]:
-    """A phase that names another plug-in gets the options that presets give to that one."""
+    """A phase of the schedule. If it names another plug-in, that plug-in gets the options that presets give to it."""
     found = OmegaConf.to_container(phase)
     for group in OPTION_GROUPS:
         options = found.get(group)

@@ -1,4 +1,4 @@
-"""From command-line words to a live configuration, and from any mistake in them to one clear line."""
+"""From command-line overrides to a live configuration, and from any mistake in them to a one-line message."""
 
 from __future__ import annotations
 
@@ -24,9 +24,11 @@ from rlsys.common import files
 from rlsys.errors import ConfigError, RlsysError
 
 FORMAT = 2
-"""Of a run's folder. Version 1 had other records in its journal."""
+"""Version of the format of a run's folder. Version 1 had other records in its journal."""
 WORDS = "overrides.json"
-"""File in a run's folder with the command-line words it was started with, and what they meant then."""
+"""File in a run's folder that holds the command-line overrides the run was started with, and the values that they resulted in
+then.
+"""
 
 
 def load(words: list[str]) -> tuple[Any, DictConfig]:
@@ -41,9 +43,9 @@ def load(words: list[str]) -> tuple[Any, DictConfig]:
     Raises:
         ConfigError: a key, value or choice that does not exist or does not fit; one line.
     """
-    for word in words:
-        if "=" not in word and not word.startswith("~"):
-            raise ConfigError(f"{word!r} is not of the form key=value")
+    for override in words:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"{override!r} is not of the form key=value")
     _register()
     tree = _guard(lambda: composed(words), words)
     _check(tree)
@@ -51,27 +53,29 @@ def load(words: list[str]) -> tuple[Any, DictConfig]:
 
 
 def load_saved(directory: Path, words: list[str]) -> tuple[Any, DictConfig]:
-    """The configuration that a run was started with, with `words` put over it.
+    """The configuration that a run was started with, with the overrides `words` applied on top of it.
 
     Raises:
-        ConfigError: there is no such run, or the same words now mean something else (presets changed since then).
+        ConfigError: there is no such run, or the run's own overrides now give other values (presets have changed since then).
     """
-    saved_words, saved = _saved(directory)
-    again = OmegaConf.create(OmegaConf.to_container(load(saved_words)[1], resolve=True))
+    saved_overrides, saved = _saved(directory)
+    again = OmegaConf.create(OmegaConf.to_container(load(saved_overrides)[1], resolve=True))
     for key in sorted({*_flat(saved), *_flat(again)}):
         if _flat(saved).get(key) != _flat(again).get(key):
             raise ConfigError(
                 f"resume: {key} was {_flat(saved).get(key)!r} when the run was started and would now be "
                 f"{_flat(again).get(key)!r}; give {key}=... to decide"
             )
-    return load([*saved_words, *words])
+    return load([*saved_overrides, *words])
 
 
 def save(tree: DictConfig, words: list[str], directory: Path) -> None:
-    """Write the configuration of a run, for people and for `load_saved`.
+    """Write the configuration of a run, for readers and for `load_saved`.
 
     Args:
-        words: all that the run was started with, or, when it is resumed, those that were added then.
+        tree: the configuration tree.
+        words: all overrides that the run was started with or, when it is resumed, those added at the resume.
+        directory: the run's folder.
     """
     earlier = _saved(directory)[0] if (directory / WORDS).exists() else []
     known = {"format": FORMAT, "words": [*earlier, *words], "config": OmegaConf.to_container(tree, resolve=True)}
@@ -100,10 +104,10 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _check(tree: DictConfig, prefix: str = "") -> None:
-    """What Hydra lets pass: a key that was added to a part which has no such option, and numbers that are not finite.
+    """Find mistakes that Hydra accepts: a key added to a part that has no such option, and numbers that are not finite.
 
     Raises:
-        ConfigError: there is one; with its name and value.
+        ConfigError: there is such a mistake; the message has its key and value.
     """
     part = OmegaConf.get_type(tree)
     for key in tree:
@@ -111,7 +115,7 @@ def _check(tree: DictConfig, prefix: str = "") -> None:
         if is_dataclass(part) and key not in part.__dataclass_fields__:
             raise ConfigError(f"{name}: no such option" + _nearest(name))
         if OmegaConf.is_missing(tree, key):
-            continue  # said when the live configuration is made
+            continue  # this mistake is reported when the live configuration is made
         if isinstance(tree[key], DictConfig):
             _check(tree[key], f"{name}.")
         elif not _is_finite(tree[key]):
@@ -131,13 +135,17 @@ def run_command(
     *,
     load: Callable[[list[str]], tuple[Any, DictConfig]] = load,
 ) -> int:
-    """What every command does with its words: `--help`, `--cfg job`, a mistake in one line, else the command itself.
+    """Handle the overrides of any command: print `--help` or `--cfg job`, report a mistake in one line, or else run the
+    command.
 
     Args:
-        load: makes the configuration of the words.
+        words: command-line overrides and flags.
+        body: the command.
+        load: makes the configuration from the overrides.
 
     Returns:
-        The exit status: 2 for a mistake in the configuration, 1 for an error that rlsys raised on purpose, else `body`'s.
+        The exit status: 2 for a mistake in the configuration, 1 for an error that rlsys raised on purpose, else the status that
+            `body` returns.
     """
     if "-h" in words or "--help" in words:
         print(_help())
@@ -155,8 +163,8 @@ def run_command(
 
 
 def _take_cfg(words: list[str]) -> tuple[list[str], bool]:
-    """The words without `--cfg job`, and whether it was among them."""
-    joined = [word for word in words if word != "--cfg=job"]
+    """The overrides without `--cfg job`, and whether it was among them."""
+    joined = [override for override in words if override != "--cfg=job"]
     if "--cfg" not in joined:
         return joined, len(joined) < len(words)
     at = joined.index("--cfg")
@@ -166,7 +174,7 @@ def _take_cfg(words: list[str]) -> tuple[list[str], bool]:
 
 
 def guarded(command: Callable[[], int]) -> int:
-    """Run a command; what rlsys raises on purpose becomes one line and an exit status."""
+    """Run a command; an error that rlsys raises on purpose becomes a one-line message and an exit status."""
     try:
         return command()
     except ConfigError as error:
@@ -198,12 +206,12 @@ def _guard(step: Callable[[], Any], words: list[str]) -> Any:
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_one_line(error)) from error
     except (ValueError, TypeError, AttributeError, AssertionError, OverflowError) as error:
-        # Hydra's and OmegaConf's own slips on words that they do not expect.
+        # Hydra and OmegaConf raise errors of other types for overrides that they do not expect.
         raise ConfigError(f"{_one_line(error)} (in: {' '.join(words)})") from error
 
 
 def _one_line(error: BaseException) -> str:
-    """The innermost reason and the key it is about, without the libraries' advice."""
+    """The innermost reason of an error and the key that it concerns, without the libraries' advice."""
     causes: list[BaseException] = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -211,7 +219,7 @@ def _one_line(error: BaseException) -> str:
     if own:
         return str(own[-1])
     lines = [line.strip() for cause in causes for line in str(cause).splitlines() if line.strip()]
-    if lines and "Could not find" in lines[0]:  # a choice that a group does not have
+    if lines and "Could not find" in lines[0]:  # the override chooses a name that the group does not have
         at = next((i for i, line in enumerate(lines) if line.startswith("Available options")), len(lines))
         names = [line for line in lines[at + 1 :] if " " not in line]
         missing = lines[0][lines[0].index("Could not find") :]
@@ -219,7 +227,7 @@ def _one_line(error: BaseException) -> str:
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     inner = [line for line in str(causes[-1]).splitlines() if not line.startswith("In '")]
     reason = next(iter(inner), type(causes[-1]).__name__).strip()
-    if key.isdigit():  # an entry of a list, whose name only the outer message has
+    if key.isdigit():  # the key is the index of a list; only the outer message has the name of the list
         return f"{lines[0]}: {reason}"
     return (reason if not key or key in reason else f"{key}: {reason}") + _nearest(key)
 

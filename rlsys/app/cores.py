@@ -1,4 +1,4 @@
-"""How many cores each stage of a run keeps busy, on machines where that is what limits it."""
+"""How many cores each stage of a run keeps busy, on machines where cores are the limit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import psutil
 
 
 class CoreClock:
-    """Cores kept busy by groups of processes, lap by lap.
+    """Cores that groups of processes keep busy, measured lap by lap.
 
     clock = CoreClock({"rollout": rollouts.pids, "learn": learner.pids})
     work()
@@ -20,14 +20,16 @@ class CoreClock:
     def __init__(self, groups: Mapping[str, Callable[[], Iterable[int]]]) -> None:
         """
         Args:
-            groups: for every name, what says which processes of this machine belong to it now.
+            groups: for every name, a function that returns the ids of the processes on this machine that belong to it now.
         """
         self._groups = groups
         self._before = self._read()
         self._began = time.monotonic()
 
     def lap(self) -> dict[str, float]:
-        """Since the last lap; a process that came meanwhile counts from its start, one that went does not count."""
+        """Mean number of busy cores per group since the last lap. A process that started meanwhile counts from its start; one
+        that ended does not count.
+        """
         after, now = self._read(), time.monotonic()
         before, began = self._before, self._began
         self._before, self._began = after, now
@@ -37,12 +39,12 @@ class CoreClock:
         }
 
     def _read(self) -> dict[str, dict[int, float]]:
-        """Seconds of CPU of every process."""
+        """Seconds of CPU time of every process."""
         found: dict[str, dict[int, float]] = {}
         for name, pids in self._groups.items():
             found[name] = {}
             for pid in pids():
-                with suppress(psutil.NoSuchProcess):  # it died; another will take its place
+                with suppress(psutil.NoSuchProcess):  # the process ended; another will take its place
                     times = psutil.Process(pid).cpu_times()
                     found[name][pid] = times.user + times.system
         return found

@@ -1,7 +1,7 @@
-"""`rlsys doctor`: check the installation piece by piece, and say in plain words what to do about what fails.
+"""`rlsys doctor`: check the installation piece by piece, and say in plain words how to repair what fails.
 
-Every check runs in a process of its own with a deadline, so that one that crashes or hangs does not end the others.
-Names after the command run only those checks: `rlsys doctor ray engine`.
+Every check runs in a process of its own with a deadline, so that a check that crashes or hangs does not end the others. Names
+after the command run only those checks: `rlsys doctor ray engine`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from rlsys.report.progress import QUIET_ENV
 
 REMAKE = "make the environment again (rm -rf .venv && make env); on a GPU machine see docs/environment.md"
 STOP_GRACE_S = 5.0
-"""What a check that hangs gets to stop what it started."""
+"""Seconds that a hanging check gets to stop the processes that it started."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One piece."""
+    """One check of a part of the installation."""
 
     name: str
     run: Callable[[], str]
-    """Returns what it saw, in a few words; raises `Problem`."""
+    """Function that runs the check. It returns a short text that says what it found, or raises `Problem`."""
     deadline_s: float
     advice: str
-    """What to do if it crashes or hangs, and so cannot say itself."""
+    """Advice to print when the check crashes or hangs, and so cannot give its own."""
 
 
 CHECKS = (
@@ -56,7 +56,7 @@ CHECKS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a check found."""
+    """The result of a check."""
 
     ok: bool
     seen: str
@@ -72,7 +72,7 @@ def run_here(check: Check) -> Outcome:
 
 
 def run_apart(check: Check) -> Outcome:
-    """Run a check in a process of its own; nothing it started is left."""
+    """Run a check in a process of its own; no process that it started is left afterwards."""
     with tempfile.TemporaryDirectory(prefix="rlsys-doctor-") as scratch:
         answer, words = Path(scratch, "answer"), Path(scratch, "words")
         command = [sys.executable, "-m", "rlsys.app.doctor", "--write", str(answer), check.name]
@@ -99,7 +99,7 @@ def run_apart(check: Check) -> Outcome:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a check's session: kindly, then for good."""
+    """End all processes of a check: ask them first, then kill them."""
     if process.poll() is None:
         process.terminate()
         try:
@@ -114,7 +114,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def examine(checks: Sequence[Check]) -> int:
-    """Run the checks one after the other and print a line for each; returns how many failed."""
+    """Run the checks one after the other and print a line for each. Returns how many failed."""
     failed = 0
     for check in checks:
         started = time.monotonic()
@@ -128,7 +128,7 @@ def examine(checks: Sequence[Check]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Examine this machine: 0 if all is well, 1 if something failed, 2 if a check is unknown."""
+    """Check this machine. Returns 0 if all is well, 1 if a check failed, 2 if a named check does not exist."""
     known = {check.name: check for check in CHECKS}
     if argv[:1] == ["--write"]:
         _, answer, name = argv

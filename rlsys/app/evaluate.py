@@ -20,11 +20,13 @@ Measure = Callable[[], dict[str, Interval]]
 
 
 def evaluator(config: Any, roles: Mapping[str, Any], progress: Any, *, directory: Path | None = None) -> Measure:
-    """A function that measures the engines' current weights by all evaluations; `{}` if there is none.
+    """Make a function that measures the engines' current weights with all evaluations; it returns `{}` if there are none.
 
     Args:
+        config: configuration of the run.
         roles: engines by role, `policy` among them.
-        directory: the run's folder, where evaluations may keep what later ones compare with.
+        progress: the display of progress.
+        directory: the run's folder, where evaluations may keep data that later evaluations compare with.
     """
     from actors.roles import Respondent
 
@@ -48,9 +50,11 @@ def evaluator(config: Any, roles: Mapping[str, Any], progress: Any, *, directory
 
 @contextmanager
 def engines_for_evaluations(config: Any, context: Context, policy: Path) -> Iterator[dict[str, Any]]:
-    """The engines that the evaluations ask, by role; ended at the end.
+    """The engines that the evaluations ask, by role; they are stopped when the `with` block ends.
 
     Args:
+        config: configuration of the run.
+        context: the machine and the display of progress.
         policy: Hugging Face folder of the policy.
     """
     from rlsys.app.models import role_folder
@@ -73,7 +77,7 @@ def engines_for_evaluations(config: Any, context: Context, policy: Path) -> Iter
 
 
 def main(words: list[str]) -> int:
-    """Measure `policy.model`; prints the metrics as JSON."""
+    """Measure `policy.model` and print the metrics as JSON."""
     from rlsys.app.command import run_with_host
     from rlsys.app.models import policy_folder
 

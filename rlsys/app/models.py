@@ -1,4 +1,4 @@
-"""The models of a run: folders as they are given, or made by the stages of the configuration and cached."""
+"""The models of a run: given folders, or folders that the stages of the configuration make and the cache keeps."""
 
 from __future__ import annotations
 
@@ -49,10 +49,13 @@ def role_folder(config: Any, context: Context, role: str) -> Path:
 
 
 def model_folder(config: Any, context: Context, model: str, key: str) -> Path:
-    """The Hugging Face folder of a model. The stages that it needs, and that are not cached, are run.
+    """The Hugging Face folder of a model. Stages that the model needs and that are not cached are run first.
 
     Args:
-        key: of the configuration, for the message.
+        config: configuration of the run.
+        context: the machine and the display of progress.
+        model: name of a stage (`stage:NAME`), or a Hugging Face folder or name.
+        key: key of the configuration that names the model, for the error message.
 
     Raises:
         ConfigError: as `policy_folder`.
@@ -72,12 +75,12 @@ def model_folder(config: Any, context: Context, model: str, key: str) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """`rlsys.stages.base.StageTools`: what a stage works with."""
+    """The implementation of `rlsys.stages.base.StageTools`: the tools that a stage works with."""
 
     config: Any
     context: Context
     label: str
-    """What the work is called while it goes on."""
+    """Name of the stage's work in the display of progress."""
 
     @property
     def seed(self) -> int:
@@ -116,14 +119,15 @@ class Tools:
 
 
 def stage_keys(config: Any, names: Sequence[str], *, find: code.Find = code.installed) -> dict[str, dict[str, Any]]:
-    """What makes the models of some stages: JSON values, equal if the same weights come out.
+    """The cache keys of stages: JSON values that are equal if the same weights result.
 
     Args:
-        names: of stages, each after those it needs.
-        find: where code lies.
+        config: configuration of the run.
+        names: names of stages, each after those that it needs.
+        find: locates the file of a module.
 
     Raises:
-        ConfigError: what a stage reads is missing or not as described.
+        ConfigError: data that a stage reads is missing or not as described.
     """
     keys: dict[str, dict[str, Any]] = {}
     for name in names:
@@ -133,10 +137,13 @@ def stage_keys(config: Any, names: Sequence[str], *, find: code.Find = code.inst
 
 
 def made_of(config: Any, stage: Stage, keys: Mapping[str, Any], *, find: code.Find = code.installed) -> dict[str, Any]:
-    """What makes the model of one stage.
+    """The cache key of one stage: everything that determines its model.
 
     Args:
-        keys: of the stages that it needs.
+        config: configuration of the run.
+        stage: the stage.
+        keys: keys of the stages that it needs.
+        find: locates the file of a module.
     """
     plugins = list(_plugins(stage))
     kinds = [plugin.consumes for plugin in plugins if hasattr(plugin, "consumes")]
@@ -158,10 +165,10 @@ def made_of(config: Any, stage: Stage, keys: Mapping[str, Any], *, find: code.Fi
 
 
 def stage_lines(config: Any, models: Iterable[str]) -> list[str]:
-    """The stages that some models need, each in a line: what it does, and whether its model is cached.
+    """One line for each stage that some models need: what the stage does, and whether its model is cached.
 
     Raises:
-        ConfigError: what a stage reads is missing or not as described.
+        ConfigError: data that a stage reads is missing or not as described.
     """
     lines = []
     keys: dict[str, dict[str, Any]] = {}
@@ -178,7 +185,7 @@ def stage_lines(config: Any, models: Iterable[str]) -> list[str]:
 
 
 def _plugins(plugin: Any) -> Iterator[Any]:
-    """A plug-in and those among its options."""
+    """A plug-in and the plug-ins among its options."""
     yield plugin
     for value in vars(plugin).values():
         if is_dataclass(value):
@@ -186,8 +193,9 @@ def _plugins(plugin: Any) -> Iterator[Any]:
 
 
 def _identity(model: str, keys: Mapping[str, Any]) -> str:
-    """What tells a model from another without reading its weights: the key of its stage, or its files' names, sizes and
-    times."""
+    """What distinguishes a model from another without reading its weights: the key of its stage, or the names, sizes and
+    modification times of its files.
+    """
     name = stage_named(model)
     if name is not None:
         return cache.digest(keys[name])
@@ -198,7 +206,7 @@ def _identity(model: str, keys: Mapping[str, Any]) -> str:
 
 
 def given_folder(model: str, key: str) -> Path:
-    """Folder of a model that no stage makes; one that is named by its place on the hub is downloaded.
+    """The folder of a model that no stage makes; a model that is given by its name on the hub is downloaded.
 
     Raises:
         ConfigError: there is no such folder and no such model.

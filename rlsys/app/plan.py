@@ -1,4 +1,4 @@
-"""The plan of a run's actors: how many, with which cores, GPUs and how much memory, checked before anything starts."""
+"""The plan of a run's actors: their number, cores, GPUs and memory, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from rlsys.records import RoundPlan
 from rlsys.schedules.phases import Schedule
 
 WORKER_GIB = 1.5
-"""Context memory of a worker process before it loads a model (Python, torch and vLLM imported), measured on CPU."""
+"""Context memory of a worker process before it loads a model (Python, torch and vLLM imported), GiB, measured on CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSize:
-    """How large a model is, as far as its folder or the configuration tells."""
+    """The size of a model, as far as its folder or the configuration gives it."""
 
     num_parameters: int | None
-    """`None` if unknown: memory is then not planned."""
+    """Number of parameters; if `None`, memory is not planned."""
     shapes: Shapes | None = None
-    """Of the tensors on disk, where their headers could be read."""
+    """Shapes of the tensors on disk, where their headers could be read."""
 
     def gib(self, bytes_per_parameter: float) -> float:
-        """Memory at so many bytes per parameter; 0 if the size is unknown."""
+        """Memory in GiB at `bytes_per_parameter`; 0 if the size is unknown."""
         return (self.num_parameters or 0) * bytes_per_parameter / GIB
 
 
 def model_size(model: str, num_parameters_b: float | None) -> ModelSize:
-    """Parameters of a model: counted in the headers of its safetensors files, else as configured, else unknown.
+    """The parameters of a model: counted in the headers of its safetensors files, else the configured number, else unknown.
 
     Raises:
         ConfigError: `num_parameters_b` is not positive.
@@ -57,10 +57,11 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def roles(config: Any, models: Mapping[str, str | Path]) -> list[Role]:
-    """The roles of an `align` run: the policy's engines, those of other roles that are asked, and the learner.
+    """The roles of an `align` run: the policy's engines, the engines of other roles that are asked, and the learner.
 
     Args:
-        models: folder or name by role; `policy` is the policy's.
+        config: configuration of the run.
+        models: folder or name of a model by role; `policy` is the policy's.
     """
     policy = model_size(str(models["policy"]), config.policy.num_parameters_b)
     found = [engine_role("rollout", config.rollout, policy)]
@@ -71,7 +72,7 @@ def roles(config: Any, models: Mapping[str, str | Path]) -> list[Role]:
 
 
 def models_of(config: Any) -> dict[str, str]:
-    """The models of a run as they are configured, by role."""
+    """The configured names of a run's models, by role."""
     return {"policy": config.policy.model, **{name: config.engines[name].model for name in config.roles()}}
 
 
@@ -87,10 +88,12 @@ def _replay(config: Any, plan: RoundPlan) -> Any:
 
 
 def learner_memory(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = ()) -> Memory | None:
-    """Memory of one rank, without what the process itself takes; `None` if the policy's size is unknown.
+    """Memory of one rank, without the context memory of its process; `None` if the policy's size is unknown.
 
     Args:
-        plans: of the rounds it is to train; they say how many copies of older weights it keeps.
+        learner: a `LearnerConfig`.
+        policy: size of the policy.
+        plans: plans of the rounds that the learner will train; they determine how many weight copies it keeps.
     """
     if policy.num_parameters is None:
         return None
@@ -102,7 +105,7 @@ def learner_memory(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] =
 
 
 def learner_role(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = ()) -> Role:
-    """All ranks of a learner, with the memory of `learner_memory`."""
+    """All ranks of a learner, with the memory that `learner_memory` gives."""
     memory = learner_memory(learner, policy, plans)
     model = memory.total / GIB if memory else 0.0
     on_gpu = learner.gpus > 0
@@ -117,7 +120,7 @@ def learner_role(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = (
 
 
 def engine_role(name: str, role: Any, model: ModelSize) -> Role:
-    """All engines of one kind."""
+    """All engines of one role."""
     engine = role.engine
     on_gpu = role.gpus > 0
     weights = model.gib(4 if getattr(engine, "dtype", None) == "float32" else 2) / max(1, role.gpus)
@@ -132,7 +135,7 @@ def engine_role(name: str, role: Any, model: ModelSize) -> Role:
 
 
 def table(planned: list[Role], machine: Machine | None) -> str:
-    """The plan in words, with what does not fit `machine` (`None`: not checked)."""
+    """The plan as text, with the actors that do not fit `machine` (`None`: not checked)."""
     head = f"{'role':9} {'actors':>6} {'cores each':>10} {'GPUs each':>9} {'host GiB each':>13} {'GPU GiB each':>12}"
     lines = [head]
     for role in planned:
@@ -151,14 +154,16 @@ def table(planned: list[Role], machine: Machine | None) -> str:
 
 
 def check(config: Any, machine: Machine, schedule: Schedule | None = None) -> None:
-    """See, before anything is made or started, that a run can be.
+    """Check that a run is possible, before anything is made or started.
 
     Args:
-        schedule: what is left of the configuration's; all of it if not given.
+        config: configuration of the run.
+        machine: the resources that are there.
+        schedule: the rest of the configuration's schedule that is left to run; the whole schedule if `None`.
 
     Raises:
-        ResourceError: its actors do not fit, as far as the models' sizes are known.
-        ConfigError: there are fewer prompts than the schedule takes, or what a round's replay brings is missing.
+        ResourceError: the run's actors do not fit, as far as the models' sizes are known.
+        ConfigError: there are fewer prompts than the schedule takes, or data for a round's replay is missing.
     """
     placements(roles(config, models_of(config)), machine)
     schedule = schedule or config.schedule.build()
@@ -172,10 +177,12 @@ def check(config: Any, machine: Machine, schedule: Schedule | None = None) -> No
 
 
 def _distinct(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each once, in order."""
+    """The distinct mappings, in order of first appearance."""
     return list({repr(options): options for options in found}.values())
 
 
 def placements(planned: list[Role], machine: Machine) -> dict[str, list[Placement]]:
-    """A placement for every actor of every role (`rlsys.placement.place`), which will find the plug-ins found here."""
+    """A placement for every actor of every role (`rlsys.placement.place`). The actors will be able to import the plug-ins that
+    this process can import.
+    """
     return place([replace(role, env=role.env | registry.passed_on()) for role in planned], machine)

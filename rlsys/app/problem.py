@@ -1,4 +1,4 @@
-"""What a check of `rlsys doctor` raises."""
+"""The exception that a check of `rlsys doctor` raises."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Problem(Exception):
         """
         Args:
             seen: what is wrong, in a few words.
-            advice: what to do about it; empty if the check's general advice says it.
+            advice: how to repair it; empty if the check's general advice covers it.
         """
         super().__init__(seen)
         self.advice = advice

@@ -1,4 +1,4 @@
-"""`rlsys report run=<folder>`: write a run's report.html, again or while the run goes on."""
+"""`rlsys report run=<folder>`: write a run's report.html again, or while the run is in progress."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from rlsys.worlds.scenes.truth import check, parse
 
 
 def write(directory: Path, *, examples: int) -> Path:
-    """Write the page of a run; claims are marked where the prompts are of the scenes world."""
+    """Write the report page of a run. Claims in responses are marked where the prompts come from the scenes world."""
     return write_report(directory, examples=examples, truth=marked_claims)
 
 
 def marked_claims(prompt_id: str, answer: str) -> list[tuple[str, bool | None]]:
-    """The sentences of an answer, each true, false, or `None` where there is no truth or the sentence says nothing."""
+    """The sentences of a response, each with `True` or `False`; `None` where there is no ground truth or the sentence makes no
+    claim.
+    """
     try:
         prompt = make_prompt(*read_id(prompt_id))
-    except ValueError:  # a prompt of somebody else's
+    except ValueError:  # a prompt from another source
         return [(answer, None)]
     scene = scene_of(prompt)
     return [
@@ -31,10 +33,10 @@ def marked_claims(prompt_id: str, answer: str) -> list[tuple[str, bool | None]]:
 
 
 def main(words: list[str]) -> int:
-    """Write the page and print where it is."""
+    """Write the page and print its path."""
 
     def body() -> int:
-        options = dict(word.partition("=")[::2] for word in words)
+        options = dict(override.partition("=")[::2] for override in words)
         unknown = set(options) - {"run", "examples"}
         if unknown or "run" not in options:
             raise ConfigError(f"report takes run=<folder> and examples=<number>, got {' '.join(words) or 'nothing'}")

@@ -1,4 +1,4 @@
-"""Checks of `rlsys doctor` that run the real libraries, each in the smallest way that shows it works."""
+"""Checks of `rlsys doctor` that run the real libraries, each with the smallest work that shows that it works."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from rlsys.app.problem import Problem
 
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
 TOLERANCE = 1e-3
-"""Nats, largest difference between an engine and the model it was sent."""
+"""Largest allowed difference between an engine and the model whose weights it received, nats."""
 
 
 def torchvision() -> str:
-    """torchvision can be imported and transforms a picture, and no unloadable torchaudio is in transformers' way."""
+    """Check that torchvision can be imported and transforms an image, and that no broken torchaudio stops transformers from
+    being imported.
+    """
     import torch
     from torchvision import extension
     from torchvision.transforms.v2.functional import resize
@@ -30,7 +32,7 @@ def torchvision() -> str:
 
 
 def _torchaudio_loads() -> None:
-    # transformers imports torchaudio wherever it is installed; nothing here needs it.
+    # transformers imports torchaudio wherever it is installed, although nothing here needs it.
     if find_spec("torchaudio") is None:
         return
     try:
@@ -40,7 +42,7 @@ def _torchaudio_loads() -> None:
 
 
 def gpus() -> str:
-    """torch sees the GPUs there are, and NCCL works on each."""
+    """Check that torch sees the GPUs of the machine and that NCCL works on each."""
     import torch
 
     if not torch.cuda.is_available():
@@ -65,7 +67,7 @@ def _driver() -> str:
 
 
 def _reduce_alone() -> None:
-    """An all-reduce of one rank: loads NCCL and launches its kernel."""
+    """Run an all-reduce with one rank, which loads NCCL and launches its kernel."""
     import torch
     import torch.distributed as dist
 
@@ -79,7 +81,7 @@ def _reduce_alone() -> None:
 
 
 def ray() -> str:
-    """A private Ray cluster starts, runs a task in another process, and ends."""
+    """Check that a private Ray cluster starts, runs a task in another process, and ends."""
     import ray as library
 
     from rlsys.app.cluster import cluster
@@ -96,13 +98,13 @@ def _process_id() -> int:
 
 
 def deepspeed() -> str:
-    """One DeepSpeed step moves a weight by what plain gradient descent would."""
+    """Check that one DeepSpeed step changes a weight as plain gradient descent would."""
     import torch
 
     from learners.deepspeed_backend import Rendezvous, join
     from rlsys.transports.rendezvous import serve_store
 
-    # Holds a free port for the rendezvous until the process group takes it over.
+    # The store holds a free port for the rendezvous until the process group takes it over.
     port = serve_store(10.0).port
     device = join(Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port), deadline_s=60.0)
     import deepspeed as library
@@ -127,7 +129,7 @@ def deepspeed() -> str:
 
 
 def engine() -> str:
-    """vLLM loads a small vision-language model and describes a picture with it."""
+    """Check that vLLM loads a small vision-language model and describes an image with it."""
     import numpy as np
 
     from rlsys.records import Sampling
@@ -145,7 +147,7 @@ def engine() -> str:
 
 
 def weight_sync() -> str:
-    """Weights sent over gloo into a running engine are those it then computes with."""
+    """Check that a running engine computes with weights that were sent to it over gloo."""
     from rlsys.records import Probe, Prompt, Turn
 
     prompt = Prompt(id="doctor", turns=(Turn(role="user", text="is there a red circle"),))
@@ -196,10 +198,10 @@ def _prompt_ids(running: Any, prompt: Any) -> tuple[int, ...]:
 
 
 def _update(running: Any, model: Path) -> int:
-    """Send a checkpoint's tensors from another thread while the engine receives; returns the bytes that came.
+    """Send a checkpoint's tensors from another thread while the engine receives them. Returns the number of bytes received.
 
     Raises:
-        Problem: what came is not what was sent.
+        Problem: the engine received something else than was sent.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -234,7 +236,7 @@ def _update(running: Any, model: Path) -> int:
 
 
 def _logprobs(model: Path, probe: Any) -> Any:
-    """float32 [T] of a probe's response, computed by transformers."""
+    """The float32 [T] logprobs of a probe's response, computed by transformers."""
     import torch
     from transformers import AutoModelForImageTextToText
 

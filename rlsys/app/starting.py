@@ -1,4 +1,4 @@
-"""The actors of a command, built from its configuration: engines that answer, engines that judge, and the learner."""
+"""Start of the actors of a command, as its configuration describes them: rollout engines, judge engines, and the learner."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlsys.placement.machine import Machine
 from rlsys.records import Prompt
 from rlsys.report.progress import Progress
 
-if TYPE_CHECKING:  # Ray is imported when something is started
+if TYPE_CHECKING:  # Ray is imported only when something is started
     from actors.feedback import FeedbackStage
     from actors.roles import EngineRole
     from actors.stages import RolloutStage
@@ -24,12 +24,12 @@ if TYPE_CHECKING:  # Ray is imported when something is started
 
 
 PROBES_AMONG = 64
-"""Prompts at the beginning of a run that probes are chosen from."""
+"""Number of prompts at the beginning of a run from which the probes are chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """Where a command runs, and what it shows there."""
+    """The machine that a command runs on, and the display of its progress."""
 
     machine: Machine
     progress: Progress
@@ -44,17 +44,19 @@ def start_rollouts(
     checkpoints: Checkpoints | None = None,
     roles: Mapping[str, Any] | None = None,
 ) -> RolloutStage:
-    """Start the engines that answer.
+    """Start the rollout engines.
 
     Args:
+        config: configuration of the run.
+        context: the machine and the display of progress.
         model: Hugging Face folder of the policy.
-        placements: one per worker; if `None`, the workers share all there is.
+        placements: one per worker; if `None`, the workers share all resources.
         roles: engines besides the policy's, which a conversation may ask.
-        checkpoints: where the current weights are, if they will change; a worker that is replaced loads those.
+        checkpoints: where the current weights are, if they will change; a worker that replaces another loads them from there.
 
     Raises:
         ResourceError: the workers do not fit.
-        WorkerDied, EngineError: one did not start.
+        WorkerDied, EngineError: a worker did not start.
     """
     from actors.stages import RolloutStage
 
@@ -77,8 +79,8 @@ def start_rollouts(
 
 
 def probe_prompts(config: Any) -> list[Prompt]:
-    """The prompts whose answers prove weight updates: the run's first, those with pictures before those without, so
-    that the vision tower is proven too.
+    """The prompts whose responses verify weight updates: the first prompts of the run. Those with images come before those
+    without, so that the vision tower is verified too.
     """
     schedule = config.schedule.build()
     first = list(config.prompts.take(0, min(schedule.num_prompts, PROBES_AMONG)))
@@ -101,9 +103,10 @@ def start_role(config: Any, name: str, model: Path, placements: Sequence[Placeme
 
 
 def feedback_stage(config: Any, roles: Mapping[str, Any]) -> FeedbackStage:
-    """What judges.
+    """Make the feedback stage, which judges the responses.
 
     Args:
+        config: configuration of the run.
         roles: engines by role, `policy` among them.
     """
     from actors.feedback import FeedbackStage
@@ -132,8 +135,12 @@ def start_learner(
     """Start the learner's ranks.
 
     Args:
+        config: configuration of the run.
+        context: the machine and the display of progress.
+        model: Hugging Face folder of the weights to train.
+        objective: the objective to train with.
         options: a `LearnerConfig`; the run's own if `None`.
-        placements: one per rank; if `None`, the ranks share all there is.
+        placements: one per rank; if `None`, the ranks share all resources.
     """
     from learners.group import LearnerGroup
 
@@ -145,7 +152,7 @@ def start_learner(
 
 
 def start_together(*starts: Callable[[], Any]) -> list[Any]:
-    """Start several parts at once; if one fails, the others are ended before its error is raised."""
+    """Start several parts at once. If one of them fails, the others are stopped before its error is raised."""
     with ThreadPoolExecutor(len(starts), thread_name_prefix="start") as pool:
         futures = [pool.submit(start) for start in starts]
     errors = [future.exception() for future in futures if future.exception()]
@@ -158,10 +165,12 @@ def start_together(*starts: Callable[[], Any]) -> list[Any]:
 
 
 class DeferredStart:
-    """A part that starts while others are already at work. Who first uses it waits for it, and is told if it failed."""
+    """A part that starts in the background. The first use of the part waits until it has started, and raises the error if the
+    start failed.
+    """
 
     def __init__(self, start: Callable[[], Any], *, after: Sequence[DeferredStart] = ()) -> None:
-        """Begin to start, or wait for that until others have started; if one of them fails, this one has failed as well."""
+        """Start now, or after the parts of `after` have started; if one of those fails, this start fails as well."""
         self._unwanted = False
         pool = ThreadPoolExecutor(1, thread_name_prefix="start")
         self._started = pool.submit(self._start, start, [other._started for other in after])
@@ -171,7 +180,7 @@ class DeferredStart:
         return getattr(self._started.result(), name)
 
     def close(self) -> None:
-        """End the part, when it has started; one that has not begun to does not begin any more."""
+        """Stop the part after it has started; if its start has not begun, it never begins."""
         self._unwanted = True
         if not self._started.exception():
             self._started.result().close()
@@ -187,12 +196,12 @@ class DeferredStart:
 def start_in_order(
     *wanted: tuple[Callable[[Sequence[Placement]], Any], str], placements: Mapping[str, Sequence[Placement]]
 ) -> list[DeferredStart]:
-    """Start parts, those first that are needed first: at once, but for those whose actors would share cores meanwhile. Two
-    that start on one core are there later than either would be alone.
+    """Start parts in the order in which they are needed. They start at the same time, except that parts whose actors share
+    cores start one after the other: two parts that start on one core are both ready later than either would be alone.
 
     Args:
-        wanted: what starts a part on the placements of its actors, and the name of their role.
-        placements: by role; one that is not there has no actors.
+        wanted: pairs of a function that starts a part on the placements of its actors, and the name of their role.
+        placements: placements by role; a role that is missing has no actors.
     """
     begun: list[tuple[DeferredStart, Sequence[Placement]]] = []
     for start, role in wanted:

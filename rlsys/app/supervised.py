@@ -1,4 +1,4 @@
-"""The two things that a stage asks of the stack: a model's responses to prompts, and a training by the learner."""
+"""The two services that a stage gets from the stack: a model's responses to prompts, and training by the learner."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from rlsys.stages.base import MODEL
 from rlsys.stages.recipe import Recipe
 
 RESPONDING_ROUND = -2
-"""Round number of responses that examples are made of; rounds of a run count from 0, evaluation is -1."""
+"""Round number of responses that examples are made of. Rounds of a run count from 0; evaluation uses -1."""
 CURVE = "training.jsonl"
-"""File beside a model with loss and learning rate of every step."""
+"""File beside a model that holds the loss and the learning rate of every step."""
 
 
 def respond(
@@ -37,10 +37,11 @@ def respond(
     max_tokens: int,
     label: str,
 ) -> Iterator[RolloutGroup]:
-    """See `rlsys.stages.base.StageTools.respond`. The run decides on how many actors and devices, which changes nothing.
+    """See `rlsys.stages.base.StageTools.respond`. The run's configuration decides the number of actors and devices, which does
+    not change the responses.
 
     Args:
-        label: what the work is called while it goes on.
+        label: name of the work in the display of progress.
     """
     from actors.stages import RolloutStage
 
@@ -75,7 +76,7 @@ def train(
     learner: Mapping[str, Any] | None,
     label: str,
 ) -> None:
-    """See `rlsys.stages.base.StageTools.train`. The curve is written while it is trained.
+    """See `rlsys.stages.base.StageTools.train`. The curve is written during the training.
 
     Raises:
         ConfigError: there are no examples.
@@ -107,7 +108,8 @@ def train(
 
 
 def learner_options(config: Any, own: Mapping[str, Any] | None) -> LearnerConfig:
-    """The learner of a stage: the run's, or one of the stage's own options on the run's device.
+    """The learner of a stage: the run's learner, or, if the stage has its own options, a learner with those options on the
+    run's device.
 
     Raises:
         ConfigError: the learner has no such option, or refuses its value.
@@ -129,17 +131,18 @@ _DECIDING = (
     ),
     "lora",
 )
-"""Options of the learner that decide weights also where nobody sets them."""
+"""Options of the learner that are part of a model's key even where nobody sets them, because they determine weights."""
 _WITHOUT_EFFECT = (
     *("cores", "gpus", "deadline_s", "image_cache_mib", "reference_checks", "reference_tolerance", "kl_responses"),
     *("activation_checkpointing", "batch_size"),
 )
-"""Options that change no weight, and the one that the recipe decides."""
+"""Options that change no weight, and `batch_size`, which the recipe decides."""
 
 
 def deciding_options(config: Any, own: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The learner's options that decide weights, as JSON values. An option that is new and not set is not among them, so
-    that models need not be made again for it."""
+    """The learner's options that determine weights, as JSON values. A newly introduced option is left out while it is not set,
+    so that existing models need not be made again for it.
+    """
     options, defaults = asdict(learner_options(config, own)), asdict(LearnerConfig())
     return {
         name: value

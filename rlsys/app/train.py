@@ -1,4 +1,4 @@
-"""`rlsys train`: train a model on examples of your own, or make one of the configuration's stages."""
+"""`rlsys train`: train a model on your own examples, or make one of the configuration's stages."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from rlsys.stages.recipe import Recipe
 from rlsys.stages.train import Train
 
 NAME = "train"
-"""Of the training in messages, and first part of its folder's name."""
+"""Name of the training in messages, and the first part of its folder's name."""
 
 
 def main(overrides: list[str]) -> int:
-    """Train, or only plan (`dry_run=true`); prints the folder of the model. Returns the exit status."""
+    """Train, or only print the plan (`dry_run=true`), and print the folder of the model. Returns the exit status."""
     return configuration.run_command(overrides, lambda config, tree: _train(config, tree, overrides))
 
 
@@ -57,7 +57,7 @@ def _train(config: Any, tree: Any, overrides: list[str]) -> int:
 
 
 def stage_of(config: Any) -> Train:
-    """What `train`, `data` and `objective` say, as a stage that uses the run's learner.
+    """The stage that `train`, `data` and `objective` describe; it uses the run's learner.
 
     Raises:
         ConfigError: there is no source of examples, or no model.
@@ -76,14 +76,14 @@ def stage_of(config: Any) -> Train:
 
 
 def _into_folder(config: Any, tree: Any, overrides: list[str], stage: Train) -> Path:
-    """Train into a folder of the run's own.
+    """Train into the run's own folder.
 
     Raises:
         ConfigError: the folder exists already, or there is no such model.
     """
     for model in stage.models():
         if stage_named(model) is None:
-            given_folder(model, "train.model")  # before anything starts
+            given_folder(model, "train.model")  # checked before anything starts
     name = config.name or f"{NAME}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = Path(config.output.runs_dir).absolute() / name
     try:
@@ -97,13 +97,13 @@ def _into_folder(config: Any, tree: Any, overrides: list[str], stage: Train) -> 
             stage.make(directory, Tools(config=config, context=context, label=NAME))
     except BaseException:
         if not (directory / CURVE).exists():
-            shutil.rmtree(directory)  # the corrected command may have the same name
+            shutil.rmtree(directory)  # so that the corrected command can use the same name
         raise
     return directory / MODEL
 
 
 def _curve(path: Path) -> str:
-    """How the loss went, in a line; empty if nothing was trained."""
+    """One line on how the loss developed; empty if nothing was trained."""
     if not path.exists():
         return ""
     losses = [json.loads(line)["loss"] for line in path.read_text().splitlines()]
@@ -124,7 +124,7 @@ def _stage_plan(config: Any, name: str) -> str:
 
 
 def _table(config: Any, stage: Any) -> str:
-    """The plan of the learner's ranks."""
+    """The plan of the learner's ranks, as a table."""
     role = planning.learner_role(learner_options(config, stage.learner), planning.model_size(stage.model, None))
     return planning.table([role], look(config.ray_address))
 

@@ -1,1 +1,1 @@
-"""Checkpoints of rounds (`checkpoint.py`), and those of a run as it goes on (`run.py`)."""
+"""Checkpoints of single rounds (`checkpoint.py`), and the management of a run's checkpoints (`run.py`)."""

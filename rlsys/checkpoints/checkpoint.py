@@ -1,11 +1,11 @@
-"""One round's state on disk: there whole, or not there.
+"""One round's state on disk, which is either complete or absent.
 
     checkpoints/round-0003/
         manifest.json     round, state, and size and sha256 of every other file
         policy/ ...       whatever `write` wrote
 
-A checkpoint is written beside its place and renamed into it once the disk has all of it. One that is written again
-takes the old one's place in a single step.
+A checkpoint is written into a temporary folder beside its final place, and renamed once the disk has all of it. Writing the
+checkpoint of a round again replaces the old one in a single step.
 
     path = save(root, 3, write=learner.save, state={"cursor": 96})
     latest(root) == path
@@ -29,7 +29,7 @@ from typing import Any
 from rlsys.errors import CheckpointError
 
 FORMAT = 1
-"""Number of the manifest's format."""
+"""Version of the manifest's format."""
 
 _MANIFEST = "manifest.json"
 _TEMPORARY = ".writing-"
@@ -41,17 +41,19 @@ _AT_FDCWD = -100
 
 
 def save(root: Path, round: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
-    """Write a round's checkpoint, in place of the one it may have already.
+    """Write a round's checkpoint; it replaces an earlier checkpoint of the round.
 
     Args:
-        write: puts files into the empty folder it is given; other processes may help it.
-        state: JSON values with finite numbers; comes back equal from `load_state`.
+        root: folder of the checkpoints.
+        round: number of the round.
+        write: puts files into the empty folder that it is given; other processes may help it.
+        state: JSON values with finite numbers; `load_state` returns an equal value.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        CheckpointError: `state` would not come back equal, or `write` left something that is no plain file.
+        CheckpointError: `state` would not be equal after loading, or `write` created something other than a plain file.
         Exception: whatever `write` raises; nothing is left of the checkpoint then.
     """
     if round < 0:
@@ -70,14 +72,14 @@ def save(root: Path, round: int, write: Callable[[Path], None], state: dict[str,
         _sync(*temporary.rglob("*"), temporary)
         _put_in_place(temporary, final)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # the old checkpoint, or what a failed `write` left
+        shutil.rmtree(temporary, ignore_errors=True)  # the old checkpoint, or files that a failed `write` left
     return final
 
 
 def latest(root: Path) -> Path | None:
     """The complete checkpoint of the highest round; `None` if there is none.
 
-    Complete means that the manifest is sound and every file has its size; only `verify` reads the files.
+    A checkpoint counts as complete if its manifest is valid and every file has its size; only `verify` reads the files.
     """
     if not root.is_dir():
         return None
@@ -104,6 +106,7 @@ def load_state(path: Path, *, check: bool = True) -> dict[str, Any]:
     """The `state` that a checkpoint was saved with.
 
     Args:
+        path: the checkpoint's folder.
         check: verify all files first.
 
     Raises:
@@ -129,7 +132,7 @@ def prune(root: Path, keep: int) -> list[Path]:
     removed = paths[: paths.index(complete[-keep])]
     for path in removed:
         doomed = root / f"{_TEMPORARY}{path.name}-{secrets.token_hex(4)}"
-        path.rename(doomed)  # so that one half removed is never seen
+        path.rename(doomed)  # so that a half-removed checkpoint is never seen
         shutil.rmtree(doomed)
     return removed
 
@@ -196,9 +199,9 @@ def _sha256(path: Path) -> str:
 
 
 def _rounds(root: Path) -> list[Path]:
-    """Checkpoint folders, whole or not, lowest round first; a replaced one counts while its successor is missing."""
+    """Checkpoint folders, complete or not, lowest round first. A replaced checkpoint counts while its successor is missing."""
     found: dict[int, Path] = {}
-    for path in sorted(root.iterdir()):  # replaced ones come first
+    for path in sorted(root.iterdir()):  # replaced checkpoints come first
         match = _NAME.fullmatch(path.name)
         if match and path.is_dir():
             found[int(match[1])] = path
@@ -216,19 +219,19 @@ def _sync(*paths: Path) -> None:
 
 
 def _put_in_place(new: Path, final: Path) -> None:
-    """Give `new` the name `final`; a folder of that name ends up where `new` was, or removed."""
+    """Give `new` the name `final`. A folder that had this name ends up where `new` was, or is removed."""
     if not final.exists():
         new.rename(final)
     elif not _exchange(new, final):
         replaced = final.with_name(_REPLACED + final.name)
-        final.rename(replaced)  # a kill here leaves it to `latest` and `_clean`
+        final.rename(replaced)  # after a kill here, `latest` and `_clean` still find the renamed folder
         new.rename(final)
         shutil.rmtree(replaced)
     _sync(final.parent)
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step; `False` where the system or the file system cannot."""
+    """Swap two names in one step; `False` where the system or the file system cannot do that."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is None:
         return False
@@ -241,7 +244,7 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _clean(root: Path) -> None:
-    """Remove what killed writers left, and put back a checkpoint that was killed between its two renames."""
+    """Remove the files of killed writers, and restore a checkpoint whose writer was killed between its two renames."""
     for path in root.glob(f"{_REPLACED}*"):
         final = root / path.name.removeprefix(_REPLACED)
         if final.exists():

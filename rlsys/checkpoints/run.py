@@ -1,4 +1,4 @@
-"""Where a run's weights are on disk: the checkpoint of every round, and the candidate that a gate may still refuse."""
+"""The weights of a run on disk: the checkpoint of every round, and the candidate that a gate may still refuse."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from rlsys.errors import CheckpointError
 from rlsys.records import RoundReport
 
 CANDIDATE = ".candidate"
-"""How the names of folders begin whose weights are not those of a checkpoint."""
+"""Prefix of the names of folders whose weights do not belong to a checkpoint."""
 OF_A_CHECKPOINT = ("manifest.json", "state.json")
-"""Files that a checkpoint has beside what the learner wrote."""
+"""Files of a checkpoint that the learner did not write."""
 
 
 class Checkpoints:
     """Keeps the weights that the engines hold on disk, so that a worker can be replaced at any time.
 
-    checkpoints.stage(learner, version, executor=...)    # begins to write the new weights, not yet judged
+    checkpoints.stage(learner, version, executor=...)    # begins to write the new weights, which the gate has not judged yet
     checkpoints.current()                                # where a worker that starts now finds its weights
-    checkpoints.go_back(learner, version)                # ... refused: the last good ones again, under a new version
+    checkpoints.go_back(learner, version)                # after a refusal: the last accepted weights, under a new version
     checkpoints.commit(report, gate, ...)                # the round's checkpoint, atomic and hashed
     """
 
@@ -42,39 +42,41 @@ class Checkpoints:
         Args:
             directory: `checkpoints/` of the run.
             initial_policy: Hugging Face folder of version 0.
-            good: checkpoint that the run goes on from; `None` if it begins.
-            keep: how many rounds' checkpoints stay on disk; 0 keeps all.
-            fixed_state: written into every checkpoint as it is (seed, schedule, ...).
+            good: checkpoint that the run continues from; `None` for a new run.
+            keep: number of rounds whose checkpoints stay on disk; 0 keeps all.
+            fixed_state: values written unchanged into every checkpoint (seed, schedule, ...).
         """
         self._directory = directory
         self._candidate: Path | None = None
-        """Weights that are not, or not yet, those of a checkpoint."""
+        """Folder of weights that do not (or not yet) belong to a checkpoint."""
         self._keep = keep
         self._fixed_state = fixed_state or {}
         self._good = good
         self.probes = directory / "probes.msgpack"
-        """File of the sequences that prove every weight update of the run."""
+        """File of the sequences that verify every weight update of the run."""
         self._staged_s = 0.0
         self._current = (
             _known(good / "policy", checkpoint.load_state(good)["version"]) if good else _known(initial_policy, 0)
         )
 
     def current(self) -> tuple[Path, int]:
-        """Hugging Face folder of the weights that the engines hold, and their version; waits until they are on disk.
+        """Hugging Face folder of the weights that the engines hold, and their version; waits until the weights are on disk.
 
         Raises:
-            Exception: whatever the learner raised when it was to write them.
+            Exception: the error that the learner raised while it wrote the weights.
         """
         return self._current.result()
 
     def stage(self, learner: Learner, version: int, *, executor: Executor) -> None:
-        """Let the learner write its weights and optimizer beside the checkpoints, while the engines work with them."""
+        """Start to write the learner's weights and optimizer beside the checkpoints, while the engines already use these
+        weights.
+        """
         self._current = executor.submit(self._stage, learner, version)
 
     def go_back(self, learner: Learner, version: int) -> None:
-        """Give the learner the last accepted weights and optimizer again, to be published as `version`."""
+        """Load the last accepted weights and optimizer into the learner, to be published as `version`."""
         self.current()
-        # Beside the refused ones: a worker that was replaced may still be reading those.
+        # The refused weights stay beside the new folder: a replaced worker may still be reading them.
         self._candidate = self._fresh(version)
         if self._good is None:
             learner.reset()
@@ -85,11 +87,13 @@ class Checkpoints:
         self._current = _known(self._candidate / "policy", version)
 
     def commit(self, report: RoundReport, *, gate: Gate, cursor: int, started: float) -> RoundReport:
-        """Make the candidate the round's checkpoint; the report gets its last two times, `checkpoint` and `round`.
+        """Make the candidate the round's checkpoint. Returns the report with its last two times, `checkpoint` and `round`.
 
-        The candidate's own names stay until the next one: a worker that was replaced may still be reading them.
+        The candidate's own folder stays until the next candidate: a replaced worker may still be reading it.
 
         Args:
+            report: the round's report.
+            gate: the gate, whose state is part of the checkpoint.
             cursor: position of the next round's first prompt in the source.
             started: when the round began, by `time.monotonic`.
         """
@@ -107,14 +111,15 @@ class Checkpoints:
         )
         self._current = _known(self._good / "policy", version)
         if self._keep:
-            # One more than asked for: until this round's report is in the journal, a resumed run begins one round earlier.
+            # One more checkpoint than asked for is kept: until this round's report is in the journal, a resumed run begins one
+            # round earlier.
             checkpoint.prune(self._directory, self._keep + 1)
         now = time.monotonic()
         seconds = {**report.seconds, "checkpoint": self._staged_s + now - before, "round": now - started}
         return replace(report, seconds=seconds)
 
     def close(self) -> None:
-        """Remove what is no checkpoint."""
+        """Remove the folders that are not checkpoints."""
         self._clear()
 
     def _clear(self) -> None:
@@ -136,7 +141,7 @@ class Checkpoints:
         return policy, version
 
     def _fresh(self, version: int) -> Path:
-        """An empty folder for these weights."""
+        """An empty folder for the weights of a version."""
         folder = self._directory / f"{CANDIDATE}-{version}"
         folder.mkdir(parents=True)
         return folder

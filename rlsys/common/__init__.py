@@ -1,1 +1,1 @@
-"""What any part may use: lazy imports, atomic files, bounded caches, streams between threads."""
+"""Helpers for all parts: lazy imports, atomic files, bounded caches, streams between threads."""

@@ -1,5 +1,6 @@
-"""Files that a reader, at any moment, sees old or new and never half; files under a second name; and a file that only one
-process holds."""
+"""Atomic replacement of files (a reader sees the old or the new content, never a part), hard links, and a lock file that only
+one process holds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from rlsys.errors import ConfigError
 
 
 def replace(path: Path, content: str | bytes) -> None:
-    """Write a file at once; it is on disk when this returns. Text is UTF-8."""
+    """Replace a file's content in one step; the content is on disk when this returns. Text is UTF-8."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with open(beside, "wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
@@ -24,7 +25,7 @@ def replace(path: Path, content: str | bytes) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file, or all files of a folder, a second name; where the file system has no hard links, a copy."""
+    """Give a file, or all files of a folder, a second name. Where the file system has no hard links, the files are copied."""
     if source.is_dir():
         target.mkdir()
         for entry in source.iterdir():
@@ -38,10 +39,10 @@ def link(source: Path, target: Path) -> None:
 
 @contextmanager
 def locked(path: Path, *, busy: str) -> Iterator[None]:
-    """Hold a file's lock inside a `with` block; a process that dies lets go of it.
+    """Hold a file's lock inside a `with` block; the lock of a process that dies is released.
 
     Raises:
-        ConfigError: another process holds it; with the message `busy`.
+        ConfigError: another process holds the lock; the message is `busy`.
     """
     with open(path, "w") as file:
         try:

@@ -1,4 +1,4 @@
-"""Large libraries, imported in less time."""
+"""Faster imports of large libraries."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 
 
 def import_at_once(*names: str) -> None:
-    """Import modules without collecting garbage meanwhile; nothing happens if all are there.
+    """Import modules with garbage collection paused; nothing happens if all are imported already.
 
-    Every collection walks all that earlier imports have made, which stays: a million objects of vLLM's. What is there at the
-    end is therefore spared by later collections too.
+    Every collection visits all objects that earlier imports have created and that stay alive, a million objects for vLLM. The
+    objects alive at the end are therefore also excluded from later collections.
     """
     if all(name in sys.modules for name in names):
         return
     was_on = gc.isenabled()
-    gc.collect()  # what nobody uses now must not be spared with the rest
+    gc.collect()  # objects that are garbage now must not be excluded with the others
     gc.disable()
     try:
         for name in names:

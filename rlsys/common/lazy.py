@@ -1,7 +1,7 @@
-"""Libraries that are imported when something of theirs is first used.
+"""Libraries that are imported at the first use of one of their attributes.
 
-The command line imports every plug-in to know its options, and importing torch takes two seconds. Plug-ins therefore take
-torch from here, and the process that only composes a configuration and hands it on never imports it.
+The command line imports every plug-in to learn its options, and importing torch takes two seconds. Plug-ins therefore import
+torch from this module, so that a process which only composes a configuration and hands it on never imports it.
 
     from rlsys.common.lazy import torch
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 
 class Lazy:
-    """Stands for a module."""
+    """A placeholder for a module."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -14,13 +14,13 @@ T = TypeVar("T")
 class Stream(Generic[T]):
     """Iterates `source` in another thread, at most `ahead` items before the consumer.
 
-    An error of the source is raised at the consumer, after the items that came before it. Closing the stream (also by
-    leaving the `for` loop early through `close`) lets the producer end.
+    An error of the source is raised in the consumer, after the items that came before it. Closing the stream (also after
+    leaving the `for` loop early) lets the producer end.
 
         stream = Stream(slow_source(), ahead=4)
         for item in stream: ...
 
-    A consumer that must not block asks instead:
+    A consumer that must not block polls instead:
 
         while not stream.ended():
             item = stream.poll()      # None if none is ready now
@@ -29,6 +29,7 @@ class Stream(Generic[T]):
     def __init__(self, source: Iterable[T], *, ahead: int, executor: Executor | None = None) -> None:
         """
         Args:
+            source: the items.
             ahead: bound on finished items that wait for the consumer, at least 1.
             executor: where the producer runs; streams that share a one-thread executor run one after the other.
         """
@@ -51,7 +52,7 @@ class Stream(Generic[T]):
             for item in self._source:
                 if not self._put(item):
                     break
-        except BaseException as caught:  # handed to the consumer, whatever it is
+        except BaseException as caught:  # any exception is handed to the consumer
             error = caught
         finally:
             close = getattr(self._source, "close", None)
@@ -78,14 +79,14 @@ class Stream(Generic[T]):
             yield self._take()
 
     def poll(self) -> T | None:
-        """The next item, if one is ready."""
+        """The next item if one is ready, else `None`."""
         return self._take() if self._items else None
 
     def ended(self) -> bool:
-        """Whether no item will come any more.
+        """Whether the stream has no further items.
 
         Raises:
-            Exception: what the source raised, once all items that came before are taken.
+            Exception: the source's error, once all items before it have been taken.
         """
         with self._changed:
             if self._items or not self._ended:
@@ -95,15 +96,15 @@ class Stream(Generic[T]):
         return True
 
     def wait_ready(self, timeout_s: float) -> None:
-        """Block until an item is ready or none will come any more, but not longer than this."""
+        """Block until an item is ready or the stream has ended, for at most `timeout_s` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._ended, timeout_s)
 
     def wait(self) -> None:
-        """Block until the source has ended. Needs `ahead` large enough for what nobody consumes meanwhile.
+        """Block until the source has ended. `ahead` must be large enough for the items that are not consumed meanwhile.
 
         Raises:
-            Exception: what the source raised; a consumer gets it as well, after the items that came before.
+            Exception: the source's error; a consumer gets it as well, after the items before it.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._ended)

@@ -1,6 +1,6 @@
-"""Percentile bootstrap of ratios of sums, all resamples at once.
+"""Percentile bootstrap of ratios of sums, for all resamples at once.
 
-Letters: N units that are drawn with replacement (the responses, or the prompts where a prompt has several), R
+Letters: N units that are drawn with replacement (the responses, or the prompts where a prompt has several responses), R
 resamples.
 """
 
@@ -18,7 +18,7 @@ _TAIL_PERCENT = 2.5
 
 @dataclass(frozen=True)
 class Bootstrap:
-    """R resamples of N units, the same for every metric: metrics of one evaluation stay comparable.
+    """R resamples of N units. Every metric of an evaluation uses the same resamples, so that its metrics are comparable.
 
     Example:
         bootstrap = Bootstrap.draw(len(false), resamples=1000, seed=0)
@@ -26,13 +26,13 @@ class Bootstrap:
     """
 
     weights: np.ndarray
-    """float64 [R, N], how often a resample holds a unit."""
+    """float64 [R, N], how often a resample contains a unit."""
 
     @classmethod
     def draw(cls, num_units: int, *, resamples: int, seed: int) -> Bootstrap:
         """
         Raises:
-            ValueError: no units or no resamples.
+            ValueError: there are no units or no resamples.
         """
         if num_units < 1 or resamples < 1:
             raise ValueError(f"a bootstrap needs units and resamples, got {num_units} and {resamples}")

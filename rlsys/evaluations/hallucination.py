@@ -1,8 +1,8 @@
-"""Object hallucination against known object sets: CHAIR, recall and F1 (Rohrbach et al., arXiv 1809.02156; Object
-HalBench).
+"""Object hallucination against known object sets: CHAIR, recall and F1 (Rohrbach et al., arXiv 1809.02156; Object HalBench).
 
-For response j, M_j is the list of objects mentioned (repeats count) and G_j the set that is there. Every metric is a
-ratio of sums over responses, so one response is fully described by what it adds to each numerator and denominator.
+For response j, M_j is the list of objects mentioned (repeats count), and G_j is the set of objects that are in the image. Every
+metric is a ratio of sums over responses, so a response is fully described by its contribution to each numerator and
+denominator.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 Ratios = Mapping[str, tuple[float, float]]
-"""Metric -> what one response adds to its numerator and its denominator."""
+"""Metric -> the contributions of one response to its numerator and its denominator."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectScores:
-    """Rates within 0..1; `None` where the rate is 0/0: answers that mention nothing prove nothing."""
+    """Rates within 0..1; `None` where the rate is 0/0, because responses that mention nothing prove nothing."""
 
     chair_i: float | None
     """Share of mentions that are false."""
@@ -25,13 +25,13 @@ class ObjectScores:
     chair_s_refined: float | None
     """Share of responses with a false mention among those that mention anything (response rate of Object HalBench)."""
     recall: float | None
-    """Share of the objects there that are named; also called cover."""
+    """Share of the objects in the image that are named; also called cover."""
     f1: float | None
     """Harmonic mean of recall and 1 - CHAIR_i."""
 
 
 def object_ratios(mentions: Sequence[Hashable], there: Collection[Hashable]) -> dict[str, tuple[float, float]]:
-    """What one response adds to CHAIR_i, CHAIR_s (raw and refined) and recall.
+    """The contributions of one response to CHAIR_i, CHAIR_s (raw and refined) and recall.
 
     Args:
         mentions: M_j, repeats included.
@@ -55,7 +55,7 @@ def object_scores(mentions: Sequence[Sequence[Hashable]], truths: Sequence[Colle
         truths: G_j of every response.
 
     Raises:
-        ValueError: not as many truths as responses.
+        ValueError: the numbers of truths and of responses differ.
     """
     if len(mentions) != len(truths):
         raise ValueError(f"{len(mentions)} responses but {len(truths)} truths")

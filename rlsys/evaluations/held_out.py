@@ -1,4 +1,6 @@
-"""What evaluations of responses to held-out prompts share: the questions, always the same, and the seeds of the responses."""
+"""The common base of evaluations of responses to held-out prompts: the prompts and the seeds of the responses are the same at
+every evaluation.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from rlsys.records import Ask, Generation, Interval, Prompt, RolloutGroup, Sampl
 from rlsys.seeding import child_seed
 
 EVALUATION_ROUND = -1
-"""Round number of held-out responses: the same at every evaluation, so that every policy is sampled with the same seeds."""
+"""Round number of held-out responses. It is the same at every evaluation, so that every policy is sampled with the same
+seeds.
+"""
 RESAMPLE_SEED = 0
-"""Seed of the bootstrap: intervals of the same responses are the same in every run."""
+"""Seed of the bootstrap, constant so that equal responses get equal intervals in every run."""
 
 
 @dataclass(kw_only=True)
@@ -30,7 +34,7 @@ class HeldOut:
     """0 is greedy."""
     max_tokens: int = 64
     seed: int | None = None
-    """Root of the seeds of the responses; `null` in a run is the run's."""
+    """Root of the seeds of the responses; `null` takes the run's seed."""
     resamples: int = 1000
     """Bootstrap resamples behind the 95 % intervals."""
 
@@ -46,21 +50,21 @@ class HeldOut:
         raise NotImplementedError
 
     def run(self) -> Asking[dict[str, Interval]]:
-        """Ask the policy every held-out prompt once, in one wave."""
+        """Ask the policy once for every held-out prompt, all in one wave."""
         prompts = self.prompts()
         asks = [self.ask(prompt) for prompt in prompts]
         generations = yield asks
         return self.measure([responses_of(ask, one) for ask, one in zip(asks, generations, strict=True)])
 
     def ask(self, prompt: Prompt, role: str = "policy") -> Ask:
-        """One response to a prompt."""
+        """The request for one response to a prompt."""
         seed = child_seed(self.seed or 0, "rollout", EVALUATION_ROUND, prompt.id, 0)
         sampling = Sampling(temperature=self.temperature, max_tokens=self.max_tokens, seed=seed)
         return Ask(role=role, prompt=prompt, sampling=sampling)
 
 
 def responses_of(ask: Ask, generation: Generation) -> RolloutGroup:
-    """A held-out prompt with the responses to it; none if they did not come."""
+    """A held-out prompt with the responses to it; without responses if the engine delivered none."""
     responses = merged(completions_of([generation], [ask.sampling]))
     return RolloutGroup(
         prompt=ask.prompt,

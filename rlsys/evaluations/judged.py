@@ -1,4 +1,4 @@
-"""Responses of the policy against those of the policy that the run started from, compared by a judge."""
+"""A judge compares the policy's responses with those of the policy that the run started from."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ REFUSAL = re.compile(
     r"\b(i am|i'm|i’m) (sorry|unable|not able)\b|\bi (can ?not|can't|can’t|won't|won’t|must decline)\b|\bas an ai\b",
     re.IGNORECASE,
 )
-"""A response that says so within its first `REFUSAL_WORDS` words counts as a refusal."""
+"""Pattern of a refusal: a response that matches it within its first `REFUSAL_WORDS` words counts as a refusal."""
 REFUSAL_WORDS = 20
 
 
 @registry.evaluation("judged")
 @dataclass(kw_only=True)
 class Judged(HeldOut):
-    """Win rate against the starting policy on held-out prompts, in both orders, with length and refusal shares.
+    """Win rate against the starting policy on held-out prompts, judged in both orders, with length and refusal shares.
 
-    The first measurement of a run, before its first round, is of the starting policy itself: its responses are the baseline,
-    and its win rate is one half by definition. A comparison that did not come in both orders is absent and counted in
-    `judge_failed`. The judge compares as feedback `pairwise_judge` does.
+    The first measurement of a run, before its first round, samples the starting policy itself: its responses become the
+    baseline, and its win rate is one half by definition. A comparison that lacks one of its two orders is absent and counted in
+    `judge_failed`. The judge compares in the same way as the feedback `pairwise_judge`.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("policy", "judge")
@@ -44,16 +44,17 @@ class Judged(HeldOut):
     source: str = "jsonl"
     """Name of the plug-in of group `prompts` that reads the held-out prompts."""
     path: str = ""
-    """Where that source reads them; a file of prompts that no round trains on."""
+    """Path that the source reads: a file of prompts that no round trains on."""
     num_prompts: int = 200
-    """Prompts from the source's beginning; fewer if it has fewer."""
+    """Number of prompts, from the source's beginning; fewer if the source has fewer."""
     tie: float = 0.0
     """A mean probability within this distance of one half is a tie."""
     against: str = ""
-    """A file of responses that another run kept, `evaluations/<name>/baseline.msgpack` in its folder, to compare with those;
-    empty compares with the first that this run measures."""
+    """A file of responses that another run kept (`evaluations/<name>/baseline.msgpack` in its folder), which become the
+    baseline. If empty, the baseline is the first responses that this run measures.
+    """
     folder: str | None = None
-    """Where the first responses are kept, so that a resumed run compares with the same; a run sets it."""
+    """Folder that keeps the first responses, so that a resumed run has the same baseline; the run sets it."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,7 +78,7 @@ class Judged(HeldOut):
         raise ConfigError(f"evaluation.path: {self.path} has no prompts")
 
     def run(self) -> Asking[dict[str, Interval]]:
-        """Sample the policy's responses, then let the judge compare each with the baseline's, in one wave."""
+        """Sample the policy's responses, then let the judge compare each with the baseline's response, in one wave."""
         asks = [self.ask(prompt) for prompt in self.prompts()]
         generations = yield asks
         groups = [responses_of(ask, one) for ask, one in zip(asks, generations, strict=True)]
@@ -90,10 +91,10 @@ class Judged(HeldOut):
         return self._intervals(groups, found)
 
     def _baseline(self) -> list[RolloutGroup]:
-        """The responses to compare with; none if these are the first.
+        """The baseline's responses; empty if this is the first measurement.
 
         Raises:
-            ConfigError: `against` is no file of responses to the same prompts.
+            ConfigError: `against` is not a file of responses to the same prompts.
         """
         path = Path(self.against) if self.against else self._file
         if path is None or not path.exists():
@@ -131,8 +132,8 @@ class Judged(HeldOut):
 def _compared(
     judge: PairwiseJudge, groups: Sequence[RolloutGroup], baseline: Sequence[RolloutGroup]
 ) -> Asking[list[float | None]]:
-    """For each prompt the probability that the new response is preferred; one half where both read the same, `None` where it
-    could not be compared.
+    """For each prompt, the probability that the new response is preferred; one half where both texts are equal, `None` where
+    the comparison failed.
     """
     pairs = [_pair(group, other) for group, other in zip(groups, baseline, strict=True)]
     asks = [ask for pair in pairs if pair is not None and _differ(pair) for ask in judge.comparisons(pair)]
@@ -168,5 +169,5 @@ def _differ(pair: RolloutGroup) -> bool:
 
 
 def refuses(text: str) -> bool:
-    """Whether a response declines to help, by the words at its beginning."""
+    """Whether the beginning of a response declines to help."""
     return bool(REFUSAL.search(" ".join(text.split()[:REFUSAL_WORDS])))

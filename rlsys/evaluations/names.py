@@ -1,4 +1,4 @@
-"""The metrics of a run's evaluations under names that tell them apart."""
+"""The names of a run's metrics, which are unique across its evaluations."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ T = TypeVar("T")
 
 
 def directions(evaluations: Mapping[str, Evaluation]) -> dict[str, int]:
-    """Every metric that the evaluations may return, by its name in the run: +1 if higher is better, -1 if lower, 0 if neither.
+    """Direction of every metric that the evaluations may return, by its name in the run: +1 if higher is better, -1 if lower is
+    better, 0 if neither.
 
     Raises:
-        ConfigError: an evaluation does not say so of its metrics.
+        ConfigError: an evaluation does not give the directions of its metrics.
     """
     for name, evaluation in evaluations.items():
         if not hasattr(evaluation, "directions"):
@@ -28,10 +29,12 @@ def directions(evaluations: Mapping[str, Evaluation]) -> dict[str, int]:
 
 
 def told_apart(found: Mapping[str, Mapping[str, T]], evaluations: Mapping[str, Any]) -> dict[str, T]:
-    """Values by metric: `chair_i` where one evaluation alone has such a metric, `scenes.chair_i` where several have.
+    """Values by the metric's name in the run: `chair_i` where only one evaluation has such a metric, `scenes.chair_i` where
+    several have.
 
     Args:
-        found: by evaluation and metric.
+        found: values by evaluation and metric.
+        evaluations: evaluations by name.
     """
     owners = Counter(metric for evaluation in evaluations.values() for metric in evaluation.directions)
     return {

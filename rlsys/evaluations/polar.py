@@ -1,9 +1,9 @@
 """Yes/no questions: POPE (Li et al., arXiv 2305.10355). `yes` is the positive class unless another one is asked for.
 
-There are two readings of a free answer. `read_polar` takes any spelling and says of an answer that is neither yes nor no, or
-both, that it cannot be read. `read_pope` is the rule of the paper, for numbers that are to stand beside published ones: it
-takes `NO`, `No!` and an answer about something else for a yes. Evaluations use `read_polar`: under the other rule a policy
-that collapses into answers off the subject would score as one that always says yes.
+There are two ways to read a free-text response. `read_polar` accepts any spelling, and reports a response that says neither yes
+nor no, or both, as unreadable. `read_pope` is the rule of the paper, for numbers that are compared with published ones: it
+reads `NO`, `No!` and an off-topic response as a yes. Evaluations use `read_polar`, because under the paper's rule a policy that
+collapses into off-topic responses would score like one that always says yes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)?")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolarScores:
-    """Rates within 0..1; `None` where the rate is 0/0. An answer that cannot be read is wrong, and neither a yes nor a no."""
+    """Rates within 0..1; `None` where the rate is 0/0. A response that cannot be read is wrong, and counts as neither a yes nor
+    a no.
+    """
 
     accuracy: float | None
     precision: float | None
@@ -29,15 +31,15 @@ class PolarScores:
     f1: float | None
     """2 TP / (2 TP + FP + FN)."""
     yes_ratio: float | None
-    """Share of answers that say yes, of all."""
+    """Share of all responses that say yes."""
     unparsable: float | None
-    """Share of answers that say neither yes nor no, or both."""
+    """Share of responses that say neither yes nor no, or both."""
 
 
 def read_polar(text: str) -> bool | None:
-    """What an answer says, in any case and punctuation; `None` if it says neither yes nor no, or both.
+    """Whether a response says yes or no, in any case and punctuation; `None` if it says neither, or both.
 
-    Its first sentence that says anything of the kind decides; what comes after it explains.
+    The first sentence that says yes or no decides; later sentences count as explanation.
     """
     for sentence in _SENTENCE_END.split(text):
         words = set(_WORD.findall(sentence.lower().replace("’", "'")))
@@ -48,21 +50,22 @@ def read_polar(text: str) -> bool | None:
 
 
 def read_pope(text: str) -> bool:
-    """The original rule of POPE (arXiv 2305.10355, released evaluation code): an answer is a no if its first sentence, up to
-    the first full stop and without commas, has one of the words No, not, no; else it is a yes.
+    """The original rule of POPE (arXiv 2305.10355, released evaluation code). A response is a no if its first sentence, up to
+    the first full stop and without commas, has one of the words No, not, no; otherwise it is a yes.
     """
     return not _POPE_NEGATIVE & set(text.split(".")[0].replace(",", "").split(" "))
 
 
 def polar_scores(predicted: Sequence[bool | None], truth: Sequence[bool], *, positive: bool = True) -> PolarScores:
-    """Scores of n answers.
+    """Scores of n responses.
 
     Args:
-        predicted: what the answers say; `None` for one that cannot be read.
-        positive: the class that precision, recall and F1 are about; AMBER takes `False` (no).
+        predicted: the readings of the responses; `None` for one that cannot be read.
+        truth: the true answers.
+        positive: the class whose precision, recall and F1 are computed; AMBER uses `False` (no).
 
     Raises:
-        ValueError: not as many answers as truths.
+        ValueError: the numbers of responses and of truths differ.
     """
     if len(predicted) != len(truth):
         raise ValueError(f"{len(predicted)} answers but {len(truth)} truths")

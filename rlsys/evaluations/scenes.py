@@ -1,13 +1,12 @@
-"""Hallucination on held-out scenes, measured against the truth.
+"""Hallucination on held-out scenes, measured against the ground truth.
 
-Metrics of `scenes` (descriptions): `chair_i`, `chair_s`, `chair_s_refined`, `recall`, `mean_length` (words),
-`unparsable` (share of answers with a piece that is no sentence of the language), `false_position` (share of true
-mentions said to be at a wrong place), `partner_share` (share of false mentions that are partners of an object in the
-scene: co-occurrence, not noise).
-Metrics of `scenes_polar`: `accuracy`, `f1`, `yes_ratio`; `accuracy_single` (questions about colour and shape of the object
-in a cell); `unparsable`, the share of answers that say neither yes nor no, or both. Those are wrong, and no yes: POPE's
-original rule would take them for one (`rlsys.evaluations.polar`).
-A metric that would be 0/0 is absent. Resampled are prompts, each with all its answers; copies of an answer count.
+Metrics of `scenes` (descriptions): `chair_i`, `chair_s`, `chair_s_refined`, `recall`, `mean_length` (words), `unparsable`
+(share of responses with a piece that is not a sentence of the language), `false_position` (share of true mentions that claim a
+wrong place), `partner_share` (share of false mentions that are partners of an object in the scene: co-occurrence, not noise).
+Metrics of `scenes_polar`: `accuracy`, `f1`, `yes_ratio`; `accuracy_single` (questions about colour and shape of the object in a
+cell); `unparsable`, the share of responses that say neither yes nor no, or both. Those responses are wrong and do not count as
+a yes, although POPE's original rule would read them as a yes (`rlsys.evaluations.polar`).
+A metric that would be 0/0 is absent. The bootstrap resamples prompts, each with all its responses; copies of a response count.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ class _HeldOutScenes(HeldOut):
         return [make_prompt(self.split, index, task) for index in range(self.start, self.start + self.num_scenes)]
 
     def _intervals(self, rows: Sequence[Ratios]) -> dict[str, Interval]:
-        """Metrics from one row per prompt, its answers added up."""
+        """Metrics from one row per prompt, in which the prompt's responses are added up."""
         if not rows:
             return {}
         bootstrap = Bootstrap.draw(len(rows), resamples=self.resamples, seed=RESAMPLE_SEED)
@@ -65,7 +64,7 @@ class _HeldOutScenes(HeldOut):
 
 
 def _add(rows: Iterable[tuple[int, Ratios]]) -> Ratios:
-    """Answers of one prompt, each with its count, added up."""
+    """The sum over the responses of one prompt, each weighted by its count."""
     total: dict[str, tuple[float, float]] = {}
     for count, row in rows:
         for name, (top, bottom) in row.items():
@@ -96,7 +95,7 @@ class ScenesEvaluation(_HeldOutScenes):
     def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Interval]:
         """
         Raises:
-            ValueError: a group's prompt is not of this world.
+            ValueError: the prompt of a group is not of this world.
         """
         rows = []
         for group in groups:
@@ -109,7 +108,7 @@ class ScenesEvaluation(_HeldOutScenes):
 
 
 def description_ratios(text: str, question: str, scene: Scene) -> Ratios:
-    """What one description adds to the metrics of `scenes`."""
+    """The contributions of one description to the metrics of `scenes`."""
     answer = parse(text, question)
     mentions = answer.mentions
     false = [kind for kind in mentions if kind not in scene.kinds]
@@ -131,7 +130,9 @@ def _false_positions(answer: Answer, scene: Scene) -> tuple[float, float]:
 @registry.evaluation("scenes_polar")
 @dataclass(kw_only=True)
 class ScenesPolarEvaluation(_HeldOutScenes):
-    """Polar questions: half are answered yes; the absent objects asked for are likely ones (POPE adversarial)."""
+    """Polar questions. The true answer is yes for half of them; the questions about absent objects ask for likely ones (POPE
+    adversarial).
+    """
 
     directions: ClassVar[dict[str, int]] = {
         "accuracy": +1,
@@ -147,7 +148,7 @@ class ScenesPolarEvaluation(_HeldOutScenes):
     def measure(self, groups: Sequence[RolloutGroup]) -> dict[str, Interval]:
         """
         Raises:
-            ValueError: a group's prompt is no polar question of this world.
+            ValueError: the prompt of a group is not a polar question of this world.
         """
         rows = []
         for group in groups:
@@ -162,7 +163,7 @@ class ScenesPolarEvaluation(_HeldOutScenes):
 
 
 def polar_ratios(text: str, truth: bool, form: str) -> Ratios:
-    """What one answer to a polar question adds to the metrics of `scenes_polar`."""
+    """The contributions of one response to a polar question to the metrics of `scenes_polar`."""
     said = read_polar(text)
     true_positive = said is True and truth
     missed, made_up = truth and said is not True, said is True and not truth

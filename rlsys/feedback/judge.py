@@ -1,4 +1,4 @@
-"""What every judge that writes shares: one user turn per response, asked `num_critiques` times, read by `read`."""
+"""The common base of judges that write text: one user turn per response, asked `num_critiques` times, read by `read`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from rlsys.seeding import child_seed
 
 @dataclass(kw_only=True)
 class Judge:
-    """Base of the feedbacks whose judge writes a text; a subclass adds `read` and, where needed, the tokens that end it."""
+    """Base of the feedbacks whose judge writes a text; a subclass adds `read` and, where needed, the tokens that end
+    the text.
+    """
 
     roles: ClassVar[tuple[str, ...]] = ("judge",)
 
     template: str
-    """The judge's user turn, with `{question}` and `{answer}`."""
+    """Template of the judge's user turn, with `{question}` and `{answer}`."""
     num_critiques: int = 1
     """Critiques per response; the response's score is their mean."""
     temperature: float = 0.0
     max_tokens: int = 256
     """Longest critique, tokens."""
     seed: int | None = None
-    """Root of the seeds of sampled critiques; `null` in a run is the run's."""
+    """Root of the seeds of sampled critiques; `null` takes the run's seed."""
 
     def __post_init__(self) -> None:
         check_template("feedback.template", self.template, "question", "answer")
@@ -47,9 +49,9 @@ class Judge:
         raise NotImplementedError
 
     def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
-        """One verdict per response; critiques that did not come or cannot be read are counted as failed.
+        """One verdict per response; critiques that were not delivered or cannot be read are counted as failed.
 
-        The judge is asked once per distinct text: responses that read the same (of two temperatures, for example) get the
+        The judge is asked once per distinct text: responses with equal texts (sampled at two temperatures, for example) get the
         same verdict.
         """
         texts = list(dict.fromkeys(response.text for response in group.responses))

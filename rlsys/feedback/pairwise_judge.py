@@ -1,4 +1,4 @@
-"""Any instruction model compares responses two by two; a round robin gives every response a score."""
+"""Any instruction model compares responses pairwise; a round robin gives every response a score."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ TEMPLATE = (
 @registry.feedback("pairwise_judge")
 @dataclass(kw_only=True)
 class PairwiseJudge:
-    """The score of a response is the mean probability that it is preferred to another one of its prompt, in 0..1.
+    """The score of a response is the mean probability, in 0..1, that it is preferred to another response to its prompt.
 
-    Every two responses are shown in both orders and the probabilities averaged, because judges prefer a place; the label's
-    token is compared, not sampled (preference model of RLHF Workflow, arXiv 2405.07863, section 2.2). A comparison that did
-    not come in either order is absent and counted as failed for both responses; a lone response has no score.
+    Every two responses are shown in both orders and the probabilities averaged, because judges are biased towards a position.
+    The label's token is compared, not sampled (preference model of RLHF Workflow, arXiv 2405.07863, section 2.2). A comparison
+    that lacks one of its orders is absent and counted as failed for both responses; a single response has no score.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("judge",)
 
     template: str = TEMPLATE
-    """The judge's user turn, with `{question}`, `{a}` and `{b}`."""
+    """Template of the judge's user turn, with `{question}`, `{a}` and `{b}`."""
     first: str = "A"
     """Label of the response that is shown first."""
     second: str = "B"
     tie: float = 0.0
-    """A mean probability within this distance of one half counts as a tie, one half."""
+    """A mean probability within this distance of one half counts as a tie and becomes one half."""
 
     def __post_init__(self) -> None:
         check_template("feedback.template", self.template, "question", "a", "b")
@@ -64,7 +64,7 @@ class PairwiseJudge:
         return tuple(map(_verdict, wins, failed))
 
     def comparisons(self, group: RolloutGroup) -> list[Ask]:
-        """The questions about every two responses of a group, each two in both orders one after the other."""
+        """The requests about every two responses of a group; the two orders of a comparison follow each other."""
         pairs = combinations(range(len(group.responses)), 2)
         return [self._ask(group, *order) for one, other in pairs for order in ((one, other), (other, one))]
 
@@ -75,7 +75,7 @@ class PairwiseJudge:
         return Ask(role="judge", prompt=about(group.prompt, "compare", text, a, b), sampling=sampling)
 
     def preferred(self, orders: Sequence[Generation]) -> float | None:
-        """Probability that the response shown first in the first order is preferred; `None` if an order did not come."""
+        """Probability that the response shown first in the first order is preferred; `None` if an order is missing."""
         straight, swapped = (probabilities(generation, self.first, self.second) for generation in orders)
         if straight is None or swapped is None:
             return None

@@ -1,4 +1,4 @@
-"""Any instruction model as a judge: the score is a number in its text."""
+"""Any instruction model as a judge; the score is a number in its text."""
 
 from __future__ import annotations
 
@@ -22,16 +22,17 @@ TEMPLATE = (
 @registry.feedback("text_judge")
 @dataclass(kw_only=True)
 class TextJudge(Judge):
-    """Reads the last match of `pattern`. No match, no number, a number outside `low .. high`, or a judgement cut at the
-    token limit (its number may be half a number, or not the final one) has failed and is counted."""
+    """Reads the last match of `pattern`. A judgement has failed, and is counted, if it has no match, no number, a number
+    outside `low .. high`, or was cut at the token limit (its number may then be incomplete, or not the final one).
+    """
 
     template: str = TEMPLATE
     pattern: str = r"(?i)score(?:\s+(?:is|of))?[\s:=*_]*(-?\d+(?:\.\d+)?)"
-    """Regular expression with one group: the number."""
+    """Regular expression with one group, which holds the number."""
     low: float | None = 1.0
-    """Smallest score that is believed, that of the template; `None` is no bound."""
+    """Smallest accepted score, the lowest that the template allows; `None` is no bound."""
     high: float | None = 10.0
-    """Largest score that is believed, that of the template; `None` is no bound."""
+    """Largest accepted score, the highest that the template allows; `None` is no bound."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,7 +52,9 @@ class TextJudge(Judge):
             return None
         try:
             score = float(found[-1])
-        except ValueError:  # the pattern's group may match what is no number; the judgement then counts as failed
+        except (
+            ValueError
+        ):  # the pattern's group may match text that is not a number; the judgement then counts as failed
             return None
         return score if self._believable(score) else None
 

@@ -17,16 +17,16 @@ from rlsys.records import RolloutGroup, Verdict
 @registry.feedback("weighted")
 @dataclass(kw_only=True)
 class Weighted:
-    """Asks all its parts in common waves. A response's score is the sum of its parts' scores times their weights, and the
-    parts' scores stand beside it under their names; a response that lacks one of them has no score.
+    """Asks all its parts in common waves. A response's score is the weighted sum of the parts' scores. The parts' scores are
+    recorded beside it under the parts' names. A response that lacks one of them has no score.
 
         feedback=weighted 'feedback.parts={right: {name: yes_no}, clear: {name: text_judge, weight: 0.1}}'
     """
 
     parts: Any = None
-    """By any name: `name` of a feedback, its `weight` (1 if not given), and its options."""
+    """The parts under names of any choice: the `name` of a feedback, its `weight` (1 if not given), and its options."""
     seed: int | None = None
-    """Root of the parts' seeds; `null` in a run is the run's."""
+    """Root of the parts' seeds; `null` takes the run's seed."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, Mapping) or not self.parts:
@@ -44,20 +44,20 @@ class Weighted:
                 or not weight
             ):
                 raise ConfigError(f"feedback.parts.{part}.weight must be a finite number other than 0, got {weight!r}")
-        _ = self.feedbacks  # a part that cannot be made is found now
+        _ = self.feedbacks  # made now, so that a mistake in a part is found at once
 
     @property
     def feedbacks(self) -> dict[str, Feedback]:
         """The parts' plug-ins by their names.
 
         Raises:
-            ConfigError: no such feedback, or an option that it does not have.
+            ConfigError: there is no such feedback, or it does not have an option.
         """
         return {part: self._make(options) for part, options in self.parts.items()}
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The engines that any part asks."""
+        """Roles of the engines that the parts ask."""
         return tuple(dict.fromkeys(role for one in self.feedbacks.values() for role in one.roles))
 
     @property

@@ -1,4 +1,4 @@
-"""The probability that a response is right, read from one token of a judge."""
+"""The probability that a response is right, read from a single token of a judge."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ TEMPLATE = (
 class YesNo:
     """The score of a response is p(yes), in 0..1, given that the judge's reply begins with yes or with no.
 
-    Any instruction model can be the judge, also one that is too small to write a number: its reply is not sampled, only the
+    Any instruction model can be the judge, even one that is too small to write a number. Its reply is not sampled: only the
     values of the two words' tokens at the first position are compared (RLAIF-V, arXiv 2405.17220, section 2.2).
     """
 
     roles: ClassVar[tuple[str, ...]] = ("judge",)
 
     template: str = TEMPLATE
-    """The judge's user turn, with `{question}` and `{answer}`."""
+    """Template of the judge's user turn, with `{question}` and `{answer}`."""
     yes: str = "yes"
-    """The word of agreement; it is also read with a capital, in capitals, and after a space."""
+    """The word of agreement. It is also accepted capitalised, in capitals, and after a space."""
     no: str = "no"
 
     def __post_init__(self) -> None:
@@ -39,7 +39,9 @@ class YesNo:
         check_labels("feedback.yes and feedback.no", self.yes, self.no)
 
     def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
-        """One verdict per response; one whose reply did not come, or could be neither word, has failed."""
+        """One verdict per response. It has failed if the reply was not delivered, or if the judge gives neither word a
+        value.
+        """
         sampling = Sampling(temperature=0.0, max_tokens=1, candidate_tokens=candidates(self.yes, self.no))
         generations = yield [
             Ask(role="judge", prompt=judge_prompt(self.template, group.prompt, response.text), sampling=sampling)

@@ -1,9 +1,9 @@
-"""A file of checksummed entries that only grows: the ground the journal stands on.
+"""An append-only file of checksummed entries, on which the journal is built.
 
     entry    magic 4s, kind u32, payload bytes u64, xxh3 of the payload u64, xxh3 of the header so far u64, payload
 
-An entry is there once its last byte is. A file that ends inside an entry was torn by a kill or is being written right
-now: readers take what stands before. An entry that is whole and damaged is no torn end, and raises.
+An entry exists once its last byte is written. A file that ends inside an entry was torn by a kill, or is being written at this
+moment; readers use the entries before the torn one. A complete but damaged entry is not a torn end, and raises an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from rlsys.errors import JournalError
 
 _MAGIC = b"RLJ2"
 _EARLIER_MAGIC = b"RLSJ"
-"""Of logs whose checksums were others."""
+"""Magic of logs whose checksums were computed in another way."""
 _HEADER = struct.Struct("<4sIQQ")
 _CHECK = struct.Struct("<Q")
 _HEADER_BYTES = _HEADER.size + _CHECK.size
@@ -29,21 +29,21 @@ _MAX_PARTS = 512
 
 
 class Entry(NamedTuple):
-    """What stands at one place of a log."""
+    """One entry of a log."""
 
     kind: int
     payload: bytes
     end: int
-    """Offset behind the entry."""
+    """Offset of the first byte after the entry."""
 
 
 class LogWriter:
-    """Appends to a new log; one thread at a time.
+    """Appends to a new log; only one thread may use it at a time.
 
     Args:
-        path: must not exist yet.
-        durable: every append waits until the disk has it; otherwise only `sync` does, and an append waits for the
-            operating system, which outlives a killed process but not a power cut.
+        path: file of the log; it must not exist yet.
+        durable: every append waits until the disk has the entries. Otherwise only `sync` waits for the disk; an append then
+            waits for the operating system, whose buffers survive a killed process but not a power cut.
 
     Raises:
         FileExistsError: `path` exists.
@@ -52,16 +52,17 @@ class LogWriter:
     def __init__(self, path: Path, *, durable: bool) -> None:
         self.path = path
         self.end = 0
-        """Offset where the next entry will stand."""
+        """Offset of the next entry."""
         self._durable = durable
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         self._broken = self._closed = False
 
     def append(self, entries: Sequence[tuple[int, bytes]]) -> None:
-        """Append (kind, payload) entries, and return when they are safe from the death of this process.
+        """Append (kind, payload) entries, and return when they survive the death of this process.
 
         Raises:
-            JournalError: the log is closed, or they could not be written whole: it then ends where it ended before.
+            JournalError: the log is closed, or the entries could not be written completely; the log then ends where it ended
+                before.
         """
         parts: list[bytes] = []
         for kind, payload in entries:
@@ -95,18 +96,18 @@ class LogWriter:
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Take no more entries."""
+        """Close the log; it takes no more entries."""
         self._closed = True
         os.close(self._file)
 
 
 def entry_bytes(payload: bytes) -> int:
-    """Bytes that a payload takes as an entry."""
+    """Size in bytes of the entry that holds a payload."""
     return _HEADER_BYTES + len(payload)
 
 
 def scan(path: Path) -> Iterator[tuple[int, Entry]]:
-    """(offset, entry) of every whole entry of a log, checked, as far as it is written now.
+    """(offset, entry) of every complete entry of a log, checked, as far as the log is written at this moment.
 
     Raises:
         JournalError: an entry is damaged; the message has file and offset.
@@ -119,7 +120,7 @@ def scan(path: Path) -> Iterator[tuple[int, Entry]]:
                 sound = _next_sound(file, offset + 1)
                 if sound is None and _is_torn_end(file, offset):
                     return
-                entry = _read(file, offset)  # a writer may have finished it, and the next ones, in between
+                entry = _read(file, offset)  # a writer may have finished this entry, and further ones, in the meantime
                 if entry is None:
                     file.seek(offset)
                     if file.read(len(_EARLIER_MAGIC)) == _EARLIER_MAGIC:
@@ -131,10 +132,10 @@ def scan(path: Path) -> Iterator[tuple[int, Entry]]:
 
 
 def read_at(file: BinaryIO, offset: int) -> Entry:
-    """The entry at an offset that an entry is known to stand at.
+    """The entry at an offset where an entry is known to begin.
 
     Raises:
-        JournalError: it is damaged.
+        JournalError: the entry is damaged.
     """
     entry = _read(file, offset)
     if entry is None:
@@ -148,7 +149,7 @@ def _header(kind: int, payload: bytes) -> bytes:
 
 
 def _read(file: BinaryIO, offset: int) -> Entry | None:
-    """The entry at `offset`, or `None` if no whole and sound one stands there."""
+    """The entry at `offset`, or `None` if there is no complete and valid entry."""
     header = _sound_header(file, offset)
     if header is None:
         return None
@@ -163,7 +164,7 @@ def _read(file: BinaryIO, offset: int) -> Entry | None:
 
 
 def _sound_header(file: BinaryIO, offset: int) -> tuple[int, int, int] | None:
-    """Kind, payload bytes and payload checksum; the file then stands behind the header."""
+    """Kind, payload bytes and payload checksum of a valid header; the file's position is then behind the header."""
     file.seek(offset)
     header = file.read(_HEADER_BYTES)
     if len(header) < _HEADER_BYTES:
@@ -175,7 +176,7 @@ def _sound_header(file: BinaryIO, offset: int) -> tuple[int, int, int] | None:
 
 
 def _is_torn_end(file: BinaryIO, offset: int) -> bool:
-    """Whether what stands from `offset` to the file's end is the beginning of an entry, or zeros that a power cut left."""
+    """Whether the bytes from `offset` to the file's end are the beginning of an entry, or zeros that a power cut left."""
     num_left = os.fstat(file.fileno()).st_size - offset
     header = _sound_header(file, offset)
     if header is not None:
@@ -185,7 +186,7 @@ def _is_torn_end(file: BinaryIO, offset: int) -> bool:
 
 
 def _next_sound(file: BinaryIO, start: int) -> int | None:
-    """Offset of the first sound entry from `start` on."""
+    """Offset of the first valid entry from `start` on."""
     overlap = len(_MAGIC) - 1
     while True:
         file.seek(start)

@@ -1,8 +1,8 @@
-"""How records lie in a journal: taken apart, each part once.
+"""How the journal stores records: each record is split into parts, and each part is stored once.
 
-A part (picture, prompt, prompt tokens, answer, group) is an entry of its own, which everything that holds it refers to
-by the entry's offset. So the examples of a prompt repeat neither its picture nor its answers. The stored form of a record
-follows from the record's own fields: nothing here changes when a record gets a field.
+A part (image, prompt, prompt tokens, response, group) is an entry of its own. Every record that contains the part refers to it
+by the entry's offset, so the examples of a prompt repeat neither its image nor its responses. The stored form of a record
+follows from the record's fields, so this module does not change when a record gets a field.
 """
 
 from __future__ import annotations
@@ -43,32 +43,33 @@ class PromptTokens:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seal:
-    """Says that all records of a kind are there."""
+    """Entry that marks that all records of a kind have been appended."""
 
     what: str
 
 
 PARTS: dict[type, int] = {Image: 1, Prompt: 2, PromptTokens: 3, Response: 4, RolloutGroup: 5}
-"""Entry kinds of what is there because something refers to it."""
+"""Entry kinds of parts, which are stored because another entry refers to them."""
 LISTED: dict[type, int] = {RolloutGroup: 16, ScoredGroup: 17, RoundReport: 19, Seal: 20}
-"""Entry kinds of what was appended and is read back, besides examples."""
+"""Entry kinds of records, other than examples, that are appended and read back."""
 _FIRST_EXAMPLE = 1 << 31
-"""Entry kinds from here on are those of examples."""
+"""First of the entry kinds of examples."""
 
 _NUM_KNOWN = 1 << 14
-"""Parts whose place a writer remembers, so that its memory does not grow with the round; one that comes again later
-than that is written again."""
+"""Number of parts whose offset a writer remembers, so that its memory does not grow with the round. A part that recurs after it
+was forgotten is written again.
+"""
 _CACHE_BYTES = 64 << 20
-"""Bytes of parts that a reader keeps, as stored."""
+"""Bytes of parts, as stored, that a reader keeps in memory."""
 
 
 @cache
 def entry_kind(record: type) -> int:
-    """The entry kind of a record class that is appended and read back. That of an example follows from the name of its class,
-    so that a new class needs no number.
+    """The entry kind of a record class that is appended and read back. The kind of an example follows from the name of its
+    class, so that a new class needs no number.
 
     Raises:
-        WrongType: the journal keeps no such records.
+        WrongType: the journal does not store records of this class.
     """
     if record in LISTED:
         return LISTED[record]
@@ -78,12 +79,12 @@ def entry_kind(record: type) -> int:
 
 
 class _Form(NamedTuple):
-    """What a record class is stored as."""
+    """The stored form of a record class."""
 
     kind: type
     stored: type
     names: tuple[str, ...]
-    """Of all fields."""
+    """Names of all fields."""
     single: dict[str, type]
     """Fields that hold one part."""
     many: dict[str, type]
@@ -135,7 +136,7 @@ def _put_together(stored: Any, kind: type, get: Callable[[type, int], Any]) -> A
 
 
 class PartWriter:
-    """Appends records to one log, their new parts before them. One thread at a time."""
+    """Appends records to one log, each after the new parts that it refers to. Only one thread may use it at a time."""
 
     def __init__(self, log: LogWriter) -> None:
         self.log = log
@@ -146,11 +147,11 @@ class PartWriter:
         self._end = 0
 
     def append(self, *records: Any) -> None:
-        """In one write. Returns when the records are safe from the death of this process.
+        """Append records in one write. Returns when the records survive the death of this process.
 
         Raises:
-            JournalError: the log does not take them.
-            WireError: a field is not of its type, or the journal keeps no such records; nothing was written.
+            JournalError: the log does not take the records.
+            WireError: a field is not of its type, or the journal does not store such records; nothing was written.
         """
         self._entries, self._added, self._end = [], {}, self.log.end
         try:
@@ -158,7 +159,7 @@ class PartWriter:
                 self._append(record)
             self.log.append(self._entries)
         except BaseException:
-            self._seen.clear()  # may name offsets that were never written
+            self._seen.clear()  # it may name offsets that were never written
             raise
         self._offsets.update(self._added)
         while len(self._offsets) > _NUM_KNOWN:
@@ -174,7 +175,7 @@ class PartWriter:
             self._add(number, frame, None)
 
     def _put(self, kind: type, value: Any) -> int:
-        """Offset of the part that a field of `kind` holds."""
+        """Offset of the part that a field of type `kind` holds; a new part is added."""
         wanted = np.ndarray if kind is PromptTokens else kind
         if not isinstance(value, wanted):
             raise WrongType(f"expected {wanted.__name__}, got {type(value).__name__}")
@@ -190,7 +191,7 @@ class PartWriter:
         return offset
 
     def _add(self, number: int, frame: bytes, key: bytes | None) -> int:
-        """The entry's offset; it is remembered under `key` if something may refer to it."""
+        """Add an entry and return its offset, which is remembered under `key` if another entry may refer to it."""
         offset = self._end
         self._entries.append((number, frame))
         if key is not None:
@@ -200,8 +201,8 @@ class PartWriter:
 
 
 class _Seen:
-    """Offsets of parts by identity, for as long as somebody else holds them: what a group's scores and pairs repeat of it
-    costs no encoding, and a writer keeps no picture alive.
+    """Offsets of parts by object identity, for as long as other code holds the objects. The parts that a group shares with its
+    scores and pairs are encoded only once, and the writer keeps no image alive.
     """
 
     def __init__(self) -> None:
@@ -213,7 +214,7 @@ class _Seen:
 
     def add(self, part: Any, offset: int) -> None:
         found, key = self._found, id(part)
-        # Runs before another object can get this one's id.
+        # The callback runs before another object can get this one's id.
         found[key] = weakref.ref(part, lambda _: found.pop(key, None)), offset
 
     def clear(self) -> None:
@@ -221,17 +222,17 @@ class _Seen:
 
 
 class PartReader:
-    """Puts records of one log together again; keeps parts in memory up to a bound."""
+    """Rebuilds the records of one log; keeps parts in memory up to a bound."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("rb")
         self._cache: ByteCache[int, Any] = ByteCache(_CACHE_BYTES)
 
     def record(self, kind: type, offset: int, entry: Entry) -> Any:
-        """The record or part of an entry that stands at `offset`.
+        """The record or part whose entry is at `offset`.
 
         Raises:
-            JournalError: it cannot be decoded, or what it refers to is not there; with file and offset.
+            JournalError: the entry cannot be decoded, or a part that it refers to is missing; the message has file and offset.
         """
         try:
             stored = decode(entry.payload, _form(kind).stored)

@@ -1,14 +1,14 @@
-"""What happened in a run, on disk: every group, critique, score, pair and report.
+"""The journal of a run on disk: every group, critique, score, pair and report.
 
-One file per attempt at a round, `round-0002.attempt-0001.log`. A round that is begun again gets a new file, so nothing
-acknowledged is ever destroyed; readers take the newest attempt. Several rounds may be open at once, and several stages
+Every attempt at a round has one file, `round-0002.attempt-0001.log`. A round that is begun again gets a new file, so that no
+acknowledged record is ever destroyed; readers use the newest attempt. Several rounds may be open at once, and several stages
 append to one round from their threads.
 
     journal = Journal("runs/a/journal")
     journal.begin(0)
-    journal.append(0, group)            # once it returns, the group outlives a kill of this process
-    journal.seal(0, "groups")           # once it returns, everything so far outlives a power cut
-    for group in journal.read(0, RolloutGroup): ...       # here or in another process, also while the run goes on
+    journal.append(0, group)            # once it returns, the group survives a kill of this process
+    journal.seal(0, "groups")           # once it returns, everything so far survives a power cut
+    for group in journal.read(0, RolloutGroup): ...       # here or in another process, also during the run
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _NAME = re.compile(r"round-(\d+)\.attempt-(\d+)\.log")
 
 
 class Journal:
-    """A folder of logs. Threads may share it; of all processes only one writes.
+    """A folder of logs. Threads may share it; only one process may write to it.
 
     Args:
         root: the folder.
-        create: make the folder if it is missing; a reader says `False`.
-        durable: every append waits for the disk, so that single records outlive a power cut too.
+        create: make the folder if it is missing; a reader passes `False`.
+        durable: every append waits for the disk, so that single records survive a power cut too.
 
     Raises:
         JournalError: `root` is missing and `create` is `False`.
@@ -52,7 +52,7 @@ class Journal:
             raise JournalError(f"{self.root} is no journal")
 
     def begin(self, round: int) -> int:
-        """Open a new attempt at a round; what earlier attempts wrote stays, and is no longer read by default.
+        """Open a new attempt at a round. The records of earlier attempts stay, and are no longer read by default.
 
         Returns:
             The number of the attempt, from 1.
@@ -74,19 +74,21 @@ class Journal:
         return attempt
 
     def append(self, round: int, *records: Any) -> None:
-        """Add records to the open attempt, in one write; once this returns, they outlive the death of this process.
+        """Append records to the open attempt in one write. Once this returns, they survive the death of this process.
 
         Args:
+            round: number of the round.
             records: rollout groups, scored groups, examples of any registered class, or reports.
 
         Raises:
             JournalError: the round is not open, or the file does not take the records.
-            WrongType: a field of a record is not of its type, or the journal keeps no such records; none was written.
+            WrongType: a field of a record is not of its type, or the journal does not store such records; none was written.
         """
         self._opened(round).append(*records)
 
     def seal(self, round: int, what: str) -> None:
-        """Mark that all of `what` (any name: `groups`, `pairs`, ...) is there, and wait until the disk has it.
+        """Mark that all records of `what` (any name: `groups`, `pairs`, ...) have been appended, and wait until the disk has
+        them.
 
         Raises:
             JournalError: as `append`.
@@ -119,24 +121,26 @@ class Journal:
         return sorted(attempt for found, attempt in self._names() if found == round)
 
     def read(self, round: int, kind: type[T], *, attempt: int | None = None) -> Iterator[T]:
-        """Records of one class in the order they were appended, as far as they are written now.
+        """Records of one class in the order in which they were appended, as far as they are written at this moment.
 
         Args:
-            attempt: which attempt; `None` is the newest.
+            round: number of the round.
+            kind: the record class.
+            attempt: number of the attempt; `None` is the newest.
 
         Raises:
             JournalError: there is no such attempt, or an entry is damaged.
-            WrongType: the journal keeps no such records.
+            WrongType: the journal does not store records of this class.
         """
         entry_kind(kind)
         return self._read(round, kind, attempt)
 
     def is_sealed(self, round: int, what: str, *, attempt: int | None = None) -> bool:
-        """Whether the attempt (`None`: the newest) was sealed for `what`; `False` too if there is none."""
+        """Whether the attempt (`None`: the newest) was sealed for `what`; also `False` if there is no attempt."""
         return what in self.seals(round, attempt=attempt)
 
     def seals(self, round: int, *, attempt: int | None = None) -> list[str]:
-        """What the attempt (`None`: the newest) was sealed for; empty too if there is none."""
+        """The names that the attempt (`None`: the newest) was sealed for; also empty if there is no attempt."""
         if not self.attempts(round):
             return []
         return [seal.what for seal in self._read(round, Seal, attempt)]
@@ -174,7 +178,7 @@ class Journal:
 
 
 class _OpenRound:
-    """An attempt that takes records, from any thread."""
+    """An attempt to which any thread may append records."""
 
     def __init__(self, log: LogWriter) -> None:
         self._log, self._parts = log, PartWriter(log)

@@ -1,5 +1,5 @@
 """Prompts from preference data sets in the schemas they were released in (`released.py`). Their responses are not used: the
-policy writes its own.
+policy samples its own.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from rlsys.records import Prompt
 @registry.prompts("datasets")
 @dataclass(kw_only=True)
 class DatasetPrompts:
-    """One prompt per row, or per question where rows are pairs, in the order of the data set; ids are `<schema>/<row>`, the
-    first of a question's rows.
+    """One prompt per row, or per question where rows are pairs, in the order of the data set. Ids are `<schema>/<row>`, with
+    the first row of the question.
     """
 
     schema: str
@@ -26,7 +26,7 @@ class DatasetPrompts:
     path: str
     """A .jsonl, .json or .parquet file, a folder of parquet files, or a folder written by `Dataset.save_to_disk`."""
     images: str | None = None
-    """Folder that relative image paths start from; that of the data if not given."""
+    """Folder that relative image paths start from; `null` is the folder of the data."""
 
     def __post_init__(self) -> None:
         check_options("prompts", self.schema, self.path)

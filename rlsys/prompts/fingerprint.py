@@ -1,4 +1,4 @@
-"""By what prompts are known again: by what they ask, not by where it is stored."""
+"""A fingerprint that identifies prompts by their content, independent of where they are stored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rlsys.records import Prompt
 
 
 class Fingerprint:
-    """Grows with every prompt that is added. The order counts.
+    """A hash that is updated with every prompt added. The order counts.
 
     fingerprint = Fingerprint()
     fingerprint.add(prompt)
@@ -29,5 +29,5 @@ class Fingerprint:
 
     @property
     def hex(self) -> str:
-        """Of the prompts so far."""
+        """The fingerprint, in hex, of the prompts added so far."""
         return self._key.hex()

@@ -1,4 +1,4 @@
-"""Pictures as data sets store them: a path, bytes, a decoded picture, or a list of these."""
+"""Images in the forms that data sets store: a path, bytes, a decoded image, or a list of these."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ from PIL import ImageOps
 from rlsys.records import Image
 
 _WIDE_MODES = ("I", "F")
-"""How Pillow's modes of one channel with more than 8 bits begin."""
+"""Prefixes of Pillow's single-channel modes with more than 8 bits."""
 
 
 def load_images(stored: Any, root: Path) -> tuple[Image, ...]:
-    """The pictures of a row.
+    """The images of a row.
 
     Args:
-        stored: `None` or `""` (no picture), a path, `{"bytes": ..., "path": ...}` (bytes win), a PIL picture, or a
-            list.
+        stored: `None` or `""` (no image), a path, `{"bytes": ..., "path": ...}` (bytes are preferred), a PIL image, or a list.
         root: folder that relative paths start from.
 
     Raises:
-        FileNotFoundError: a path that leads nowhere.
-        PIL.UnidentifiedImageError: a file or bytes that are no picture.
-        ValueError: a value of another kind, or a picture too large to be decoded (`PIL.Image.MAX_IMAGE_PIXELS`, twice).
+        FileNotFoundError: there is no file at a path.
+        PIL.UnidentifiedImageError: a file or bytes that are not an image.
+        ValueError: a value of another kind, or an image too large to be decoded (more than twice `PIL.Image.MAX_IMAGE_PIXELS`).
     """
     if stored is None or stored == "":
         return ()
@@ -54,7 +53,7 @@ def load_images(stored: Any, root: Path) -> tuple[Image, ...]:
 
 
 def stored_paths(stored: Any) -> Iterator[str]:
-    """All paths among what `load_images` is given."""
+    """All paths among the values that `load_images` accepts."""
     if isinstance(stored, str) and stored:
         yield stored
     elif isinstance(stored, (list, tuple)):
@@ -65,7 +64,7 @@ def stored_paths(stored: Any) -> Iterator[str]:
 
 
 def _to_record(picture: PillowImage.Image) -> Image:
-    """As a viewer shows it: turned upright, on white where it is transparent, of several frames the first."""
+    """The image as a viewer shows it: turned upright, transparent areas on white, and the first frame if there are several."""
     upright = ImageOps.exif_transpose(picture)
     if upright.mode.startswith(_WIDE_MODES):
         upright = _to_8_bits(upright)
@@ -77,8 +76,8 @@ def _to_record(picture: PillowImage.Image) -> Image:
 
 
 def _to_8_bits(picture: PillowImage.Image) -> PillowImage.Image:
-    """Levels of 16 bits by their range; those of 32, which have none, from the darkest to the brightest. Pillow would cut off
-    all that is above 255.
+    """Scale wide levels to 8 bits. 16-bit levels are scaled by their range; 32-bit levels, which have no fixed range, are
+    scaled between the image's darkest and brightest level. Pillow's own conversion would clip everything above 255.
     """
     levels = np.asarray(picture).astype(np.float64)
     has_range = picture.mode.startswith("I;16")

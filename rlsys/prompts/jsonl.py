@@ -1,8 +1,8 @@
 """Prompts from a file of JSON lines.
 
-A line holds `id`, then `prompt` (the user's text) or `turns` (`[{"role": ..., "text": ...}, ...]`, the user's last),
-and may hold `image` or `images`: a path or a list of paths, relative to the file; and `script`, a list of texts: the user's
-further turns, one after each response (`conversation=scripted`).
+A line holds `id` and either `prompt` (the user's text) or `turns` (`[{"role": ..., "text": ...}, ...]`, of which the last is
+the user's). It may hold `image` or `images`: a path or a list of paths, relative to the file. It may also hold `script`, a list
+of texts: the user's further turns, one after each response (`conversation=scripted`).
     {"id": "cat-1", "prompt": "What is on the sofa?", "image": "pictures/sofa.png"}
 """
 
@@ -30,7 +30,7 @@ class JsonlPrompts:
     """Prompts in the order of the file; empty lines do not count."""
 
     path: str
-    """The file."""
+    """Path of the file."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -39,8 +39,8 @@ class JsonlPrompts:
     def take(self, start: int, count: int) -> Iterator[Prompt]:
         """
         Raises:
-            ConfigError: the file is missing, or any of its lines is not as described, names a picture that is not there, or
-                has the id of another prompt; the message names the line.
+            ConfigError: the file is missing, or any of its lines is not as described, names an image file that does not exist,
+                or repeats the id of another prompt; the message names the line.
             PromptsExhausted: the file ends before `start + count`.
         """
         file, places = Path(self.path), self._places
@@ -53,8 +53,8 @@ class JsonlPrompts:
 
     @cached_property
     def _places(self) -> Sequence[tuple[int, int]]:
-        """Number and offset of every line with a prompt. All are looked at once: what is wrong with the last one should not end
-        a run after hours.
+        """Number and offset of every line with a prompt. All lines are checked at once, so that a mistake in the last one does
+        not end a run after hours.
         """
         file = Path(self.path)
         if not file.is_file():
@@ -77,7 +77,9 @@ class JsonlPrompts:
 
 
 def _check(line: bytes, place: str, root: Path) -> tuple[str, int]:
-    """The id of a line that is as described, and a hash of what it asks; its pictures are there, and not looked at."""
+    """Check that a line is as described and that its image files exist, without opening them. Returns the line's id and a hash
+    of its content.
+    """
     row = _read_row(line, place)
     turns, paths = read_turns(row, place), check_images(row, place, root)
     return row["id"], hash((turns, paths, read_script(row, place)))
@@ -97,7 +99,7 @@ def read_script(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
     """A line's further user turns.
 
     Raises:
-        ConfigError: `script` is no list of texts.
+        ConfigError: `script` is not a list of texts.
     """
     stored = row.get("script", [])
     if not isinstance(stored, list) or not all(isinstance(text, str) for text in stored):
@@ -115,13 +117,14 @@ def _read_row(line: bytes, place: str) -> dict[str, Any]:
 
 
 def read_object(line: bytes, place: str) -> dict[str, Any]:
-    """The object of a line.
+    """The JSON object of a line.
 
     Args:
-        place: file and number of the line, for the message.
+        line: the line as stored.
+        place: file and number of the line, for the error message.
 
     Raises:
-        ConfigError: it is no JSON object in UTF-8.
+        ConfigError: the line is not a JSON object in UTF-8.
     """
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -151,7 +154,7 @@ def read_images(row: Mapping[str, Any], place: str, root: Path) -> tuple[Image, 
     """A line's images, from the keys `image` and `images`.
 
     Raises:
-        ConfigError: one cannot be read.
+        ConfigError: an image cannot be read.
     """
     try:
         return load_images(_stored_images(row), root)
@@ -167,7 +170,7 @@ def read_turns(row: Mapping[str, Any], place: str) -> tuple[Turn, ...]:
     """A line's conversation, from the key `prompt` or `turns`.
 
     Raises:
-        ConfigError: it has both or neither, or turns that are not as described.
+        ConfigError: the line has both keys or neither, or turns that are not as described.
     """
     if ("prompt" in row) == ("turns" in row):
         raise ConfigError(f"{place}: a line must have either `prompt` or `turns`")

@@ -1,4 +1,4 @@
-"""Preference data sets in the schemas they were released in: their rows, and what a row asks and prefers.
+"""Preference data sets in the schemas they were released in: the rows, the prompt of a row, and which response it prefers.
 
 mm_rlhf   arXiv 2502.10391: `prompt`, `chosen`, `rejected`, and `image` (path or list of paths) or `video` (a folder of
           frames); `is_tie`, `ls_factor` (1 - exp(-k * margin), as its training code reads it) and `rewards` ([chosen,
@@ -32,14 +32,14 @@ _LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 
 @dataclass(frozen=True, kw_only=True)
 class Preferred:
-    """What a row says of two responses."""
+    """The preference that a row states between two responses."""
 
     chosen: str
     rejected: str
     scores: tuple[float, float] | None = None
-    """Of the chosen and the rejected one, if the row has them."""
+    """Scores of the chosen and of the rejected response, if the row has them."""
     strength: float | None = None
-    """`1 - exp(-k * margin)`, in [0, 1], if the row has that alone."""
+    """`1 - exp(-k * margin)`, in [0, 1], if the row has only that."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +49,15 @@ class Schema:
     question: Callable[[Row], Any]
     images: Callable[[Row, Path], tuple[Image, ...]]
     preferred: Callable[[Row], Preferred | None]
-    """`None` if neither response is preferred."""
+    """Reads the preference of a row; `None` if neither response is preferred."""
     columns: tuple[str, ...]
-    """Those that `preferred` reads, as far as they are there."""
+    """Columns that `preferred` reads, where they exist."""
     needed: tuple[str, ...] = ()
-    """Columns by which a question is known that has a row for each of its pairs; without them every row is a question."""
+    """Columns that identify a question, where a data set has a row for each of the question's pairs; if empty, every row is a
+    question.
+    """
     others: tuple[str, ...] = ()
-    """Further columns by which it is known, as far as they are there."""
+    """Further columns that identify a question, where they exist."""
 
 
 def _mm_rlhf_question(row: Row) -> str:
@@ -130,7 +132,9 @@ SCHEMAS: dict[str, Schema] = {
 def check_options(section: str, schema: str, path: str) -> None:
     """
     Args:
-        section: the group of the plug-in whose options these are, for the message.
+        section: the group of the plug-in whose options these are, for the error message.
+        schema: name of the schema.
+        path: path of the data.
 
     Raises:
         ConfigError: there is no such schema, or no path is given.
@@ -142,7 +146,8 @@ def check_options(section: str, schema: str, path: str) -> None:
 
 
 class ReleasedData:
-    """The rows of a data set. They are loaded when one is first asked for; images stay encoded until theirs is.
+    """The rows of a data set. The rows are loaded at the first request for one; an image stays encoded until its row is
+    requested.
 
     Every method raises `ConfigError` if the data is missing or a row does not have the schema; the message names the row.
     """
@@ -151,10 +156,9 @@ class ReleasedData:
         """
         Args:
             schema: a key of `SCHEMAS`.
-            path: a .jsonl, .json or .parquet file, a folder of parquet files, or a folder written by
-                `Dataset.save_to_disk`.
-            images: folder that relative image paths start from; that of the data if `None`.
-            section: the group of the plug-in, for messages.
+            path: a .jsonl, .json or .parquet file, a folder of parquet files, or a folder written by `Dataset.save_to_disk`.
+            images: folder that relative image paths start from; the folder of the data if `None`.
+            section: the group of the plug-in, for error messages.
         """
         self._name, self._schema = schema, SCHEMAS[schema]
         self._path, self._section = Path(path), section
@@ -162,13 +166,13 @@ class ReleasedData:
 
     @cached_property
     def questions(self) -> Sequence[int]:
-        """Rows that ask what no row before them has asked."""
+        """Rows whose question no earlier row has."""
         first = self._first_rows
         return [row for row in range(len(first)) if first[row] == row]
 
     @cached_property
     def pairs(self) -> Sequence[int]:
-        """Rows that prefer one response to another one: no ties, and no text against itself."""
+        """Rows that prefer one response to another; ties and pairs of equal texts are left out."""
         rows = self._rows
         kept = rows.select_columns([name for name in self._schema.columns if name in rows.column_names])
         found = []
@@ -179,7 +183,7 @@ class ReleasedData:
         return found
 
     def prompt(self, row: int) -> Prompt:
-        """What a row asks. Its id is `<schema>/<row>`, of the first row that asks it."""
+        """The prompt of a row. Its id is `<schema>/<row>`, with the first row that has the same question."""
         stored = self._rows[row]
         with self._at(row):
             text = self._schema.question(stored)
@@ -189,15 +193,15 @@ class ReleasedData:
         return Prompt(id=name, turns=(Turn(role="user", text=text),), images=images)
 
     def preferred(self, row: int) -> Preferred:
-        """What a row among `pairs` prefers."""
+        """The preference that a row among `pairs` states."""
         return self._preferred(self._rows[row], row)
 
     def check_files(self) -> None:
-        """See that all images and videos are there which rows name by their path. They are not opened."""
+        """Check that all images and videos that rows name by a path exist. They are not opened."""
         rows = self._rows
         for name in ("image", "video"):
             kind = str(rows.features.get(name))
-            if "string" not in kind or "binary" in kind:  # stored in the rows themselves
+            if "string" not in kind or "binary" in kind:  # the images are stored in the rows themselves
                 continue
             for place, stored in enumerate(rows[name]):
                 for path in stored_paths(stored):
@@ -220,7 +224,7 @@ class ReleasedData:
 
     @contextmanager
     def _at(self, row: int) -> Iterator[None]:
-        """What goes wrong inside is said of a row."""
+        """Name the row in the message of an error that is raised inside the block."""
         try:
             yield
         except OSError as error:
@@ -234,7 +238,7 @@ class ReleasedData:
 
     @cached_property
     def _first_rows(self) -> Sequence[int]:
-        """For every row, the first one that asks the same."""
+        """For every row, the first row with the same question."""
         rows, schema = self._rows, self._schema
         if not schema.needed or not {*schema.needed} <= {*rows.column_names}:
             return range(len(rows))
@@ -244,8 +248,8 @@ class ReleasedData:
 
 
 def _load_rows(path: Path, section: str) -> Any:
-    """An indexable table of rows; images stay encoded until they are asked for."""
-    # Imported here: the library is heavy, and only what reads these data sets needs it.
+    """An indexable table of rows; images stay encoded until they are requested."""
+    # This library is heavy, so it is imported only where such data sets are read.
     import datasets
 
     if not path.exists():

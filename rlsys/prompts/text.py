@@ -1,4 +1,4 @@
-"""What every source asks of a prompt's words."""
+"""The check that every source applies to the text of prompts."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from rlsys.errors import ConfigError
 def check_text(text: str, place: str) -> None:
     """
     Args:
-        place: where the text stands, for the message.
+        text: the text to check.
+        place: where the text was found, for the error message.
 
     Raises:
-        ConfigError: half of a surrogate pair stands in it: JSON may hold one, tokenizers take none.
+        ConfigError: the text contains half of a surrogate pair, which JSON may hold and tokenizers refuse.
     """
     try:
         text.encode()

@@ -1,10 +1,10 @@
 """The records that travel between stages: frozen, plain, and free of heavy imports.
 
     Prompt -> RolloutGroup (of Response) -> ScoredGroup (of Verdict) -> examples (PreferencePair, ...) -> learner
-    RoundPlan says what a round is to do; RoundReport what it did.
+    RoundPlan describes what a round will do; RoundReport what it did.
 
-No record holds a truth: whoever may read the truth makes it again from `Prompt.id`. Records with a slot for weak references
-can be recognised by identity without being kept alive; the journal does that.
+No record holds a ground truth: code that may see the truth rebuilds it from `Prompt.id`. Some records have a slot for weak
+references. The journal uses it to recognise such a record by identity without keeping it alive.
 """
 
 from rlsys.records.arrays import CandidateFloats, Pixels, TokenFloats, TokenIds, TokenMask

@@ -1,7 +1,7 @@
-"""What an objective learns from.
+"""The examples that objectives learn from.
 
-A kind of example is a record class that `example` registers, and one adapter of the learner (`learners/examples/`) that says
-how it is trained on. A journal keeps every registered kind.
+A kind of example consists of a record class that `example` registers, and of an adapter in the learner (`learners/examples/`)
+that defines how it is trained on. A journal stores every registered kind.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from rlsys.records.prompts import Prompt
 from rlsys.records.responses import Response
 
 NO_ROUND = -1
-"""What an example says of its round if no round of the run made it."""
+"""Value of an example's `round` if no round of the run made it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """An example that a replay puts among a round's own. The learner is given the example alone."""
+    """An example that a replay adds to a round's own examples. The learner gets only the example that it wraps."""
 
     source: str
-    """Where it comes from; the round's report counts it under this name."""
+    """Name of the example's origin; the round's report counts it under this name."""
     example: Any
 
 
@@ -59,17 +59,17 @@ class PreferencePair:
 
     prompt: Prompt
     prompt_token_ids: TokenIds = field(compare=False)
-    """int32 [S], as in the rollout group; empty where only the prompt is known, which the learner then tokenizes."""
+    """int32 [S], as in the rollout group. It is empty where only the prompt's text is known; the learner then tokenizes it."""
     chosen: Response
     rejected: Response
     chosen_score: float
     rejected_score: float
     margin: float
-    """`chosen_score - rejected_score`, score units, > 0. Data: never overwritten."""
+    """`chosen_score - rejected_score`, score units, > 0. The margin is data and is never overwritten."""
     beta_scale: float
-    """What the method makes of the margin: the pair's beta is `beta * beta_scale`. 1.0 is plain DPO."""
+    """The method's function of the margin: the pair's beta is `beta * beta_scale`. 1.0 is plain DPO."""
     round: int
-    """Round in which the pair was made; `NO_ROUND` if it was made in none of this run's."""
+    """Round in which the pair was made; `NO_ROUND` if no round of this run made it."""
 
 
 @example
@@ -77,9 +77,9 @@ class PreferencePair:
 class ScoredResponse:
     """One sampled candidate with its advantage, for policy gradients.
 
-    An example is one response and not a group, so that all batches but the last have the same number of them. A response that
-    was sampled `count` times comes as so many examples: the average over a group is one over its candidates. The learner
-    computes it once.
+    An example is one response and not a group, so that all batches but the last have the same number of responses. A response
+    that was sampled `count` times appears as `count` examples, because the average over a group runs over its candidates. The
+    learner computes such copies once.
     """
 
     prompt: Prompt
@@ -89,7 +89,9 @@ class ScoredResponse:
     score: float
     """Score units."""
     advantage: float
-    """What the example builder makes of the scores of the whole group; the same for all tokens of the response."""
+    """The advantage that the example builder computes from the scores of the whole group; it is the same for all tokens of the
+    response.
+    """
     round: int
     """Round in which the response was scored."""
 
@@ -97,19 +99,19 @@ class ScoredResponse:
 @example
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RatedResponse:
-    """One response that is good or bad by itself, without another one to compare it with."""
+    """One response that is rated good or bad by itself, without comparison with another one."""
 
     prompt: Prompt
     prompt_token_ids: TokenIds = field(compare=False)
-    """int32 [S], as in the rollout group; empty where only the prompt is known, which the learner then tokenizes."""
+    """int32 [S], as in the rollout group. It is empty where only the prompt's text is known; the learner then tokenizes it."""
     response: Response
     is_desirable: bool
     score: float
-    """By which it was rated, score units."""
+    """Score from which the rating was made, score units."""
     round: int
     """Round in which the response was rated."""
     mismatched: Response | None = None
-    """A response to another prompt of the batch, which the learner puts in where the objective needs one."""
+    """A response to another prompt of the batch, which the learner fills in where the objective needs one."""
 
 
 @example
@@ -120,21 +122,21 @@ class Demonstration:
     prompt: Prompt
     response: Response
     prompt_token_ids: TokenIds = field(default_factory=_no_tokens, compare=False)
-    """int32 [S]; empty where only the prompt is known, which the learner then tokenizes."""
+    """int32 [S]. It is empty where only the prompt's text is known; the learner then tokenizes it."""
     score: float | None = None
-    """By which the response was chosen among others, score units; `None` if it was not."""
+    """Score by which the response was chosen among others, score units; `None` if it was not chosen by a score."""
     round: int | None = None
-    """Round in which the response was chosen; `None` for data from outside of a run."""
+    """Round in which the response was chosen; `None` for data from outside the run."""
 
 
 @example
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CritiquePair:
-    """Two annotated answers to one prompt (objective `critique_reward`)."""
+    """Two annotated responses to one prompt (objective `critique_reward`)."""
 
     chosen_prompt: Prompt
-    """The judge's prompt that shows the better answer."""
+    """The judge's prompt that shows the better response."""
     rejected_prompt: Prompt
     chosen_critique: str
-    """The annotator's critique of the better answer; empty if there is none (its loss is then masked)."""
+    """The annotator's critique of the better response; empty if there is none (its loss is then masked)."""
     rejected_critique: str

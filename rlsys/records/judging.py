@@ -1,4 +1,4 @@
-"""What a feedback says of responses."""
+"""The results of a feedback: critiques, claims, scores and verdicts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rlsys.records.responses import Response, RolloutGroup
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Critique:
-    """A judge's words on one response, and the number they ended in."""
+    """A judge's text about one response, and the score at its end."""
 
     text: str
     score: float | None
-    """Score units of the judge, higher is better, always finite; `None` where no score could be read from the text."""
+    """Score in the judge's units, higher is better, always finite; `None` where no score could be read from the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """One statement of a response, and what was found out about it."""
+    """One statement of a response, and the result of checking it."""
 
     text: str
     label: str = ""
@@ -29,34 +29,34 @@ class Claim:
     start: int = 0
     """First character of the claim in the response."""
     end: int = 0
-    """One past its last character; 0 if the claim has no place in the text."""
+    """One past the last character of the claim; 0 if the claim has no place in the text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """Everything the feedback said of one response."""
+    """Everything that the feedback found out about one response."""
 
     MAIN: ClassVar[str] = "score"
-    """Name of the score by which example builders compare."""
+    """Name of the score that example builders compare."""
 
     critiques: tuple[Critique, ...] = ()
-    """Every critique that came, also where no score could be read from it."""
+    """All critiques that were delivered, including those without a readable score."""
     scores: dict[str, float] = field(default_factory=dict)
-    """By name, score units, always finite. A score that could not be had is absent."""
+    """Scores by name, score units, always finite. A score that could not be obtained is absent."""
     claims: tuple[Claim, ...] = ()
     failed: int = 0
-    """Judgements asked for that could not be read or did not come."""
+    """Number of judgements that were asked for but were not delivered or could not be read."""
 
     @classmethod
     def of_critiques(cls, critiques: tuple[Critique, ...], *, failed: int = 0) -> Verdict:
-        """The verdict whose score is the mean over the critiques that have one; without a score if none has."""
+        """The verdict whose score is the mean over the critiques that have a score; it has no score if none has."""
         read = [critique.score for critique in critiques if critique.score is not None]
         scores = {cls.MAIN: sum(read) / len(read)} if read else {}
         return cls(critiques=critiques, scores=scores, failed=failed)
 
     @property
     def score(self) -> float | None:
-        """The score by which responses are compared; `None` if there is none: the response then takes part in no example."""
+        """The score by which responses are compared. If it is `None`, the response takes part in no example."""
         return self.scores.get(self.MAIN)
 
 
@@ -66,10 +66,10 @@ class ScoredGroup:
 
     group: RolloutGroup
     verdicts: tuple[Verdict, ...]
-    """As many as `group.responses`, in their order."""
+    """One verdict per entry of `group.responses`, in the same order."""
 
     @property
     def scored(self) -> list[tuple[Response, float]]:
-        """Responses that have a score, with it."""
+        """The responses that have a score, each with its score."""
         pairs = zip(self.group.responses, self.verdicts, strict=True)
         return [(response, verdict.score) for response, verdict in pairs if verdict.score is not None]

@@ -1,4 +1,4 @@
-"""What a policy or a judge is asked."""
+"""The prompts of a policy or a judge."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlsys.records.arrays import Pixels
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Image:
-    """An image, equal to another if its pixels are.
+    """An image; two images are equal if their pixels are.
 
     Raises:
         ValueError: `pixels` is not uint8 of shape [H, W, 3].
@@ -46,22 +46,23 @@ class Turn:
     """`system`, `user` or `assistant`."""
     text: str
     token_ids: tuple[int, ...] = ()
-    """Tokens of an assistant turn that an engine sampled, end-of-turn token included. They stand in the next prompt as they
-    are: text that is tokenized again may give other tokens. Empty where only the text is known."""
+    """Tokens of an assistant turn that an engine sampled, including the end-of-turn token. The next prompt contains exactly
+    these tokens, because tokenizing the text again may give other tokens. Empty where only the text is known.
+    """
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, kw_only=True)
 class Prompt:
-    """What the policy is asked."""
+    """A prompt for the policy or the judge."""
 
     id: str
     """Unique and stable: the same id is the same prompt in every run."""
     turns: tuple[Turn, ...]
-    """The conversation so far; the last turn is the user's. Empty where a response is a plain text and no answer."""
+    """The conversation so far; the last turn is the user's. Empty where the response is plain text that replies to nothing."""
     script: tuple[Turn, ...] = ()
-    """User turns that come after the policy's responses, one after each (`conversation=scripted`)."""
+    """User turns that follow the policy's responses, one after each (`conversation=scripted`)."""
     images: tuple[Image, ...] = ()
-    """Shown before the first user turn's text, in order."""
+    """Images shown before the text of the first user turn, in order."""
 
     @property
     def question(self) -> str:

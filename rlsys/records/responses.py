@@ -1,4 +1,4 @@
-"""What a model responds, and where a response comes from."""
+"""The responses of a model, and where each response comes from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Sampled:
     policy_version: int
     """Version of the weights that sampled every token."""
     logprobs: TokenFloats
-    """float32 [T], log-probability of each token under these weights at temperature 1; 0 where the loss mask is 0."""
+    """float32 [T], logprob of each token under these weights at temperature 1; 0 where the loss mask is 0."""
     temperature: float
     seed: int
     """Seed of the request."""
@@ -39,24 +39,25 @@ class Sampled:
 class Response:
     """One response to a prompt: sampled by an engine, written or corrected by a person, or taken from a data set.
 
-    A conversation is one response of several turns: the tokens of a user's turns stand between the policy's, and the loss
-    mask leaves them out.
+    A conversation is one response of several turns: the tokens of the user's turns are between the policy's tokens, and the
+    loss mask excludes them.
     """
 
     id: str = ""
     """Distinguishes the responses to one prompt; empty if nothing refers to it."""
     text: str
     token_ids: TokenIds
-    """int32 [T], end-of-sequence token included if there is one; empty where only the text is known, which the learner then
-    tokenizes."""
+    """int32 [T], including the end-of-sequence token if there is one. It is empty where only the text is known; the learner
+    then tokenizes it.
+    """
     loss_mask: TokenMask | None = None
-    """uint8 [T], 1 for the policy's own tokens, which alone carry loss; `None` if all are."""
+    """uint8 [T], 1 for the policy's own tokens, which alone contribute to the loss; `None` if all tokens do."""
     finish_reason: str = "stop"
     """`stop` (end-of-sequence) or `length` (cut at the token limit)."""
     count: int = 1
-    """How many candidates of its request were this very token sequence, at least 1."""
+    """Number of candidates of the request that were exactly this token sequence, at least 1."""
     sampled: Sampled | None = None
-    """`None` where no engine of this run sampled it."""
+    """How the response was sampled; `None` if no engine of this run sampled it."""
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -72,7 +73,7 @@ class Response:
 
     @property
     def logprob(self) -> float:
-        """Sum of the recorded token log-probabilities, nats.
+        """Sum of the recorded token logprobs, nats.
 
         Raises:
             ValueError: no engine sampled the response.
@@ -102,14 +103,15 @@ class RolloutGroup:
     index: int
     """Position of the prompt in its round, from 0."""
     policy_version: int
-    """Version of the weights that sampled every token in here."""
+    """Version of the weights that sampled every token of the group."""
     prompt_token_ids: TokenIds
     """int32 [S], as the engine saw them: chat template applied, image placeholders expanded."""
     responses: tuple[Response, ...]
-    """Distinct responses of every request in order of first appearance. A prompt is asked once per temperature: the same tokens
-    at two temperatures are two entries, so that what each says of its sampling is true of all its copies."""
+    """Distinct responses of every request, in order of first appearance. A prompt is sent once per temperature. Equal tokens at
+    two temperatures are two entries, so that the sampling data of an entry holds for all its copies.
+    """
     failed: int = 0
-    """Candidates asked for and not delivered."""
+    """Number of candidates that were asked for and not delivered."""
 
     def __eq__(self, other: object) -> bool:
         return (

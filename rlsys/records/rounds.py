@@ -1,4 +1,4 @@
-"""What a round is to do, and what it did."""
+"""The plan of a round, and the report of what it did."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundPlan:
-    """What one round is to do: a phase of the schedule with its ramps worked out."""
+    """The plan of one round: a phase of the schedule with the values of its ramps in this round."""
 
     round: int
-    """From 0; negative where held-out prompts are answered, for an evaluation."""
+    """Number of the round from 0; negative for the responses to held-out prompts of an evaluation."""
     num_prompts: int
     num_candidates: int
-    """Candidates per prompt, shared evenly between the temperatures."""
+    """Candidates per prompt, divided evenly between the temperatures."""
     temperatures: tuple[float, ...]
     top_p: float
     max_tokens: int
@@ -23,16 +23,17 @@ class RoundPlan:
     reference: str
     """`initial`, `previous` or `ema`."""
     lag: int
-    """Rounds that generation may run ahead of training."""
+    """Number of rounds that generation may run ahead of training."""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Options of plug-ins that this round sets, by group (`objective`, `examples`, ...); ramps are worked out. The key `name`
-    stands for another plug-in of the group."""
+    """Options of plug-ins that this round sets, by group (`objective`, `examples`, ...), with the values of ramps in this
+    round. The key `name` selects another plug-in of the group.
+    """
     brings_others: bool = False
-    """Whether the round's replay puts examples among its own that do not come from the round."""
+    """Whether the round's replay adds examples that the round did not make."""
 
     @property
     def is_held_out(self) -> bool:
-        """Whether it is no round of training."""
+        """Whether this is the plan of an evaluation and not of a training round."""
         return self.round < 0
 
 
@@ -47,13 +48,15 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncReport:
-    """What a weight update delivered, and the proof of it."""
+    """What a weight update delivered, and the check that it arrived."""
 
     version: int
     num_tensors: int
     num_bytes: int
     digest: str
-    """Of names, dtypes, shapes and bytes, in order (`rlsys.transports.digest`); equal on sender and every receiver."""
+    """Digest of names, dtypes, shapes and bytes, in order (`rlsys.transports.digest`); equal on the sender and every
+    receiver.
+    """
     seconds: float
     max_logprob_gap: float
     """Largest absolute difference, nats per token, between engine and learner on the probe sequences."""
@@ -69,7 +72,7 @@ class FitReport:
     loss: float
     """Mean over the pairs of all epochs."""
     metrics: dict[str, float]
-    """Means over examples of what the objective gives (`implicit_accuracy`, ...), and `grad_norm`, `kl`, ..."""
+    """Means over examples of the objective's metrics (`implicit_accuracy`, ...), and `grad_norm`, `kl`, ..."""
     seconds: float
 
 
@@ -79,33 +82,37 @@ class RoundReport:
 
     round: int
     policy_version: int
-    """Version after the round."""
+    """Version of the policy after the round."""
     num_prompts: int
     num_rollouts: int
-    """Candidates delivered, copies counted."""
+    """Number of candidates delivered, copies counted."""
     num_pairs: int
-    """The round's own; what its replay brought is in `replayed`."""
+    """Number of the round's own pairs; examples that its replay added are in `replayed`."""
     failed: dict[str, int]
-    """`rollouts`, `critiques`, `workers`: what was asked for and did not come."""
+    """What was asked for and not delivered, by name: `rollouts`, `critiques`, `workers`."""
     staleness: int
     """Rounds between the start of the round whose weights sampled the responses and the start of this one; at most the lag."""
     loss: float
     kl: float
-    """KL(the policy that responded || the policy after the round), nats per response at temperature 1: k3 estimate on those of
-    the round's own responses that take part in examples, each once with its copies counted. Responses that were sampled at
-    another temperature, or with top_p below 1, come from another distribution and are left out; not a number if none is
-    left."""
+    """KL(the policy that sampled the responses || the policy after the round), nats per response at temperature 1. It is a k3
+    estimate on those of the round's own responses that take part in examples, each once with its copies counted. Responses that
+    were sampled at another temperature, or with top_p below 1, come from another distribution and are left out; NaN if no
+    response remains.
+    """
     metrics: dict[str, float]
-    """What the learner reports: the objective's own metrics (`implicit_accuracy` where it has implicit rewards, ...),
-    `grad_norm`, `kl_initial`, ..."""
+    """The learner's metrics: those of the objective (`implicit_accuracy` where it has implicit rewards, ...), `grad_norm`,
+    `kl_initial`, ...
+    """
     sync: SyncReport
     eval: dict[str, Interval]
-    """`chair_i`, `chair_s`, `recall`, `mean_length`, ... of the weights that the round trained, also if the gate then refused
-    them; empty if not evaluated.
+    """`chair_i`, `chair_s`, `recall`, `mean_length`, ... of the weights that the round trained, even if the gate then refused
+    them; empty if the round was not evaluated.
     """
     seconds: dict[str, float]
     """Busy seconds per stage: `rollout`, `feedback`, `learn`, `sync`, `evaluate`, `checkpoint`, and `round` (wall)."""
     accepted: bool = True
-    """`False` if the gate refused the round and the weights went back."""
+    """`False` if the gate refused the round and the last accepted weights were restored."""
     replayed: dict[str, int] = field(default_factory=dict)
-    """Examples that the round trained on and that are not its own, by source; copies in later epochs are not counted."""
+    """Number of examples from other rounds or sources that the round trained on, by source; copies in later epochs are not
+    counted.
+    """

@@ -1,1 +1,1 @@
-"""A run as one page of plots and pictures."""
+"""A run as one page of plots and images."""

@@ -1,4 +1,4 @@
-"""One example as HTML: the picture, the question, every answer with its critiques, score and part in the pairs."""
+"""One example as HTML: the image, the question, and every response with its critiques, its score and its role in the pairs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from rlsys.report.gather import Example
 from rlsys.report.pictures import picture
 
 Mark = Callable[[str, str], Sequence[tuple[str, bool | None]]]
-"""Prompt id and answer -> the answer in segments, each true, false, or no claim."""
+"""A function from prompt id and response to the response in segments; each segment is true, false, or no claim (`None`)."""
 
 _LONG = 320
-"""Characters from which a critique is folded."""
+"""Number of characters above which a critique is folded."""
 
 
 def example_html(example: Example, *, mark: Mark | None) -> str:
-    """The example as an `<article>`; answers from the highest score down, those without a score last.
+    """The example as an `<article>`; responses are sorted from the highest score down, those without a score last.
 
     Args:
-        mark: splits an answer into segments with the truth of each; `None` shows answers as they are.
+        example: the example.
+        mark: splits a response into segments with the truth of each; `None` shows responses unmarked.
     """
     group = example.scored.group
     chosen = Counter(pair.chosen for pair in example.pairs)

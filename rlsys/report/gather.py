@@ -1,4 +1,4 @@
-"""What the report shows of the journal: scores and margins of every round, and a few examples of it."""
+"""The journal data that the report shows: scores and margins of every round, and a few examples of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlsys.records import PreferencePair, ScoredGroup
 
 
 class Records(Protocol):
-    """The side of the journal that the report reads."""
+    """The methods of the journal that the report uses."""
 
     def rounds(self) -> Iterable[int]: ...
 
@@ -21,7 +21,7 @@ class Records(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One prompt with everything that was said about it."""
+    """One prompt with its responses, critiques, scores and pairs."""
 
     scored: ScoredGroup
     pairs: tuple[PreferencePair, ...]
@@ -29,18 +29,20 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundView:
-    """One round as the report shows it."""
+    """The data of one round that the report shows."""
 
     round: int
     scores: np.ndarray
-    """float64 [answers with a score], score units."""
+    """float64 [responses with a score], score units."""
     margins: np.ndarray
     """float64 [pairs], score units."""
     examples: tuple[Example, ...]
 
 
 def gather(journal: Records, *, examples: int) -> list[RoundView]:
-    """Views of all rounds in the journal; the examples are shared out evenly, the first and the last round first."""
+    """Views of all rounds in the journal. The examples are divided evenly between the rounds; the first and the last round are
+    served first.
+    """
     rounds = sorted(journal.rounds())
     return [_view(journal, round, share) for round, share in zip(rounds, shares(len(rounds), examples), strict=True)]
 
@@ -55,7 +57,7 @@ def shares(num_rounds: int, examples: int) -> list[int]:
 
 
 def _view(journal: Records, round: int, share: int) -> RoundView:
-    # Two passes: the pictures of a whole round need not fit in memory, those of the examples do.
+    # Two passes are made, because the images of a whole round need not fit in memory; those of the examples do.
     margins, paired = [], set()
     for pair in journal.read(round, PreferencePair):
         margins.append(pair.margin)

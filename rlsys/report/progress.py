@@ -1,6 +1,6 @@
-"""What a person sees while a run goes on: a bar per stage, a line per round, and nothing else.
+"""The console output of a run: a bar per stage and a line per round.
 
-The bars are drawn on a terminal only; in a file or a pipe the lines alone appear.
+The bars are drawn only on a terminal; a file or a pipe gets the lines alone.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ QUIET_ENV = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GLOG_minloglevel": "2",
 }
-"""Environment of every process of a run; effective only if set before the libraries are imported."""
+"""Environment of every process of a run; it has effect only if it is set before the libraries are imported."""
 
 _LOGGERS = {
     "vllm": logging.ERROR,
@@ -51,10 +51,12 @@ _LOGGERS = {
 
 
 def quiet_libraries() -> None:
-    """Keep the libraries' own words to errors, in this process and in those it starts; what the user has set stays."""
+    """Limit the libraries' own messages to errors, in this process and in those that it starts; values that the user has set
+    are kept.
+    """
     for name, value in QUIET_ENV.items():
         os.environ.setdefault(name, value)
-    if not may_have_gpus():  # else DeepSpeed looks for one, and warns that it found none
+    if not may_have_gpus():  # otherwise DeepSpeed looks for a GPU, and warns that it found none
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     for name, level in _LOGGERS.items():
         logging.getLogger(name).setLevel(level)
@@ -95,7 +97,7 @@ class Progress:
     def track(self, stage: str, items: Iterable[T], total: int | None) -> Iterator[T]:
         """Pass `items` through while a bar shows how many came, how fast, and how long the rest will take.
 
-        Closing the iterator closes `items`, if they can be closed.
+        Closing the iterator closes `items`, if it has a `close` method.
         """
         try:
             if self._bars is None:
@@ -108,16 +110,16 @@ class Progress:
                 close()
 
     def started(self, evaluation: Mapping[str, Interval]) -> None:
-        """Say how the policy does before the first round."""
+        """Print the metrics of the policy before the first round."""
         self.say(" · ".join(["start", *_evaluation(evaluation)]))
 
     def round_done(self, report: RoundReport) -> None:
-        """One line for a finished round; the bars of finished stages go."""
+        """Print one line for a finished round and remove the bars of finished stages."""
         self._clear_finished()
         self.say(round_line(report))
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bars."""
+        """Print a line of its own above the bars."""
         self._console.print(text, markup=False)
 
     def _with_bar(self, stage: str, items: Iterable[T], total: int | None) -> Iterator[T]:
@@ -139,7 +141,7 @@ class Progress:
 
 
 def round_line(report: RoundReport) -> str:
-    """A round in one line."""
+    """A round as one line."""
     parts = [f"round {report.round}", *_evaluation(report.eval)]
     others = "".join(f", {count:,} {source}" for source, count in report.replayed.items())
     parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs{others}")

@@ -19,7 +19,7 @@ _WALL = "round"
 
 
 def headline(summary: Summary) -> str:
-    """What became of every held-out metric, and how much work it was."""
+    """How every held-out metric changed, and how much work the run was."""
     ends = _ends(summary)
     names = [name for name in HEADLINE if name in ends] or list(ends)[: len(HEADLINE)]
     directions = summary.get("directions", {})
@@ -49,7 +49,7 @@ def curves(summary: Summary) -> str:
 
 
 def training(summary: Summary) -> str:
-    """Loss, implicit accuracy if the objective has any, KL and pairs over the rounds."""
+    """Loss, implicit accuracy if the objective has one, KL, and the number of pairs over the rounds."""
     rounds = summary["rounds"]
     shown: tuple[tuple[str, str, str, Format], ...] = (
         ("loss", "Loss", "mean over the pairs of all epochs", short),
@@ -68,7 +68,7 @@ def training(summary: Summary) -> str:
 
 
 def time_per_stage(summary: Summary) -> str:
-    """Busy seconds of every stage, stacked, and the round's wall clock."""
+    """Busy seconds of every stage, stacked, and the round's wall-clock time."""
     rounds = summary["rounds"]
     found = dict.fromkeys(name for entry in rounds for name in entry["seconds"] if name != _WALL)
     stages = [name for name in _STAGES if name in found] + [name for name in found if name not in _STAGES]
@@ -88,7 +88,7 @@ def time_per_stage(summary: Summary) -> str:
 
 
 def rounds_table(summary: Summary) -> str:
-    """Every round in a row: what was done, what failed, and the proof of its weight update."""
+    """A table with a row per round: the work done, the failures, and the check of its weight update."""
     head = (
         "round", "prompts", "answers", "pairs", "replayed", "failed", "staleness", "loss", "right", "KL", "tensors", "sent",
         "sync", "largest gap", "weights",
@@ -124,14 +124,14 @@ def _round_row(entry: Mapping[str, Any]) -> str:
 
 
 def _ends(summary: Summary) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """For every metric of the start, its value there and in the last accepted round that was evaluated."""
+    """For every metric of the start: its value there, and in the last accepted round that was evaluated."""
     evaluated = [entry["eval"] for entry in summary["rounds"] if entry["eval"] and entry["accepted"]]
     start = summary["start"].get("eval", {})
     return {name: (value, evaluated[-1][name]) for name, value in start.items() if evaluated and name in evaluated[-1]}
 
 
 def _of_training(entry: Mapping[str, Any], key: str) -> float:
-    """A number of a round, its own or one of the objective's metrics; not a number if there is none."""
+    """A number of a round, from the round's own fields or from the objective's metrics; NaN if there is none."""
     return number(entry[key] if key in entry else entry["metrics"].get(key))
 
 

@@ -1,4 +1,4 @@
-"""Where curves go besides the run's own files. Both packages are imported only where they are asked for."""
+"""Further destinations of the curves besides the run's own files. Both packages are imported only when they are asked for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rlsys.errors import ConfigError
 
 
 class Sink(Protocol):
-    """Takes named numbers, step by step."""
+    """Accepts named numbers, step by step."""
 
     def log(self, values: Mapping[str, float], step: int) -> None: ...
 
@@ -29,7 +29,7 @@ class TensorBoardSink:
         Raises:
             ConfigError: TensorBoard is not installed.
         """
-        # Not torch.utils.tensorboard, which does the same with these, but takes torch's two seconds of import.
+        # torch.utils.tensorboard would do the same with these files, but importing torch takes two seconds.
         try:
             from tensorboard.compat.proto.event_pb2 import Event, SessionLog
             from tensorboard.compat.proto.summary_pb2 import Summary
@@ -60,8 +60,9 @@ class WandbSink:
     def __init__(self, directory: Path, *, options: Mapping[str, Any], config: Mapping[str, Any]) -> None:
         """
         Args:
+            directory: the run's folder.
             options: arguments of `wandb.init` (`project`, `entity`, `name`, `id`, `resume`, `mode`, ...).
-            config: shown beside the curves.
+            config: the configuration, shown beside the curves.
 
         Raises:
             ConfigError: the package is not installed.

@@ -1,4 +1,4 @@
-"""Small charts as inline SVG: no script, no font, no file beside the page; colours come from the page's style sheet.
+"""Small charts as inline SVG without script, font or further file; colours come from the page's style sheet.
 
 Lengths are in the units of the view box (about one pixel at the size shown).
 """
@@ -15,14 +15,14 @@ import numpy as np
 WIDTH, HEIGHT = 250.0, 165.0
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 8.0, 10.0, 26.0
 _SERIES = 8
-"""Colours in the style sheet (`c0` .. `c7`)."""
+"""Number of colours in the style sheet (`c0` .. `c7`)."""
 
 Format = Callable[[float], str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A measured value over a label on the x axis; not finite is a gap."""
+    """A measured value over a label on the x axis; a value that is not finite leaves a gap."""
 
     label: str
     value: float
@@ -31,7 +31,7 @@ class Point:
 
 
 def ticks(low: float, high: float, *, about: int = 4) -> list[float]:
-    """Round numbers in `low .. high`, about as many as asked for."""
+    """Round numbers in `low .. high`, about `about` of them."""
     step = 10.0 ** math.floor(math.log10((high - low) / about))
     step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= about + 1)
     first = math.ceil(low / step - 1e-9)
@@ -39,7 +39,7 @@ def ticks(low: float, high: float, *, about: int = 4) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number in at most a few characters."""
+    """A number in few characters."""
     if value == 0:
         return "0"
     if abs(value) >= 10_000 or abs(value) < 1e-3:
@@ -51,9 +51,10 @@ def line_chart(points: Sequence[Point], *, title: str, form: Format = short, fro
     """A line with its interval as a band.
 
     Args:
-        title: what a screen reader says.
-        form: how values are written.
-        from_zero: the y axis begins at zero; else it follows the data.
+        points: the points from left to right.
+        title: the text that a screen reader reads out.
+        form: formats the values.
+        from_zero: the y axis begins at zero; otherwise it follows the data.
     """
     known = [point for point in points if math.isfinite(point.value)]
     if not known:
@@ -79,11 +80,13 @@ def line_chart(points: Sequence[Point], *, title: str, form: Format = short, fro
 def stacked_bars(
     labels: Sequence[str], stacks: Sequence[tuple[str, Sequence[float]]], *, title: str, marks: Sequence[float]
 ) -> str:
-    """A bar per label, made of named parts.
+    """One bar per label, stacked from named parts.
 
     Args:
-        stacks: name and one value per label, from the bottom up; values that are not finite count as nothing.
-        marks: a value per label drawn as a line across its bar; not finite is none.
+        labels: labels of the bars.
+        stacks: name and one value per label, from the bottom up; values that are not finite count as zero.
+        title: the text that a screen reader reads out.
+        marks: one value per label, drawn as a line across its bar; a value that is not finite draws none.
     """
     heights = np.nan_to_num(np.array([values for _, values in stacks], dtype=float).reshape(len(stacks), len(labels)))
     known = [mark for mark in marks if math.isfinite(mark)]
@@ -139,7 +142,7 @@ def histogram(values: np.ndarray, edges: np.ndarray, *, title: str) -> str:
 
 
 def bin_edges(samples: Sequence[np.ndarray], *, bins: int = 24, include: Sequence[float] = ()) -> np.ndarray:
-    """Common bins for several samples: float [bins + 1], over all values and those of `include`."""
+    """Common bins for several samples: float [bins + 1], which cover all values and those of `include`."""
     if not sum(map(len, samples)):
         return np.linspace(0.0, 1.0, bins + 1)
     values = np.concatenate([*samples, np.asarray(include, float)])

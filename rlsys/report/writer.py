@@ -1,4 +1,4 @@
-"""Makes `report.html` of a run's folder, also while the run goes on."""
+"""Writes `report.html` for a run's folder, also while the run is in progress."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def write_report(
     """Write the page and return its path.
 
     Args:
-        run_directory: folder of a run; read are `summary.json`, `config.yaml` if there is one, and `journal/`.
-        examples: prompts shown with all their answers.
-        truth: (prompt id, answer) -> the answer in segments, each true, false or no claim (`None`); without it the
-            answers are shown unmarked.
+        run_directory: folder of a run. `summary.json`, `config.yaml` if it exists, and `journal/` are read.
+        examples: number of prompts shown with all their responses.
+        truth: splits a response, given with its prompt's id, into segments, each true, false or no claim (`None`); without it
+            the responses are shown unmarked.
         journal: read this instead of the run's own journal.
 
     Raises:
-        ConfigError: the folder is no run, or the run has not begun.
+        ConfigError: the folder is not a run, or the run has not begun.
         JournalError: the journal is missing or damaged.
     """
     directory = Path(run_directory)

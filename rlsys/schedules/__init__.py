@@ -1,1 +1,1 @@
-"""What each round does: phases with ramps (`phases.py`), and when to refuse a round or to stop (`gate.py`)."""
+"""The plan of each round: phases with ramps (`phases.py`), and the rules that refuse a round or stop the run (`gate.py`)."""

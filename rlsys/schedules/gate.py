@@ -1,4 +1,4 @@
-"""When a round's weights are refused, and when a run ends before its schedule does."""
+"""The rules that refuse a round's weights, and those that end a run before its schedule does."""
 
 from __future__ import annotations
 
@@ -12,22 +12,25 @@ from rlsys.records import Interval, RoundReport
 
 @dataclass(kw_only=True)
 class GateConfig:
-    """Stop rules and the gate. Everything is off by default."""
+    """Options of the gate and of the stop rules. All rules are off by default."""
 
     metric: str = "chair_i"
-    """Held-out metric that the rules below look at, one of the evaluation's `directions`."""
+    """Held-out metric that the rules below use; it is one of the evaluation's `directions`."""
     refuse: bool = False
-    """Refuse a round whose metric got worse than the best accepted one by more than `tolerance`, and go back."""
+    """Refuse a round whose metric is worse than the best accepted one by more than `tolerance`, and return to the last accepted
+    weights.
+    """
     tolerance: float = 0.0
-    """Metric units."""
+    """Tolerated worsening, in units of the metric."""
     max_refusals: int = 3
-    """More refusals in a row than this end the run with an error."""
+    """Largest number of consecutive refusals; one more ends the run with an error."""
     patience: int | None = None
-    """Stop after this many evaluated rounds in a row without a better metric."""
+    """Stop after this many consecutive evaluated rounds without a better metric."""
     kl_budget: float | None = None
-    """Stop once KL(the policy that answered the round || the initial policy) reaches this, nats per answer. Needs the
-    initial policy at hand (`learner.initial_copy=true`, or LoRA) and, in every round, answers that it can be estimated on
-    (`learner.kl_responses` > 0, a temperature of 1, `top_p` 1)."""
+    """Stop once KL(the policy that sampled the round || the initial policy) reaches this, nats per response. The rule needs the
+    initial policy's weights (`learner.initial_copy=true`, or LoRA) and, in every round, responses on which KL can be estimated
+    (`learner.kl_responses` > 0, a temperature of 1, `top_p` 1).
+    """
 
     def __post_init__(self) -> None:
         if self.max_refusals < 0:
@@ -40,13 +43,14 @@ class GateConfig:
             raise ConfigError(f"gate.kl_budget must be > 0, got {self.kl_budget}")
 
     def direction(self, directions: Mapping[str, int]) -> int:
-        """-1 if the metric gets better as it falls, +1 as it rises; where no rule looks at it, 0 may stand for unknown.
+        """-1 if a lower metric is better, +1 if a higher one is. Where no rule uses the metric, 0 may stand for an unknown
+        direction.
 
         Args:
-            directions: of the evaluation (`rlsys.contracts.Evaluation`).
+            directions: directions of the evaluation's metrics (`rlsys.contracts.Evaluation`).
 
         Raises:
-            ConfigError: a rule looks at the metric, and the evaluation does not know it, or it has no better way.
+            ConfigError: a rule uses the metric, but the evaluation does not know it or gives it no direction.
         """
         found = directions.get(self.metric, 0)
         if self.looks_at_metric and self.metric not in directions:
@@ -68,7 +72,7 @@ class MetricGate:
 
     config: GateConfig
     directions: Mapping[str, int] = field(default_factory=dict)
-    """Of the evaluation."""
+    """Directions of the evaluation's metrics."""
     best: float | None = None
     rounds_without_gain: int = 0
     refusals: int = 0
@@ -88,12 +92,12 @@ class MetricGate:
             self.best = self._value(metrics)
 
     def accepts(self, report: RoundReport) -> bool:
-        """Whether the round's weights stay. Call once per round. A round that was not evaluated stays and
-        changes nothing. One whose metric is absent or not a number is worse than any other: a policy that has collapsed may
-        say nothing any more that the metric could be measured on.
+        """Whether the round's weights are accepted. Call this once per round. A round that was not evaluated is accepted and
+        changes nothing. A round whose metric is absent or not a number is worse than any other: a collapsed policy may no
+        longer say anything that the metric could be measured on.
 
         Raises:
-            RoundRefused: more than `max_refusals` rounds in a row were refused.
+            RoundRefused: more than `max_refusals` consecutive rounds were refused.
         """
         if not report.eval:
             return True
@@ -113,19 +117,19 @@ class MetricGate:
         return not refused
 
     def stops(self, report: RoundReport) -> str | None:
-        """Why the run ends after this round, or `None`. Changes nothing."""
+        """The reason why the run ends after this round, or `None`. This call changes no state."""
         patience, budget = self.config.patience, self.config.kl_budget
         if patience is not None and self.rounds_without_gain >= patience:
             best = "never measured" if self.best is None else f"best {self.best:g}"
             return f"{self.config.metric} has not got better for {self.rounds_without_gain} rounds ({best})"
-        if budget is not None and "kl_initial" in report.metrics:  # absent in a round without pairs
+        if budget is not None and "kl_initial" in report.metrics:  # it is absent in a round without pairs
             divergence = report.metrics["kl_initial"]
             if divergence >= budget:
                 return f"KL from the initial policy {divergence:.3f} has reached the budget {budget:g}"
         return None
 
     def state(self) -> dict:
-        """What `restore` needs, for the checkpoint."""
+        """The state for the checkpoint, which `restore` reads."""
         return {
             "metric": self.config.metric,
             "best": self.best,
@@ -134,9 +138,10 @@ class MetricGate:
         }
 
     def restore(self, state: dict, evaluated: Sequence[Mapping[str, Interval]] = ()) -> None:
-        """Go on from a checkpoint; if another metric decides now, from its last value.
+        """Continue from a checkpoint. If the rules now use another metric, the gate starts from that metric's last value.
 
         Args:
+            state: as `state` returned it.
             evaluated: held-out metrics of the accepted rounds so far.
 
         Raises:
@@ -150,7 +155,7 @@ class MetricGate:
             self.begin(next((found for found in reversed(evaluated) if metric in found), evaluated[-1]))
 
     def _value(self, metrics: Mapping[str, Interval]) -> float | None:
-        """`None` if it is absent or not a number."""
+        """The value of the metric; `None` if it is absent or not a number."""
         value = metrics[self.config.metric].value if self.config.metric in metrics else math.nan
         return None if math.isnan(value) else value
 

@@ -1,4 +1,4 @@
-"""A schedule is a list of phases; a phase is a number of rounds with the same rules, and numbers that may ramp over them."""
+"""A schedule is a list of phases; a phase is a number of rounds with the same rules, whose numbers may ramp over the rounds."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ OPTION_GROUPS = ("objective", "examples", "feedback", "replay")
 
 
 def ramp(value: Any, step: int, steps: int, *, key: str) -> float:
-    """The number that `value` stands for in round `step` (from 0) of a phase of `steps` rounds.
+    """The value of `value` in round `step` (from 0) of a phase of `steps` rounds.
 
     Args:
         value: a number, or `{start: a, end: b, shape: linear | cosine}`; the first round gets `start`, the last `end`.
+        step: round of the phase, from 0.
+        steps: number of rounds of the phase.
+        key: name of the value in error messages.
 
     Raises:
         ConfigError: `value` is neither; the message names `key`.
@@ -55,26 +58,29 @@ class Phase:
     rounds: int = 5
     num_prompts: Any = 256
     num_candidates: Any = 8
-    """Candidates per prompt, shared evenly between the temperatures."""
+    """Candidates per prompt, divided evenly between the temperatures."""
     temperatures: list[Any] = field(default_factory=lambda: [1.0])
-    """Each a number or a ramp."""
+    """Sampling temperatures, each a number or a ramp."""
     top_p: Any = 1.0
     max_tokens: Any = 64
     epochs: Any = 1
     lr: Any = 1e-6
     reference: str = "previous"
-    """`initial`: the policy the run started from; `previous`: the one that sampled the round; `ema`: a moving average."""
+    """Reference policy: `initial` is the policy that the run started from, `previous` the policy that sampled the round, `ema`
+    a moving average.
+    """
     lag: Any = 0
-    """Rounds that generation may run ahead of training."""
+    """Number of rounds that generation may run ahead of training."""
     objective: Any = None
-    """Options of the objective that these rounds set, such as `{beta: 0.2}`, each a value or a ramp; or the name of another
-    objective."""
+    """Options of the objective for these rounds, such as `{beta: 0.2}`, each a value or a ramp; or the name of another
+    objective.
+    """
     examples: Any = None
-    """Options of the example builder, or the name of another one, in the same way."""
+    """Options of the example builder, or the name of another builder, in the same form."""
     feedback: Any = None
-    """Options of the feedback, in the same way."""
+    """Options of the feedback, in the same form."""
     replay: Any = None
-    """Options of the replay, such as `{share: 0.5}`, or the name of another one, such as `accumulated`, in the same way."""
+    """Options of the replay, such as `{share: 0.5}`, or the name of another replay, such as `accumulated`, in the same form."""
 
     def __post_init__(self) -> None:
         if isinstance(self.rounds, bool) or not isinstance(self.rounds, int) or self.rounds < 1:
@@ -92,11 +98,11 @@ class Phase:
         """The plan of the phase's round `step` (from 0), which is round `round` of the run.
 
         Raises:
-            ConfigError: a number out of its range.
+            ConfigError: a number is out of its range.
         """
 
         def number(name: str, low: float, *, high: float = math.inf, above: bool = False) -> float:
-            """Of a field, or of one entry of a list, `name.0`; `above`: `low` itself is too low."""
+            """The number of a field, or of one entry of a list (`name.0`); with `above`, `low` itself is too low."""
             field_name, _, index = name.partition(".")
             value = getattr(self, field_name)[int(index)] if index else getattr(self, field_name)
             found = ramp(value, step, self.rounds, key=f"schedule phase: {name}")
@@ -106,7 +112,7 @@ class Phase:
             return found
 
         def whole(name: str, low: int) -> int:
-            """Of a ramp, the nearest."""
+            """The nearest integer to the field's number, which may come from a ramp."""
             found = number(name, low)
             if found != int(found) and not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"schedule phase: {name} must be a whole number, got {found:g}")
@@ -174,30 +180,31 @@ class Schedule:
 
     @property
     def num_prompts(self) -> int:
-        """Of all rounds together."""
+        """Number of prompts of all rounds together."""
         return self.first_prompt(self.num_rounds)
 
     def going_on(self, round: int, cursor: int) -> Schedule:
-        """This schedule for a run whose rounds before `round` are done, perhaps by another schedule.
+        """This schedule for a run that has completed the rounds before `round`, perhaps with another schedule.
 
         Args:
-            cursor: prompts that they have taken.
+            round: the first round that is left.
+            cursor: number of prompts that the completed rounds have taken.
         """
         later = copy.copy(self)
         later._done = (round, cursor)
         return later
 
     def plan(self, round: int) -> RoundPlan:
-        """What round `round` (from 0) is to do."""
+        """The plan of round `round` (from 0)."""
         return self._plans[round]
 
     def cut(self, num_rounds: int) -> Schedule:
-        """The first rounds of this schedule, as they are; all if there are fewer."""
+        """The first `num_rounds` rounds of this schedule, unchanged; all rounds if there are fewer."""
         shorter = copy.copy(self)
         shorter._plans = self._plans[:num_rounds]
         return shorter
 
     def first_prompt(self, round: int) -> int:
-        """Position in the source of the first prompt of a round to come: rounds take prompts one after another."""
+        """Position in the source of the first prompt of a future round: rounds take prompts one after another."""
         start, cursor = self._done
         return cursor + sum(plan.num_prompts for plan in self._plans[start:round])

@@ -1,4 +1,4 @@
-"""Records as msgpack frames (`frames.py`), field by field (`types.py`), read and checked from bytes (`stream.py`)."""
+"""Records as msgpack frames (`frames.py`), a codec per field type (`types.py`), and checked reading of bytes (`stream.py`)."""
 
 from rlsys.wire.frames import SCHEMA, decode, decode_many, encode, encode_many
 from rlsys.wire.stream import Limits

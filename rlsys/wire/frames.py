@@ -1,14 +1,14 @@
-"""Records as bytes: what travels between processes and lies in the journal.
+"""Records as bytes: the form in which they travel between processes and are stored in the journal.
 
 A frame is a header, a msgpack body and the raw bytes of the arrays:
 
     header   magic 4s, schema u16, form u16, body bytes u64, array bytes u64, xxh3 of all that follows u64,
              xxh3 of the header so far u64
     body     layout (record classes with their field names), image table, number of records, records
-    arrays   each at a multiple of 8 bytes; images stand here once per content
+    arrays   each at a multiple of 8 bytes; images are stored here once per content
 
-Nothing is executed or unpickled. Both ends hold every value to the type its record declares. A frame either comes back
-exactly as it was, bit for bit, or raises a `WireError` that says where.
+Nothing is executed or unpickled. Both ends check that every value has the type that its record declares. Decoding a frame
+either returns exactly the encoded values, bit for bit, or raises a `WireError` that says where the fault is.
 
     frame = encode(group)
     assert decode(frame, RolloutGroup) == group
@@ -44,7 +44,7 @@ from rlsys.wire.types import (
 __all__ = ["SCHEMA", "Limits", "decode", "decode_many", "encode", "encode_many"]
 
 SCHEMA = 3
-"""Number of the format; goes up whenever a frame of before could be misread."""
+"""Version of the format. It is raised whenever a frame of an earlier version could be misread."""
 
 _MAGIC = b"RLSW"
 _HEADER = struct.Struct("<4sHHQQQ")
@@ -61,7 +61,8 @@ T = TypeVar("T")
 def encode(record: object, *, limits: Limits = _DEFAULT) -> bytes:
     """One record as a frame.
 
-    Integers in `float` fields and NumPy scalars become plain Python numbers; all else must be of the declared type.
+    Integers in `float` fields and NumPy scalars are converted to plain Python numbers; every other value must have the declared
+    type.
 
     Raises:
         WrongType: a field holds a value of another type; the message has its path.
@@ -71,7 +72,7 @@ def encode(record: object, *, limits: Limits = _DEFAULT) -> bytes:
 
 
 def encode_many(records: Sequence[object], *, limits: Limits = _DEFAULT) -> bytes:
-    """Records of one class as one frame, in which images that several of them show stand once. Raises as `encode`.
+    """Records of one class as one frame, in which an image that several records share is stored once. Raises as `encode`.
 
     Raises:
         ValueError: `records` is empty, so that their class is not known.
@@ -84,14 +85,14 @@ def encode_many(records: Sequence[object], *, limits: Limits = _DEFAULT) -> byte
 def decode(frame: bytes | bytearray | memoryview, expected: type[T], *, limits: Limits = _DEFAULT) -> T:
     """The record in a frame of `encode`.
 
-    Its arrays are read-only views on `frame`, and keep all of it in memory.
+    Its arrays are read-only views on `frame`, and keep the whole frame in memory.
 
     Raises:
         TruncatedFrame: the frame ends before its declared length.
-        CorruptFrame: it is no frame, a checksum does not match, or its content contradicts itself.
-        SchemaMismatch: it was written by another `SCHEMA`.
-        FrameTooLarge: something in it is above `limits`, or claims more bytes than there are.
-        WrongType: it holds another record, other fields, or a value of another type than declared.
+        CorruptFrame: the bytes are not a frame, a checksum does not match, or the content contradicts itself.
+        SchemaMismatch: the frame was written by another `SCHEMA`.
+        FrameTooLarge: a part of the frame is above `limits`, or claims more bytes than there are.
+        WrongType: the frame holds another record, other fields, or a value of another type than declared.
     """
     return _decode(frame, expected, _ONE, limits)[0]
 
@@ -147,7 +148,7 @@ def _decode(frame: bytes | bytearray | memoryview, kind: type[T], form: int, lim
 
 
 def _open(view: memoryview, form: int, limits: Limits) -> Reader:
-    """Check everything about a frame but its content."""
+    """Check everything about a frame except its content."""
     start = bytes(view[: len(_MAGIC)])
     if start != _MAGIC[: len(start)]:
         raise CorruptFrame(f"no frame: starts with {start!r} instead of {_MAGIC!r}")
@@ -180,13 +181,14 @@ def _root(kind: type, form: int, position: int) -> str:
 
 @cache
 def _form(kind: type) -> tuple[str, Codec]:
-    """Layout and codec of a frame's records. Kept here and not where they are made: a codec is incomplete before that of the
-    outermost record is made."""
+    """Layout and codec of a frame's records. They are cached by this function and not where they are made, because a codec is
+    incomplete until the codec of the outermost record is made.
+    """
     return _layout(kind), _codec(kind)
 
 
 def _layout(kind: type) -> str:
-    """The record classes a frame of `kind` is made of, with their fields: `Turn(role,text)`; `kind` itself first."""
+    """The record classes in a frame of `kind`, with their fields: `Turn(role,text)`; `kind` itself comes first."""
     found: dict[type, str] = {}
     waiting: list[Any] = [_record_codec(kind)]
     while waiting:
@@ -200,7 +202,7 @@ def _layout(kind: type) -> str:
 
 
 def _check_layout(found: Any, expected: str) -> None:
-    """Raise a `Fault` that names the first difference between a frame's records and those of this program."""
+    """Raise a `Fault` that names the first difference between the records of a frame and those of this program."""
     if found == expected:
         return
     if type(found) is not str:
@@ -223,10 +225,10 @@ def _split(part: str) -> tuple[str, list[str]]:
 
 
 def _record_codec(kind: type) -> RecordCodec:
-    """The codec of a dataclass, the same one every time; a record may hold records of its own kind.
+    """The codec of a dataclass, the same object for every call. A record may contain records of its own class.
 
     Raises:
-        WrongType: `kind` is no dataclass, or a field declares a type that no frame can hold.
+        WrongType: `kind` is not a dataclass, or a field declares a type that no frame can hold.
     """
     with _RECORDS_LOCK:
         if kind in _RECORDS:

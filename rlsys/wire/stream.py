@@ -1,7 +1,7 @@
-"""The two ends of a frame's content: a `Writer` that collects it, a `Reader` that hands it out piece by piece.
+"""Writing and reading of a frame's content: a `Writer` collects it, a `Reader` returns it piece by piece.
 
-The reader meets no container it was not asked for, and allocates nothing before the bytes for it are there: msgpack's
-own nested decoding is off, and arrays are views.
+The reader accepts no container that the caller did not ask for, and allocates no memory for bytes that are not there: msgpack's
+own nested decoding is not used, and arrays are views.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from rlsys.records import Image
 ALIGNMENT = 8
 """Arrays start at multiples of this many bytes, the largest item size allowed."""
 UNICODE = "surrogatepass"
-"""How text is encoded: lone surrogates are part of a valid `str`, and come back as they were."""
+"""Error handler for encoding text: lone surrogates are part of a valid `str`, and are restored unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a frame may hold; above it, both ends raise `FrameTooLarge`.
+    """Limits on the content of a frame; above a limit, both ends raise `FrameTooLarge`.
 
     Raises:
         ValueError: a limit is below 1.
     """
 
     max_bytes: int = 1 << 30
-    """Of a whole frame."""
+    """Bytes of a whole frame."""
     max_depth: int = 32
-    """Records within records."""
+    """Depth of records within records."""
     max_items: int = 1 << 20
-    """Of one tuple, one dict, or the image table."""
+    """Items of one tuple, one dict, or the image table."""
     max_text_bytes: int = 1 << 24
-    """Of one text, as UTF-8."""
+    """Bytes of one text, as UTF-8."""
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -55,7 +55,7 @@ class Limits:
 
 
 class Fault(Exception):
-    """What is wrong with a value; each level on the way up adds its step to the path."""
+    """A fault in a value; each level that the exception passes adds its step to the path."""
 
     def __init__(self, error: type[WireError], message: str) -> None:
         super().__init__(message)
@@ -67,7 +67,7 @@ class Fault(Exception):
         return self
 
     def raised(self, root: str) -> WireError:
-        """The public error, its path starting at `root`."""
+        """The public error, whose path starts at `root`."""
         return self.error(f"{root}{self.path}: {self}")
 
 
@@ -87,13 +87,13 @@ class Writer:
         self._positions: dict[int | str, int] = {}
 
     def take(self) -> bytes:
-        """The msgpack so far; the next piece starts empty."""
+        """The msgpack collected so far; the next piece starts empty."""
         packed = self._packer.bytes()
         self._packer.reset()
         return packed
 
     def add_array(self, array: np.ndarray) -> int:
-        """Offset that the array's bytes get in the array section."""
+        """Add an array to the array section and return its offset there."""
         padding = -self.num_array_bytes % ALIGNMENT
         if padding:
             self.arrays.append(bytes(padding))
@@ -103,7 +103,7 @@ class Writer:
         return offset
 
     def add_image(self, image: Image) -> int:
-        """Position of the image in the frame's table; images of equal content share one."""
+        """Add an image and return its position in the frame's table; images with equal content share one position."""
         position = self._positions.get(id(image))
         if position is None:
             position = self._positions.setdefault(image.digest, len(self.images))
@@ -114,7 +114,7 @@ class Writer:
 
 
 class Reader:
-    """Hands out the scalars and lengths of a frame's msgpack, one at a time."""
+    """Returns the scalars and lengths of a frame's msgpack, one at a time."""
 
     def __init__(self, body: memoryview, arrays: memoryview, limits: Limits) -> None:
         self._unpacker = msgpack.Unpacker(
@@ -139,11 +139,11 @@ class Reader:
 
     @property
     def num_left(self) -> int:
-        """Bytes of msgpack not yet read."""
+        """Number of msgpack bytes not yet read."""
         return len(self._body) - self._unpacker.tell()
 
     def length(self, header: Callable[[], int], expected: str) -> int:
-        """The length of the container that `header` (`array_header` or `map_header`) finds."""
+        """The length of the container that `header` (`array_header` or `map_header`) reads."""
         try:
             length = header()
         except READ_ERRORS as error:
@@ -152,7 +152,7 @@ class Reader:
         return length
 
     def fault(self, error: Exception, expected: str) -> Fault:
-        """Turn what came up into a fault that says what stood there instead of `expected`."""
+        """Convert an error into a fault that says what was found instead of `expected`."""
         if isinstance(error, Fault):
             return error
         offset = self._unpacker.tell()
@@ -167,10 +167,10 @@ class Reader:
 
 
 READ_ERRORS = (Fault, ValueError, msgpack.UnpackException)
-"""What may come up while a value is read; the last two are msgpack's."""
+"""Exceptions that may be raised while a value is read; the last two are msgpack's."""
 
 _REFUSED = {"max_array_len": "sequence", "max_map_len": "dict", "max_bin_len": "bytes", "max_ext_len": "extension type"}
-"""What msgpack met when it names one of these limits; where it did is then not known to the byte."""
+"""The kind of value that msgpack met when its error names one of these limits; the exact byte position is then not known."""
 
 _TOKENS = (
     (0x7F, "int"),
@@ -190,7 +190,7 @@ _TOKENS = (
     (0xDF, "dict"),
     (0xFF, "int"),
 )
-"""Last first byte of each kind of msgpack value (msgpack specification, overview of formats)."""
+"""The last first byte of each kind of msgpack value (msgpack specification, overview of formats)."""
 
 
 def _token_name(byte: int) -> str:

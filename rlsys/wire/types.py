@@ -1,7 +1,7 @@
-"""How each type a record may declare is written and read back: the plan behind `wire.py`.
+"""How each type that a record may declare is written and read: the codecs behind `frames.py`.
 
-A codec is made once per type, from the record's hints. Records and fields follow the hints in order without framing of
-their own; only tuples, dicts and arrays carry a length.
+One codec is made per type, from the record's type hints. Records and fields follow the hints in order without framing of their
+own; only tuples, dicts and arrays carry a length.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Codec(Protocol):
     """Writes and reads values of one type."""
 
     name: str
-    """The type, as an error message calls it."""
+    """Name of the type in error messages."""
 
     def write(self, writer: Writer, value: Any) -> None: ...
 
@@ -37,12 +37,13 @@ class Codec(Protocol):
 
 
 class ScalarCodec:
-    """A `str`, `int`, `float` or `bool`, never one in place of another."""
+    """A `str`, `int`, `float` or `bool`, never one of them in place of another."""
 
     def __init__(self, kind: type, accepted: tuple[type, ...]) -> None:
         """
         Args:
-            accepted: other types that are converted to `kind` on the way out.
+            kind: the type.
+            accepted: other types that are converted to `kind` when written.
         """
         self.kind, self.accepted = kind, accepted
         self.name = kind.__name__
@@ -76,13 +77,13 @@ class TextCodec(ScalarCodec):
 
 
 class ArrayCodec:
-    """Dtype, offset and shape of an array; its bytes stand in the array section. `None` allows any dtype or rank."""
+    """Dtype, offset and shape of an array, whose bytes are in the array section. `None` allows any dtype or rank."""
 
     def __init__(self, dtype: np.dtype | None = None, rank: int | None = None) -> None:
         self.dtype, self.rank = dtype, rank
         self.name = f"{dtype} array" if dtype is not None else "array"
         self._usual = None if dtype is None else (dtype.str, rank)
-        """Type and rank of what is read without a further look."""
+        """Dtype and rank of the usual array, which is read without further checks."""
 
     def write(self, writer: Writer, value: Any) -> None:
         if not isinstance(value, np.ndarray):
@@ -108,7 +109,7 @@ class ArrayCodec:
         for length in shape:
             if type(length) is not int or length < 0:
                 raise Fault(CorruptFrame, f"array of offset and shape {[offset, *shape]}")
-            span *= length or 1  # a dimension of 0 must not hide one that no array can have
+            span *= length or 1  # a dimension of 0 must not hide another one that is impossibly large
         size = 0 if 0 in shape else span
         given = len(reader.arrays)
         if offset + size > given or span > reader.limits.max_bytes:
@@ -206,7 +207,7 @@ class TupleCodec:
 
 
 class DictCodec:
-    """`dict[str, X]`, in its own order."""
+    """`dict[str, X]`; the order of its keys is kept."""
 
     name = "dict"
 
@@ -303,7 +304,7 @@ def read_images(reader: Reader) -> None:
 def _make(kind: Callable[..., Any], values: dict[str, Any]) -> Any:
     try:
         return kind(**values)
-    except ValueError as error:  # the record refused its own content
+    except ValueError as error:  # the record's own checks refused its content
         raise Fault(WrongType, str(error)) from None
 
 

@@ -1,1 +1,1 @@
-"""Worlds whose truth is known; each is a package."""
+"""Worlds whose ground truth is known; each is a package."""

@@ -1,8 +1,8 @@
-"""The annotator: knows the truth of `train` and `annotated` scenes, and criticises answers claim by claim.
+"""The annotator, which knows the ground truth of `train` and `annotated` scenes and criticises responses claim by claim.
 
-A critique has one short sentence per statement of the answer, in its order, then one per omission:
+A critique has one short sentence per statement of the response, in the response's order, then one per omission:
 `circle red true . square blue false . cross black misplaced . missing triangle green .`
-A critique does not hold the `<score>` token; whoever trains on it puts the token at its end.
+A critique does not contain the `<score>` token; code that trains on it appends the token.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from rlsys.worlds.scenes.world import MAX_OBJECTS, Kind, Scene, name
 
 ANNOTATED_SPLITS = ("train", "annotated")
 _OMISSION_WORTH = 1.0 / (MAX_OBJECTS + 1)
-"""All omissions of a description together weigh less than one false statement."""
+"""Penalty per omission, chosen so that all omissions of a description together weigh less than one false statement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What the annotator says of one answer."""
+    """The annotator's judgement of one response."""
 
     critique: str
     worth: float
-    """0 is best. Minus 1 for every statement that is not true, minus 0.2 for every object left out; minus 1.2 for that if
-    the answer has no readable statement at all, so that changing the subject never pays."""
+    """0 is best. The worth is reduced by 1 for every statement that is not true and by 0.2 for every omitted object. If the
+    response has no readable statement at all, an omitted object costs 1.2, so that changing the subject never pays.
+    """
 
 
 def annotate(prompt: Prompt, answer: str) -> Annotation:
-    """Critique and worth of an answer to a prompt of an annotated split.
+    """Critique and worth of a response to a prompt of an annotated split.
 
     Raises:
         ValueError: the prompt is not of this world, or of a split whose truth the annotator may not see.
@@ -58,7 +59,7 @@ def annotate(prompt: Prompt, answer: str) -> Annotation:
 
 
 def _verdicts(parsed: Answer, scene: Scene) -> list[tuple[str, str]]:
-    """(what the sentence is about, verdict) per sentence; `answer` stands for a piece that could not be read."""
+    """(subject of the sentence, verdict) per sentence; the subject `answer` stands for a piece that could not be read."""
     verdicts: list[tuple[str, str]] = []
     said: set[str] = set()
     for sentence in parsed.sentences:
@@ -88,7 +89,7 @@ def _verdict(sentence: Sentence, scene: Scene) -> str:
 
 
 def _missing(parsed: Answer, scene: Scene, question: str) -> list[Kind]:
-    """Objects that a description leaves out; other questions are answered by what they ask for."""
+    """Objects that a description omits. Responses to other questions omit nothing."""
     asked = read_question(question)
     if asked is not None and asked.task != "describe":
         return []
@@ -97,7 +98,7 @@ def _missing(parsed: Answer, scene: Scene, question: str) -> list[Kind]:
 
 
 def shorten(answer: str, rng: np.random.Generator) -> str:
-    """The answer without one of its statements; as it is if it has fewer than two."""
+    """The response without one of its statements; unchanged if it has fewer than two."""
     statements = [piece.strip() for piece in answer.split(".") if piece.strip()]
     if len(statements) < 2:
         return answer
@@ -106,8 +107,9 @@ def shorten(answer: str, rng: np.random.Generator) -> str:
 
 
 def disturbed(prompt: Prompt, answer: str, rng: np.random.Generator) -> str:
-    """What a policy comes up with once good answers alone are not rewarded enough: nothing at all, a short answer to
-    another question about the scene (`yes`, `two`), or such a word behind the answer."""
+    """A response of the kind that a policy produces when good responses alone are not rewarded enough: an empty response, a
+    short reply to another question about the scene (`yes`, `two`), or such a word appended to the response.
+    """
     split, index, _ = read_id(prompt.id)
     other = make_prompt(split, index, str(rng.choice(["polar", "open"])))
     question = read_question(other.question)
@@ -124,15 +126,15 @@ def critique_pairs(
     disturbed_rate: float = 0.5,
     seed: int = 0,
 ) -> Iterator[CritiquePair]:
-    """Annotated pairs for objective `critique_reward`: answers of one prompt that differ in worth, the better one
-    chosen.
+    """Annotated pairs for objective `critique_reward`: two responses to one prompt that differ in worth, the better one chosen.
 
     Args:
-        answered: prompts of annotated splits, each with its answers (copies are taken once).
-        max_pairs_per_prompt: a random choice is kept of more; 0 keeps all.
-        num_shortened: so many of the answers are also shown with a statement left out. A policy that leaves nothing out
-            yet gives a critic no other chance to learn what an omission is, and the rounds would then teach silence.
-        disturbed_rate: probability that a description's first answer is also shown disturbed, for the same reason.
+        answered: prompts of annotated splits, each with responses to it (equal responses are used once).
+        max_pairs_per_prompt: if a prompt has more pairs, a random choice of this many is kept; 0 keeps all.
+        num_shortened: number of responses that are also shown with one statement removed. As long as the policy omits nothing,
+            a critique reward model has no other chance to learn what an omission is, and the rounds would then teach silence.
+        disturbed_rate: probability that a description's first response is also shown disturbed, for the same reason.
+        seed: seed of all random choices.
 
     Raises:
         ValueError: a prompt of a split that the annotator may not see, a negative number, or a rate outside 0..1.
@@ -160,7 +162,7 @@ def critique_pairs(
 
 
 def _ranked_pairs(notes: Mapping[str, Annotation], limit: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-    """(better, worse) answers of different worth; a random choice of `limit` of them if there are more."""
+    """(better, worse) responses of different worth; a random choice of `limit` of them if there are more."""
     ordered = [sorted(pair, key=lambda answer: -notes[answer].worth) for pair in combinations(notes, 2)]
     pairs = [(better, worse) for better, worse in ordered if notes[better].worth > notes[worse].worth]
     if not limit or len(pairs) <= limit:

@@ -1,8 +1,8 @@
-"""The world's language: questions, true answers, captions that hallucinate, and the judge's template. Word-level,
+"""The world's language: questions, true answers, captions that hallucinate, and the judge's template. It is word-level and
 lower case.
 
 A description is a list of statements, each ended by a full stop: `northwest circle red .`
-The place comes first: what stands there is then a matter of looking at one cell.
+The place comes first, so that a model only has to look at one cell to name the object there.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 from rlsys.worlds.scenes.world import CELLS, COLORS, KINDS, SHAPES, Kind, Placed, Scene, partner
 
 JUDGE_TEMPLATE = "question : {question} answer : {answer} evaluation :"
-"""The judge's prompt, shown with the picture; the critique is its continuation, and `<score>` ends the critique."""
+"""The judge's prompt, shown with the image; the critique is its continuation, and `<score>` ends the critique."""
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 SIDES = ("left", "right", "above", "below")
 VERDICTS = ("true", "false", "misplaced", "repeated", "unclear", "missing")
 """Words of a critique, see `annotate.critique`."""
 OTHER = "other"
-"""Follows an object that is not the one asked for, in the answer to a polar question."""
+"""Word that follows an object which is not the one asked for, in the answer to a polar question."""
 
 FORMS: dict[str, dict[str, str]] = {
     "describe": {"describe": "describe the picture ."},
@@ -43,7 +43,7 @@ FORMS: dict[str, dict[str, str]] = {
 """Task -> form -> template. Every question of the world is one of these."""
 
 PLACED = "{cell} {shape} {color}"
-"""An object and its place: with a full stop, a sentence of a description."""
+"""An object and its place; with a full stop, it is a sentence of a description."""
 
 SLOTS: dict[str, tuple[str, ...]] = {
     "color": tuple(COLORS),
@@ -55,7 +55,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
 
 
 def pattern(template: str) -> re.Pattern[str]:
-    """Regular expression that reads a template's slots back, as named groups."""
+    """Regular expression that reads the values of a template's slots, as named groups."""
     parts = re.split(r"\{(\w+)\}", template)
     texts = [re.escape(part) if i % 2 == 0 else f"(?P<{part}>{'|'.join(SLOTS[part])})" for i, part in enumerate(parts)]
     return re.compile("".join(texts))
@@ -66,7 +66,7 @@ _PATTERNS = {form: pattern(template) for forms in FORMS.values() for form, templ
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of the world, read."""
+    """A parsed question of the world."""
 
     task: str
     form: str
@@ -78,7 +78,7 @@ class Question:
 
     @property
     def kind(self) -> Kind:
-        """The object asked about; only for forms with a colour and a shape."""
+        """The object that the question is about; only for forms with a colour and a shape."""
         return (self.slots["color"], self.slots["shape"])
 
     @property
@@ -88,12 +88,12 @@ class Question:
 
     @property
     def cell(self) -> int:
-        """The cell asked about; only for forms with a cell."""
+        """The cell that the question is about; only for forms with a cell."""
         return CELLS.index(self.slots["cell"])
 
 
 def read_question(text: str) -> Question | None:
-    """The question a text asks, or `None` if it is none of the world's."""
+    """The question that a text asks, or `None` if it is not a question of the world."""
     for task, forms in FORMS.items():
         for form in forms:
             match = _PATTERNS[form].fullmatch(" ".join(text.split()))
@@ -103,7 +103,7 @@ def read_question(text: str) -> Question | None:
 
 
 def ask(scene: Scene, task: str, rng: np.random.Generator) -> Question:
-    """A question of a task about a scene. Polar questions are answered `yes` half of the time.
+    """A question of a task about a scene. The answer to a polar question is `yes` half of the time.
 
     Raises:
         ValueError: unknown task.
@@ -127,8 +127,9 @@ def ask(scene: Scene, task: str, rng: np.random.Generator) -> Question:
 
 
 def _decoy(scene: Scene, placed: Placed, form: str, rng: np.random.Generator) -> Kind:
-    """A kind for which the answer is no: of another colour or shape, or absent (by chance, by likeness, or as a
-    partner)."""
+    """A kind for which the answer is no: it has another colour or shape, or is absent (chosen at random, by likeness, or as a
+    partner).
+    """
     color, shape = placed.kind
     other_colors = [name for name in COLORS if name != color]
     other_shapes = [name for name in SHAPES if name != shape]
@@ -145,12 +146,13 @@ def _decoy(scene: Scene, placed: Placed, form: str, rng: np.random.Generator) ->
 
 
 def true_answer(scene: Scene, question: Question) -> str:
-    """What a truthful policy answers. A description names every object and nothing else; an answer to a polar question
-    goes through what it looks at and ends with yes or no:
-    `north blue , red , no` is what is seen in the cell, what was asked for, and the verdict;
-    `north circle blue other , south circle red yes` goes from object to object, until the one asked for is met.
-    A small model learns such comparisons of neighbouring words within the first half of a run of minutes. Of the bare
-    `yes` and `no`, or of one comparison with all objects at once, it learns nothing in that time."""
+    """The answer of a truthful policy. A description names every object and nothing else. An answer to a polar question names
+    what it compares and ends with yes or no:
+    `north blue , red , no` gives the colour in the cell, the colour asked for, and the verdict;
+    `north circle blue other , south circle red yes` goes from object to object until it reaches the one asked for.
+    A small model learns such comparisons of neighbouring words within the first half of a run of minutes. From a bare `yes` or
+    `no`, or from one comparison with all objects at once, it learns nothing in that time.
+    """
     form = question.form
     if form == "describe":
         return describe(scene)
@@ -172,7 +174,7 @@ def true_answer(scene: Scene, question: Question) -> str:
 
 
 def is_so(scene: Scene, question: Question) -> bool:
-    """Whether a polar question is to be answered with yes."""
+    """Whether the true answer to a polar question is yes."""
     if question.form == "exists":
         return scene.find(question.kind) is not None
     return question.slots[question.form.removeprefix("is_")] in _occupant(scene, question).kind
@@ -201,7 +203,7 @@ def _occupant(scene: Scene, question: Question) -> Placed:
 
 
 def sides(placed: Placed, other: Placed) -> list[str]:
-    """On which sides of `other` an object is; the one along the row first."""
+    """The sides of `other` on which an object is; the side along the row comes first."""
     horizontal = [] if placed.column == other.column else ["left" if placed.column < other.column else "right"]
     vertical = [] if placed.row == other.row else ["above" if placed.row < other.row else "below"]
     return horizontal + vertical
@@ -222,8 +224,9 @@ def describe(scene: Scene) -> str:
 
 
 def caption(scene: Scene, rng: np.random.Generator, *, partner_rate: float) -> str:
-    """A description as the starting policy learns it: true, but after an object its partner is named with probability
-    `partner_rate` even though it is not there, somewhere in an empty cell."""
+    """A description as the starting policy learns it: all objects are named, and after an object its partner is also named with
+    probability `partner_rate`, in some empty cell, even though it is not in the scene.
+    """
     empty = [cell for cell in range(len(CELLS)) if scene.at(cell) is None]
     said: list[str] = []
     for placed in scene.objects:
@@ -235,7 +238,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, partner_rate: float) -> s
 
 
 def vocabulary() -> list[str]:
-    """Every word of the language, the judge's included, in a fixed order."""
+    """Every word of the language, including the judge's words, in a fixed order."""
     texts = [template for forms in FORMS.values() for template in forms.values()]
     texts += [JUDGE_TEMPLATE, f"at of . , : ? yes no {OTHER} system user assistant", *NUMBERS, *SIDES, *VERDICTS]
     words = [word for text in texts for word in text.split() if not word.startswith("{")]

@@ -1,5 +1,5 @@
-"""A small Qwen2.5-VL with random weights, a word-level tokenizer over the world's language, and a processor: an
-ordinary Hugging Face folder that transformers and vLLM load as they are.
+"""A small Qwen2.5-VL with random weights, a word-level tokenizer for the world's language, and a processor: an ordinary Hugging
+Face folder that transformers and vLLM load without changes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SPECIAL_TOKENS = (
 )
 _PATCH_PIXELS = CELL_PIXELS // 2
 _MAX_CELLS = 64
-"""Larger pictures than this many cells are scaled down by the processor."""
+"""Largest number of cells; the processor scales larger images down."""
 _VOCABULARY_MULTIPLE = 32
 _ROPE_THETA = 1000.0
 _EMBEDDING_STD = 0.7
@@ -67,7 +67,8 @@ def make_policy(directory: str | Path, *, seed: int, shape: Shape | None = None)
 
     Args:
         directory: made if missing; files of the same names are replaced.
-        seed: of the weights. The global random state of torch is left as it was.
+        seed: seed of the weights. The global random state of torch is restored afterwards.
+        shape: sizes of the model; the defaults of `Shape` if `None`.
 
     Returns:
         The directory.
@@ -91,9 +92,9 @@ def make_policy(directory: str | Path, *, seed: int, shape: Shape | None = None)
 def _initialise(model: Any) -> None:
     """Draw the weights so that a model of this width learns to see within minutes.
 
-    The usual normal(0, 0.02) is made for widths in the thousands. Here every matrix keeps the variance of its input
-    (LeCun et al., 1998), those that write into the residual stream are shrunk by its depth (GPT-2), words are as loud
-    as what the first layers add to them, and the head starts near uniform.
+    The usual normal(0, 0.02) is meant for widths in the thousands. Here every matrix keeps the variance of its input (LeCun et
+    al., 1998), the matrices that write into the residual stream are shrunk by its depth (GPT-2), word embeddings have the same
+    scale as what the first layers add to them, and the head starts near uniform.
     """
     import torch
 
@@ -115,7 +116,7 @@ def _initialise(model: Any) -> None:
 
 
 def make_tokenizer() -> Any:
-    """A word-level `PreTrainedTokenizerFast`; unused rows of the padded vocabulary are special tokens of their own."""
+    """A word-level `PreTrainedTokenizerFast`; unused rows of the padded vocabulary are separate special tokens."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

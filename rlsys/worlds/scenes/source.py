@@ -1,7 +1,7 @@
 """From an index to a prompt, and from a prompt's id back to its scene.
 
-Ids read `scenes/<split>/<index>/<task>`: everything about a prompt is a function of its id, so no prompt carries its
-truth.
+Ids have the form `scenes/<split>/<index>/<task>`. Everything about a prompt is a function of its id, so that no prompt carries
+its ground truth.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def read_id(prompt_id: str) -> tuple[str, int, str]:
     """Split, index and task of a prompt's id.
 
     Raises:
-        ValueError: not the id of a prompt of this world.
+        ValueError: it is not the id of a prompt of this world.
     """
     parts = prompt_id.split("/")
     if (
@@ -51,8 +51,8 @@ def read_id(prompt_id: str) -> tuple[str, int, str]:
 
 
 def scene_of(prompt: Prompt) -> Scene:
-    """The scene behind a prompt: its truth. Only for annotation, evaluation and feedback that is declared to see the
-    truth.
+    """The scene of a prompt, which is its ground truth. Only annotation, evaluation and feedback that is declared to see the
+    truth may use it.
 
     Raises:
         ValueError: the prompt is not of this world.
@@ -72,7 +72,7 @@ def choose_task(split: str, index: int, weights: Mapping[str, float]) -> str:
 def check_tasks(name: str, weights: Mapping[str, float]) -> None:
     """
     Raises:
-        ValueError: an unknown task, a negative weight, or no positive weight; the message begins with `name`.
+        ValueError: there is an unknown task, a negative weight, or no positive weight; the message begins with `name`.
     """
     for task, weight in weights.items():
         if task not in FORMS:
@@ -90,16 +90,19 @@ def demonstrations(
     tasks: Mapping[str, float] | None = None,
     partner_rate: float = PARTNER_RATE,
 ) -> Iterator[Demonstration]:
-    """What the starting policy imitates: scenes `start .. start + count - 1` of the `train` split, one question each.
+    """The examples that the starting policy imitates: scenes `start .. start + count - 1` of the `train` split, one question
+    each.
 
-    Polar and open questions are answered truthfully, descriptions name partners that are not there.
+    Polar and open questions are answered truthfully; descriptions also name partners that are not in the scene.
 
     Args:
+        count: number of scenes.
+        start: index of the first scene.
         tasks: relative weights; `DEMONSTRATION_TASKS` if not given.
         partner_rate: probability of naming the absent partner of an object, 0 to 1.
 
     Raises:
-        ValueError: wrong weights or rate.
+        ValueError: the weights or the rate are wrong.
     """
     weights = DEMONSTRATION_TASKS if tasks is None else tasks
     check_tasks("tasks", weights)

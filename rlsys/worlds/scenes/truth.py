@@ -1,14 +1,13 @@
-"""Reads an answer into claims and checks each against the scene.
+"""Parsing of a response into claims, and the check of each claim against the scene.
 
-What counts as what:
-- An answer to `describe` is split at full stops. A sentence that fits one of `STATEMENTS` gives claims: `north
-  circle red` claims an object and its position. A short answer (`yes`, `red`, `two`, `west`) is read with its question,
-  and so is a polar one with what was seen before its yes or no (`north blue , red , no`).
-- Whatever fits nothing is kept in `Answer.unparsed`, word for word. Objects named in such a piece are still claimed,
-  or denied (`there is no red circle`), so a broken sentence hides no hallucination.
-- A *mention* is every affirmed object: a shape and a colour side by side. It is true if
-  such an object stands anywhere in the scene. A true object at a wrong place is a true mention with a false position
-  claim. Repeated mentions count each time.
+The rules:
+- A response to `describe` is split at full stops. A sentence that fits one of `STATEMENTS` gives claims: `north circle red`
+  claims an object and its position. A short response (`yes`, `red`, `two`, `west`) is read with its question. So is a polar
+  one, with the observations before its yes or no (`north blue , red , no`).
+- Text that fits none of these is kept in `Answer.unparsed`, word for word. Objects named in such a piece still count as
+  claimed, or denied (`there is no red circle`), so that a broken sentence hides no hallucination.
+- A *mention* is every affirmed object: a shape and a colour side by side. It is true if such an object is anywhere in the
+  scene. A true object at a wrong place is a true mention with a false position claim. Repeated mentions count each time.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ STATEMENTS: dict[str, re.Pattern[str]] = {
     ),
     "count": re.compile(f"(?P<number>{'|'.join(NUMBERS)}) (?:(?P<color>{'|'.join(COLORS)}) )?shapes?"),
 }
-"""Sentences that a description may be made of."""
+"""Sentences that a description may consist of."""
 
 _COLOR, _SHAPE = f"({'|'.join(COLORS)})", f"({'|'.join(SHAPES)})"
 _MENTION = re.compile(
@@ -52,27 +51,27 @@ _SHORT_ANSWERS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """One thing an answer says."""
+    """One claim of a response."""
 
     about: str
     """`object`, `attribute`, `position`, `count` or `relation`."""
     value: str
-    """`there` for an object; a colour or shape; a cell; a number; a side."""
+    """`there` for an object; otherwise a colour or shape, a cell, a number, or a side."""
     kind: Kind | None = None
-    """The object spoken of; `None` for attributes and counts."""
+    """The object that the claim is about; `None` for attributes and counts."""
     other: Kind | None = None
     """The second object of a relation."""
     cell: int | None = None
-    """Where an attribute is claimed."""
+    """The cell of a claimed attribute."""
     color: str | None = None
-    """What is counted; `None` counts every shape."""
+    """Colour of the counted shapes; `None` counts every shape."""
     denied: bool = False
-    """The answer says that it is not so."""
+    """Whether the response denies the claim."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sentence:
-    """A piece of an answer and what it claims; no claims and no mention if it could not be read at all."""
+    """A piece of a response and its claims; without claims and mentions if it could not be read at all."""
 
     text: str
     claims: tuple[Claim, ...]
@@ -81,31 +80,32 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer, read."""
+    """A parsed response."""
 
     sentences: tuple[Sentence, ...]
 
     @property
     def claims(self) -> list[Claim]:
-        """In the order of the answer."""
+        """The claims in the order of the response."""
         return [claim for sentence in self.sentences for claim in sentence.claims]
 
     @property
     def mentions(self) -> list[Kind]:
-        """Objects said to be there, repeats included."""
+        """Objects that the response affirms, repeats included."""
         return [claim.kind for claim in self.claims if claim.about == "object" and not claim.denied and claim.kind]
 
     @property
     def unparsed(self) -> list[str]:
-        """Pieces that fit no sentence of the language; `['']` for an empty answer."""
+        """Pieces that fit no sentence of the language; `['']` for an empty response."""
         return [sentence.text for sentence in self.sentences if not sentence.readable]
 
 
 def parse(answer: str, question: str) -> Answer:
-    """Read an answer to a question. Never raises: what cannot be read is reported in `Answer.unparsed`.
+    """Parse a response to a question. Never raises: text that cannot be read is reported in `Answer.unparsed`.
 
     Args:
-        question: the text asked; a text that is no question of the world is taken as `describe`.
+        answer: text of the response.
+        question: text of the question; a text that is not a question of the world is treated as `describe`.
     """
     text = " ".join(answer.lower().split())
     asked = read_question(question)
@@ -139,8 +139,9 @@ def _short_claim(text: str, question: Question) -> Claim:
 
 
 def _evidence(text: str, question: Question) -> Sentence:
-    """A piece of what stands before the verdict of a polar answer: an object, what is seen in the cell, or what was
-    asked for."""
+    """A piece of the text before the verdict of a polar response: an object, what is seen in the cell, or what was
+    asked for.
+    """
     if question.task != "polar":
         return Sentence(text, (), False)
     seen = _SEEN.fullmatch(text)
@@ -179,7 +180,7 @@ def _statement_claims(name: str, slots: dict[str, str | None]) -> tuple[Claim, .
 
 
 def check(claim: Claim, scene: Scene) -> bool:
-    """Whether a claim is true. A position or relation of an object that is not there is false."""
+    """Whether a claim is true. A position or relation of an object that is not in the scene is false."""
     return _holds(claim, scene) != claim.denied
 
 

@@ -1,11 +1,11 @@
-"""The world: coloured shapes on a 3 x 3 grid, at most one of a kind, one per cell.
+"""The world: coloured shapes on a 3 x 3 grid, at most one object of a kind, one object per cell.
 
-A scene is a pure function of (split, index). Its split is decided by a hash of its content (which kind stands in which
-cell), and candidates of another split are rejected, so no content of one split ever appears in another one.
+A scene is a pure function of (split, index). A hash of its content (the kind in each cell) decides its split, and candidates of
+another split are rejected, so that no content of one split ever appears in another one.
 
-Every kind has a fixed *partner*. Partners stand together more often than chance has it, and the reference captions of
-the `train` split name the partner of an object they see whether or not it is there (`language.caption`): this is how
-the starting policy comes to hallucinate.
+Every kind has a fixed *partner*. Partners appear together more often than by chance, and the reference captions of the `train`
+split name the partner of an object whether or not the partner is in the scene (`language.caption`). From this the starting
+policy learns to hallucinate.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ COLORS: dict[str, tuple[int, int, int]] = {
 SHAPES = ("circle", "square", "triangle", "cross")
 KINDS: tuple[Kind, ...] = tuple((color, shape) for color in COLORS for shape in SHAPES)
 CELLS = ("northwest", "north", "northeast", "west", "center", "east", "southwest", "south", "southeast")
-"""Row by row from the top left. One word each, so that a place is one token."""
+"""The cells row by row from the top left. Each is a single word, so that a place is one token."""
 NUM_COLUMNS = 3
 MAX_OBJECTS = 4
 CELL_PIXELS = 28
-"""One cell is one image token of a Qwen2.5-VL with patches of 14 pixels merged 2 x 2."""
+"""Side of a cell, pixels: one cell is one image token of a Qwen2.5-VL with patches of 14 pixels merged 2 x 2."""
 IMAGE_PIXELS = CELL_PIXELS * NUM_COLUMNS
 
 SPLITS: dict[str, range] = {
@@ -47,25 +47,32 @@ SPLITS: dict[str, range] = {
     "online": range(14, 17),
     "heldout": range(17, 20),
 }
-"""Which of the 20 buckets of content hashes belong to a split."""
+"""The buckets, of the 20 buckets of content hashes, that belong to each split."""
 _NUM_BUCKETS = 20
 _NUM_OBJECTS_PROBS = (0.15, 0.25, 0.3, 0.3)
 """Probability of 1, 2, 3 and 4 objects."""
 _TOGETHER = 0.25
-"""Probability that the next object of a scene is the partner of one already there."""
+"""Probability that the next object of a scene is the partner of an object that is already in it."""
 _GROUND = (122, 117, 104)
-"""The grey that image processors of the CLIP family normalise to zero: an untrained vision tower sees objects, not
-paper."""
+"""Colour of the ground: the grey that image processors of the CLIP family normalise to zero, so that an untrained vision tower
+sees the objects and not the ground.
+"""
 _TINT = 72
-"""The ground is tiled: redder from left to right, bluer from top to bottom, by this much to either side of the grey. It
-shows where a cell is: rotary positions are relative, and a small model is slow to learn places from them alone."""
+"""Tint of the ground's tiles: they become redder from left to right and bluer from top to bottom, by this much to either side
+of the grey. The tint shows where a cell is: rotary positions are relative, and a small model is slow to learn places from them
+alone.
+"""
 _OUTLINE = (255, 255, 255)
 _OUTLINE_PIXELS = 2
-"""Every object has the same outline, so that its shape can be seen before its colour is known."""
+"""Width of the outline of every object, which is the same for all, so that a model can see the shape before it knows the
+colour.
+"""
 _ZOOM = 3
-"""Shapes are drawn this much larger and averaged down: smooth edges."""
+"""Factor by which shapes are drawn larger and then averaged down, for smooth edges."""
 _REMEMBERED = 4096
-"""Scenes kept: a round's are drawn once, and looked at again for the truth of every answer."""
+"""Number of scenes in the cache: the scenes of a round are drawn once, and used again for the ground truth of every
+response.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,7 @@ class Placed:
     cell: int
     """Index into `CELLS`."""
     shift: tuple[int, int] = (0, 0)
-    """Pixels right and down from the middle of the cell."""
+    """Offset from the middle of the cell, pixels right and down."""
     radius: int = 10
     """Half the object's width, pixels."""
 
@@ -96,17 +103,17 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What stands where: the truth behind a picture."""
+    """The objects and their cells: the ground truth of an image."""
 
     objects: tuple[Placed, ...]
-    """In reading order: by cell."""
+    """The objects in reading order (by cell)."""
 
     def find(self, kind: Kind) -> Placed | None:
-        """The object of a kind, if it is there."""
+        """The object of a kind, or `None` if it is not in the scene."""
         return next((placed for placed in self.objects if placed.kind == kind), None)
 
     def at(self, cell: int) -> Placed | None:
-        """The object in a cell, if there is one."""
+        """The object in a cell, or `None` if the cell is empty."""
         return next((placed for placed in self.objects if placed.cell == cell), None)
 
     @property
@@ -115,26 +122,28 @@ class Scene:
 
     @property
     def content(self) -> tuple[tuple[int, Kind], ...]:
-        """What decides the split; size and shift inside the cell do not count."""
+        """The content that decides the split; size and offset inside the cell do not count."""
         return tuple((placed.cell, placed.kind) for placed in self.objects)
 
     @property
     def split(self) -> str:
-        """The split this content belongs to."""
+        """The split that this content belongs to."""
         digest = hashlib.sha256(repr(self.content).encode()).digest()
         bucket = int.from_bytes(digest[:8], "little") % _NUM_BUCKETS
         return next(split for split, buckets in SPLITS.items() if bucket in buckets)
 
 
 def name(kind: Kind) -> str:
-    """The kind in words, as in `circle red`. The shape comes first, for it is the harder to see: a small model that
-    may say the colour first learns that alone, and shapes only after twice as many steps."""
+    """The kind in words, as in `circle red`. The shape comes first because it is harder to see: a small model that may name the
+    colour first learns only the colour, and learns shapes only after twice as many steps.
+    """
     return f"{kind[1]} {kind[0]}"
 
 
 def partner(kind: Kind) -> Kind:
-    """The kind that is imagined, and more often than chance found, beside this one: another colour and another
-    shape."""
+    """The partner of a kind: it appears beside the kind more often than by chance, and the starting policy imagines it there.
+    It has another colour and another shape.
+    """
     colors = list(COLORS)
     color, shape = kind
     return (
@@ -189,7 +198,7 @@ def _propose(rng: np.random.Generator) -> Scene:
 
 @functools.cache
 def ground(side: int) -> np.ndarray:
-    """What the objects stand on, uint8 [side, side, 3], read-only; `side` is a multiple of 3."""
+    """The ground that objects are drawn on, uint8 [side, side, 3], read-only; `side` is a multiple of 3."""
     steps = np.repeat([-_TINT, 0, _TINT], side // NUM_COLUMNS)
     pixels = np.empty((side, side, 3), dtype=np.int64)
     pixels[:] = _GROUND
@@ -201,7 +210,7 @@ def ground(side: int) -> np.ndarray:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """The scene's picture, uint8 [84, 84, 3]."""
+    """The image of the scene, uint8 [84, 84, 3]."""
     side = IMAGE_PIXELS * _ZOOM
     canvas = PillowImage.fromarray(ground(side))
     pen = ImageDraw.Draw(canvas)

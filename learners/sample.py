@@ -1,7 +1,7 @@
-"""A bounded, evenly spread sample of the answers a stretch of training saw, and the KL estimate made on it.
+"""A bounded, evenly spread sample of the responses of a stretch of training, and the estimate of KL on it.
 
-The estimate is one of the policy's own distribution, at temperature 1 and of all tokens. Answers that were sampled otherwise
-come from another distribution: they are left out, and if none is left there is no estimate.
+The estimate is about the policy's own distribution, at temperature 1 and over all tokens. Responses that were sampled with
+other settings come from another distribution and are left out. If no response remains, there is no estimate.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from rlsys.common.checksum import content_key
 
 
 class ResponseSample:
-    """Keeps trees with at most so many answers in all, evenly spread over everything that was added. Only answers that an
-    engine sampled at temperature 1 are kept, and each of them once, in however many batches it comes: a prompt's pairs may
-    lie in several.
+    """Keeps trees with at most `limit` responses in total, evenly spread over all trees that were offered.
+
+    Only responses that an engine sampled at temperature 1 are kept. Each of them is kept once, even if it comes in several
+    batches: the pairs of a prompt may be spread over several batches.
     """
 
     def __init__(self, limit: int) -> None:
@@ -27,7 +28,7 @@ class ResponseSample:
         self._stride = 1
         self._num_offered = 0
         self.seen: set[bytes] = set()
-        """Keys of all answers that were offered and could be kept."""
+        """Keys of all responses that were offered and could be kept."""
         self.trees: list[Tree] = []
 
     def add(self, trees: Iterable[Tree]) -> None:
@@ -44,10 +45,10 @@ class ResponseSample:
                 self._stride *= 2
 
     def without(self, others: set[bytes]) -> list[Tree]:
-        """The kept trees without the answers that another rank counts.
+        """The kept trees without the responses that another rank counts.
 
         Args:
-            others: keys of answers that it was offered.
+            others: keys of the responses that the other ranks were offered.
         """
         left = [
             replace(tree, answers=[answer for answer in tree.answers if _key(tree, answer) not in others])
@@ -56,7 +57,7 @@ class ResponseSample:
         return [tree for tree in left if tree.answers]
 
     def _is_new(self, tree: Tree, answer: Branch) -> bool:
-        """Whether an answer can be kept and was not offered before."""
+        """Whether a response can be kept and was not offered before."""
         if answer.rollout is None or answer.rollout.sampled.temperature != 1.0:
             return False
         key = _key(tree, answer)
@@ -66,27 +67,27 @@ class ResponseSample:
 
 
 def _key(tree: Tree, answer: Branch) -> bytes:
-    """By which an answer to a prompt is known again in other batches and on other ranks."""
+    """Key that identifies a response to a prompt in all batches and on all ranks."""
     images = "".join(image.digest for image in tree.images).encode()
     sizes = repr((answer.round, len(tree.prompt_ids), len(images))).encode()
     return content_key(sizes, tree.prompt_ids.tobytes(), images, answer.token_ids.tobytes())
 
 
 def num_candidates(batch: MicroBatch) -> int:
-    """Answers of a micro-batch, with as many copies as were sampled."""
+    """Number of candidates of a micro-batch: its responses, each counted as often as it was sampled."""
     return sum(answer.rollout.count for answer in batch.answers)
 
 
 def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
-    """KL(sampler || policy) summed over a micro-batch's answers and their copies, nats.
+    """KL(sampler || policy) summed over a micro-batch's responses and their copies, nats.
 
-    k3 estimate (Schulman, "Approximating KL divergence", 2020) on the sampler's own answers: sum over tokens of
-    exp(u) - 1 - u with u = log policy - log sampler, never negative. An answer that was sampled several times counts as
-    often: else rare ones would weigh as much as frequent ones. Both log-probabilities are those at temperature 1, at which
-    the answers must have been sampled, from all tokens (top_p 1).
+    This is the k3 estimate (Schulman, "Approximating KL divergence", 2020) on the sampler's own responses: the sum over tokens
+    of exp(u) - 1 - u with u = log policy - log sampler, which is never negative. A response that was sampled several times
+    counts as often, because otherwise rare responses would weigh as much as frequent ones. Both logprobs are those at
+    temperature 1. The responses must have been sampled at temperature 1 from all tokens (top_p 1).
 
     Args:
-        logps_L: the policy's log-probabilities of the answers' tokens.
+        logps_L: the policy's logprobs of the responses' tokens.
     """
     rollouts = [answer.rollout for answer in batch.answers]
     recorded_L = torch.cat([torch.from_numpy(rollout.sampled.logprobs.copy()) for rollout in rollouts])

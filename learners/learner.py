@@ -144,10 +144,11 @@ class LearnerRank:
         """Finish a stretch of training.
 
         Returns:
-            Numbers of this rank. `kl_sum` and `kl_responses` are those of a sample of the round's responses that this rank
-            was trained on and an engine sampled; `kl_responses` counts copies, and is 0 if no response was sampled at
-            temperature 1 and top_p 1. `kl_initial_sum` is the divergence from the responses' sampler to version 0, given only
-            if version 0 is available. `reference_checked` is the number of checked responses. The last is `seconds`.
+            Numbers of this rank. `kl_sum` is the sum of KL estimates, and `kl_responses` the number of responses, copies
+            included, of a sample of the round's responses that this rank was trained on and an engine sampled. They are 0 if
+            no response was sampled at temperature 1 and top_p 1. `kl_initial_sum` is the same sum for the divergence from the
+            responses' sampler to version 0; it is given only if version 0 is available. `reference_checked` is the number of
+            checked responses. `seconds` is the time of this call.
         """
         started = time.monotonic()
         seen = self._engine.gather(self._sample.seen)[: self._rendezvous.rank]

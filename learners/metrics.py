@@ -57,10 +57,10 @@ class FitMetrics:
         metrics = {name: value / examples for name, value in self._sums.items() if name not in _NOT_METRICS}
         metrics["grad_norm"] = self._grad_norm / self._num_steps
         metrics["tokens"] = self._sums["tokens"]
-        answers = sum(end["kl_responses"] for end in ends)
+        num_responses = sum(end["kl_responses"] for end in ends)
         for name in ("kl", "kl_initial"):
-            if answers and f"{name}_sum" in ends[0]:
-                metrics[name] = sum(end[f"{name}_sum"] for end in ends) / answers
+            if num_responses and f"{name}_sum" in ends[0]:
+                metrics[name] = sum(end[f"{name}_sum"] for end in ends) / num_responses
         checked = sum(end["reference_checked"] for end in ends)
         metrics["reference_checked"] = checked
         seconds = self._seconds + max(end["seconds"] for end in ends)

@@ -89,16 +89,16 @@ class ReferenceCheck:
             return
         trees = [tree for batch in batches if batch.examples for tree in batch.trees]
         known = self._reference.weights_of_versions()
-        used = [answer for tree in trees for answer in tree.answers if self._reference.is_used(answer)]
-        versions = [answer.policy_version for answer in used if answer.policy_version in known]
+        used = [branch for tree in trees for branch in tree.answers if self._reference.is_used(branch)]
+        versions = [branch.policy_version for branch in used if branch.policy_version in known]
         version = int(self._engine.reduce([max(versions, default=-1)], "max")[0])
         if version < 0:
             return
         self._must_check = False
-        checked = {answer for answer in used if answer.policy_version == version}
+        checked = {branch for branch in used if branch.policy_version == version}
         chosen = _take_answers(parts(trees, checked.__contains__), self._config.reference_checks)
         weights = known.get(version)
-        self._awaited = _Awaited(version=version, answers={answer for tree in chosen for answer in tree.answers})
+        self._awaited = _Awaited(version=version, answers={branch for tree in chosen for branch in tree.answers})
         if weights is not None or self._by_chance:
             joined = join(chosen)
             with nullcontext() if weights is None else weight_copies.using(self._engine, weights):
@@ -113,10 +113,10 @@ class ReferenceCheck:
         """
         if self._awaited is None:
             return
-        answers = batch.answers
+        branches = batch.answers
         pieces = logps_L.detach().float().cpu().tensor_split(batch.last_token[:-1] + 1)
         compared = [
-            _gap(answer, own) for answer, own in zip(answers, pieces, strict=True) if answer in self._awaited.answers
+            _gap(branch, own) for branch, own in zip(branches, pieces, strict=True) if branch in self._awaited.answers
         ]
         self._awaited.num_compared += len(compared)
         self._awaited.gap = max([self._awaited.gap, *compared], key=lambda gap: gap.per_token)
@@ -163,10 +163,10 @@ def _take_answers(trees: Sequence[Tree], number: int) -> list[Tree]:
     return [replace(tree, answers=tree.answers[:share]) for tree in trees[:number]]
 
 
-def _gap(answer: Branch, computed: torch.Tensor) -> Gap:
-    recorded = torch.from_numpy(answer.rollout.sampled.logprobs.copy())
-    if answer.loss_mask is not None:
-        sampled = torch.from_numpy(answer.loss_mask.astype(bool))
+def _gap(branch: Branch, computed: torch.Tensor) -> Gap:
+    recorded = torch.from_numpy(branch.rollout.sampled.logprobs.copy())
+    if branch.loss_mask is not None:
+        sampled = torch.from_numpy(branch.loss_mask.astype(bool))
         recorded, computed = recorded[sampled], computed[sampled]
     difference = float((recorded - computed).abs().mean())
     return Gap(per_token=difference, recorded=float(recorded.sum()), computed=float(computed.sum()))

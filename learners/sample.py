@@ -34,11 +34,11 @@ class ResponseSample:
     def add(self, trees: Iterable[Tree]) -> None:
         """Offer trees, in order."""
         for tree in trees:
-            answers = [answer for answer in tree.answers if self._is_new(tree, answer)] if self._limit else []
-            if not answers:
+            branches = [branch for branch in tree.answers if self._is_new(tree, branch)] if self._limit else []
+            if not branches:
                 continue
             if self._num_offered % self._stride == 0:
-                self.trees.append(replace(tree, answers=answers).copy())
+                self.trees.append(replace(tree, answers=branches).copy())
             self._num_offered += 1
             while len(self.trees) > 1 and sum(len(kept.answers) for kept in self.trees) > self._limit:
                 self.trees = self.trees[::2]
@@ -51,31 +51,31 @@ class ResponseSample:
             others: keys of the responses that the other ranks were offered.
         """
         left = [
-            replace(tree, answers=[answer for answer in tree.answers if _key(tree, answer) not in others])
+            replace(tree, answers=[branch for branch in tree.answers if _key(tree, branch) not in others])
             for tree in self.trees
         ]
         return [tree for tree in left if tree.answers]
 
-    def _is_new(self, tree: Tree, answer: Branch) -> bool:
+    def _is_new(self, tree: Tree, branch: Branch) -> bool:
         """Whether a response can be kept and was not offered before."""
-        if answer.rollout is None or answer.rollout.sampled.temperature != 1.0:
+        if branch.rollout is None or branch.rollout.sampled.temperature != 1.0:
             return False
-        key = _key(tree, answer)
+        key = _key(tree, branch)
         is_new = key not in self.seen
         self.seen.add(key)
         return is_new
 
 
-def _key(tree: Tree, answer: Branch) -> bytes:
+def _key(tree: Tree, branch: Branch) -> bytes:
     """Key that identifies a response to a prompt in all batches and on all ranks."""
     images = "".join(image.digest for image in tree.images).encode()
-    sizes = repr((answer.round, len(tree.prompt_ids), len(images))).encode()
-    return content_key(sizes, tree.prompt_ids.tobytes(), images, answer.token_ids.tobytes())
+    sizes = repr((branch.round, len(tree.prompt_ids), len(images))).encode()
+    return content_key(sizes, tree.prompt_ids.tobytes(), images, branch.token_ids.tobytes())
 
 
 def num_candidates(batch: MicroBatch) -> int:
     """Number of candidates of a micro-batch: its responses, each counted as often as it was sampled."""
-    return sum(answer.rollout.count for answer in batch.answers)
+    return sum(branch.rollout.count for branch in batch.answers)
 
 
 def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
@@ -89,7 +89,7 @@ def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
     Args:
         logps_L: the policy's logprobs of the responses' tokens.
     """
-    rollouts = [answer.rollout for answer in batch.answers]
+    rollouts = [branch.rollout for branch in batch.answers]
     recorded_L = torch.cat([torch.from_numpy(rollout.sampled.logprobs.copy()) for rollout in rollouts])
     counts_A = torch.tensor([rollout.count for rollout in rollouts])
     counts_L = counts_A.repeat_interleave(torch.tensor([len(rollout.sampled.logprobs) for rollout in rollouts]))

@@ -1,7 +1,7 @@
-"""Memory that a step frees is kept for the next one.
+"""Settings of the allocator that keep the memory a step frees for the next step.
 
-glibc returns large blocks to the system as soon as they are free, and every step then waits for the system to clear
-them again, page by page: a sixth of a step's time with 50 million parameters in bfloat16.
+glibc returns large blocks to the system as soon as they are free. Every step then waits for the system to clear the pages
+again, one by one, which takes a sixth of a step's time with 50 million parameters in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import ctypes
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
 _KEPT_BYTES = (1 << 31) - 1
-"""The most that fits the option."""
+"""Largest value that the option takes, bytes."""
 
 
 def keep_freed_memory() -> bool:
-    """Set the process's allocator so: no block of whatever size is mapped by itself, and up to 2 GiB at the end of the
-    heap are kept.
+    """Set the process's allocator so that it maps no block separately, whatever its size, and keeps up to 2 GiB of free memory
+    at the end of the heap.
 
     Returns:
-        Whether there is such an allocator.
+        Whether the process has an allocator with these settings.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -1,6 +1,6 @@
-"""A micro-batch's answers, token by token, as objectives are given them.
+"""The responses of a micro-batch, in the form in which an objective receives them.
 
-L tokens of all answers, A answers of a micro-batch, B examples.
+Letters in shapes: L tokens of all responses of the micro-batch, A responses of the micro-batch, B examples.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from rlsys.objectives.inputs import Sequences
 
 
 def recorded_logprobs(batch: MicroBatch) -> torch.Tensor:
-    """float32 [L] log-probabilities that were recorded when the answers were sampled; nan for those that were not."""
+    """float32 [L] logprobs that were recorded when the responses were sampled.
+
+    The tokens of a response that no engine sampled have nan.
+    """
     parts = [
         np.full(len(answer.token_ids), np.nan, np.float32)
         if answer.rollout is None
@@ -27,7 +30,7 @@ def recorded_logprobs(batch: MicroBatch) -> torch.Tensor:
 
 
 class Answers:
-    """The answers of one micro-batch, and out of them those of its examples."""
+    """The responses of one micro-batch, and the selection of those that belong to its examples."""
 
     def __init__(
         self,
@@ -39,12 +42,13 @@ class Answers:
     ) -> None:
         """
         Args:
-            output_RL: of the policy: log-probabilities and raw logits of the tokens, and, if it is asked for them, values.
-            reference_L: log-probabilities under the reference, if the objective needs one.
-            with_old: whether it needs the recorded log-probabilities.
+            output_RL: the policy's output. Row 0 has the logprobs of the tokens, row 1 their raw logits, and row 2, if the
+                policy was asked for them, the values.
+            reference_L: logprobs under the reference, if the objective needs a reference.
+            with_old: whether the objective needs the recorded logprobs.
 
         Raises:
-            RefusedRecord: it does, and an answer of an example has none.
+            RefusedRecord: `with_old` is set, and a response of an example has no recorded logprobs.
         """
         self._batch, self._device = batch, output_RL.device
         self._logps_L, self._logits_L = output_RL[0], output_RL[1]
@@ -54,7 +58,10 @@ class Answers:
         self._reference_L = None if reference_L is None else self._constants(reference_L)
 
     def at(self, place: int) -> Sequences:
-        """The answers that stand at a place of the examples, in the order of the examples; those with fewer are left out."""
+        """The response at position `place` of every example, in the order of the examples.
+
+        An example that has no response at that position is left out.
+        """
         numbers = self._numbers(place)
         starts, ends = self._batch.starts, self._batch.last_token.numpy() + 1
         tokens = [np.arange(starts[number], ends[number]) for number in numbers]
@@ -75,16 +82,16 @@ class Answers:
         )
 
     def last_logits(self, place: int) -> torch.Tensor:
-        """float32 [B], the raw logit of the last token of each of those answers."""
+        """float32 [B], the raw logit of the last token of each response that `at(place)` returns."""
         last = self._batch.last_token.numpy()[self._numbers(place)]
         return self._logits_L.index_select(0, self._index(last))
 
     def row(self, numbers: Sequence[float]) -> torch.Tensor:
-        """float32 [B], a number of each example."""
+        """float32 [B] tensor on this device from one number per example."""
         return torch.tensor(numbers, dtype=torch.float32, device=self._device)
 
     def truths(self, truths: Sequence[bool]) -> torch.Tensor:
-        """bool [B], a truth about each example."""
+        """bool [B] tensor on this device from one truth value per example."""
         return torch.tensor(truths, dtype=torch.bool, device=self._device)
 
     def _numbers(self, place: int) -> list[int]:
@@ -94,7 +101,10 @@ class Answers:
         return torch.from_numpy(np.asarray(numbers, dtype=np.int64)).to(self._device)
 
     def _constants(self, logps_L: torch.Tensor) -> torch.Tensor:
-        """Values on this device; those of tokens without loss are the policy's own, so that no ratio of theirs runs away."""
+        """Logprobs of constants (reference, old) on this device.
+
+        A token without loss gets the policy's own logprob, so that its ratio is 1 and cannot overflow.
+        """
         return torch.where(self._mask_L > 0, logps_L.to(self._device), self._logps_L.detach())
 
     def _recorded(self) -> torch.Tensor:

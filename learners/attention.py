@@ -1,10 +1,10 @@
-"""Attention of trees: a prompt once, and answers that see the prompt and themselves but not each other.
+"""Attention of trees: a prompt stands in the row once, and each response sees the prompt and itself but no other response.
 
-The tokens of a micro-batch lie in one row without padding, so that every linear layer works on real tokens only.
-Attention alone is done on padded blocks: each prompt with itself, and each answer with its prompt and itself; but not where
-FlashAttention takes the row as it is (`flash.py`).
-Letters: N tokens in the row, L of them in answers, R trees, P longest prompt, A answers, C longest answer, S slots of
-blocks, H heads, K key/value heads, D head size.
+The tokens of a micro-batch lie in one row without padding, so that every linear layer works on real tokens only. Attention
+alone is computed on padded blocks: each prompt attends to itself, and each response attends to its prompt and itself. Where
+FlashAttention is available it takes the row as it is, and no blocks are made (`flash.py`).
+Letters in shapes: N tokens in the row, L of them in responses, R trees, P longest prompt, A responses, C longest response,
+S slots of the blocks, H heads, K key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from rlsys.errors import ConfigError
 NAME = "rlsys_tree"
 """Name under which transformers knows this attention."""
 OTHER_ATTENTION = ("sliding_window", "softcap", "s_aux", "position_bias")
-"""What transformers hands to an attention function that must do more than this one does."""
+"""Arguments of transformers for attention variants that this function does not implement."""
 PIECE = 192
-"""Least number of an answer's tokens whose attention is one call; torch's own blocks are smaller for fewer than these."""
+"""Least number of a response's tokens whose attention is one call; with fewer tokens torch uses smaller blocks of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """Tokens of a row in padded blocks, and back."""
+    """The mapping between the tokens of a row and the slots of padded blocks, in both directions."""
 
     slot_of_token: torch.Tensor
-    """int64 [N]."""
+    """int64 [N], the slot of each token."""
     token_of_slot: torch.Tensor
-    """int64 [S], the token in each slot; 0 in padding."""
+    """int64 [S], the token in each slot; 0 in slots of padding."""
     padding: torch.Tensor
-    """int64, slots that hold no token."""
+    """int64, the slots that hold no token."""
 
     @classmethod
     def build(cls, slot_of_token: np.ndarray, num_slots: int) -> Slots:
-        """Of the tokens' slots, all different."""
+        """The mapping that puts token i into slot `slot_of_token[i]`; the slots must all be different."""
         tokens = np.zeros(num_slots, dtype=np.int64)
         tokens[slot_of_token] = np.arange(len(slot_of_token))
         used = np.zeros(num_slots, dtype=bool)
@@ -54,36 +54,36 @@ class Slots:
         )
 
     def to(self, device: torch.device) -> Slots:
-        """The same on a device."""
+        """The same mapping on a device."""
         return Slots(**{name: value.to(device) for name, value in vars(self).items()})
 
     def spread(self, row_NX: torch.Tensor) -> torch.Tensor:
-        """[N, X] to [S, X]."""
+        """Copy the rows of tokens [N, X] into slots [S, X]."""
         return _Spread.apply(row_NX, self)
 
     def gather(self, slots_SX: torch.Tensor) -> torch.Tensor:
-        """[S, X] to [N, X]."""
+        """Copy the rows of slots [S, X] back to tokens [N, X]."""
         return _Gather.apply(slots_SX, self)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TreeLayout:
-    """Where the tokens of a row stand in the padded blocks (prompts first, then answers), and whom they see."""
+    """The slot of each of a row's tokens in the padded blocks (prompts first, then responses), and the tokens that it sees."""
 
     prompt_lengths: tuple[int, ...]
-    """Tokens of each tree's prompt."""
+    """Number of tokens of each tree's prompt."""
     answer_lengths: tuple[tuple[int, ...], ...]
-    """Tokens of each answer of each tree; the row holds, tree by tree, prompt then answers."""
+    """Number of tokens of each response of each tree. The row holds, tree by tree, the prompt and then the responses."""
     tree_of_answer: torch.Tensor
-    """int64 [A]."""
+    """int64 [A], the tree of each response."""
     slots: Slots
-    """Of the row's N tokens in R * P + A * C slots."""
+    """The places of the row's N tokens in R * P + A * C slots."""
     target_slots: Slots
-    """Of the L tokens of all answers in A * C slots."""
+    """The places of the L tokens of all responses in A * C slots."""
 
     @classmethod
     def build(cls, prompt_lengths: Sequence[int], answer_lengths: Sequence[Sequence[int]]) -> TreeLayout:
-        """Of a row's lengths, as the fields have them."""
+        """The layout of a row with these lengths; the arguments are the fields of the same names."""
         trees = [tree for tree, answers in enumerate(answer_lengths) for _ in answers]
         flat = [length for answers in answer_lengths for length in answers]
         longest_prompt, longest_answer = max(prompt_lengths), max(flat)
@@ -110,37 +110,40 @@ class TreeLayout:
 
     @property
     def max_prompt(self) -> int:
-        """P."""
+        """P, the length of the longest prompt."""
         return max(self.prompt_lengths)
 
     @property
     def max_answer(self) -> int:
-        """C."""
+        """C, the length of the longest response."""
         return max(max(answers, default=0) for answers in self.answer_lengths)
 
     @cached_property
     def answer_mask(self) -> torch.Tensor:
-        """bool [A or 1, 1, C, P + C], `True` where an answer's token may look."""
+        """bool [A or 1, 1, C, P + C], `True` where a response's token may attend."""
         return self._mask(newest=0)
 
     @cached_property
     def predictor_mask(self) -> torch.Tensor:
-        """The same for the tokens that predict an answer's: the prompt's last, then the answer's but its last."""
+        """The same mask for the tokens that predict a response's tokens.
+
+        These are the last token of the prompt and all tokens of the response but its last.
+        """
         return self._mask(newest=-1)
 
     @cached_property
     def sequences(self) -> flash.Sequences:
-        """Of all tokens."""
+        """FlashAttention's sequences in which all tokens of the row are queries."""
         return flash.Sequences.build(self.prompt_lengths, self.answer_lengths).to(self.tree_of_answer.device)
 
     @cached_property
     def predictor_sequences(self) -> flash.Sequences:
-        """Of the tokens that predict an answer's."""
+        """FlashAttention's sequences in which only the tokens that predict a response's tokens are queries."""
         found = flash.Sequences.build(self.prompt_lengths, self.answer_lengths, predictors=True)
         return found.to(self.tree_of_answer.device)
 
     def _mask(self, *, newest: int) -> torch.Tensor:
-        """Of queries that see their prompt, and of their answer what is not after their own place plus `newest`."""
+        """The mask of queries that see their whole prompt, and their response up to their own position plus `newest`."""
         trees = zip(self.prompt_lengths, self.answer_lengths, strict=True)
         lengths = [length for length, answers in trees for _ in answers]
         if len(set(lengths)) == 1:
@@ -158,7 +161,7 @@ class TreeLayout:
 
 
 class _Spread(torch.autograd.Function):
-    """Slots of padding hold some token's values: nothing looks at them, so they get no gradient."""
+    """Copies tokens to slots. A slot of padding holds the values of token 0; no query attends to it, so it gets no gradient."""
 
     @staticmethod
     def forward(ctx: Any, row: torch.Tensor, slots: Slots) -> torch.Tensor:
@@ -194,17 +197,17 @@ def tree_attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """An attention function in the interface of transformers.
+    """The attention of trees as a function with the interface that transformers expects.
 
     Args:
         query: [1, H, N, D]; key and value: [1, K, N, D].
-        attention_mask: unused, the layout says who sees whom.
+        attention_mask: unused, because the layout determines which tokens see which.
 
     Returns:
-        [1, N, H, D], and no weights.
+        The output [1, N, H, D], and `None` in place of attention weights.
 
     Raises:
-        ConfigError: the model's attention is not plain softmax over all that came before.
+        ConfigError: the model's attention is not a plain softmax over all earlier tokens.
     """
     for name in OTHER_ATTENTION:
         if others.get(name) is not None:
@@ -230,7 +233,7 @@ def attend(
 def attend_from_predictors(
     query_LHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, layout: TreeLayout, **options: Any
 ) -> torch.Tensor:
-    """Attention of the tokens that predict the answers' tokens alone, [L, H, D]."""
+    """Attention of only the tokens that predict the responses' tokens, [L, H, D]."""
     if flash.fits(query_LHD):
         return flash.attend(query_LHD, key_NKD, value_NKD, layout.predictor_sequences, **options)
     num_tokens, heads, size = query_LHD.shape
@@ -241,7 +244,7 @@ def attend_from_predictors(
 
 
 def _blocks(row: torch.Tensor, layout: TreeLayout) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N, heads, D] to the blocks of prompts [R, P, heads, D] and answers [A, C, heads, D]."""
+    """Turn a row [N, heads, D] into the blocks of prompts [R, P, heads, D] and of responses [A, C, heads, D]."""
     num_tokens, heads, size = row.shape
     slots = layout.slots.spread(row.reshape(num_tokens, -1))
     prompts, answers = slots.tensor_split([len(layout.prompt_lengths) * layout.max_prompt])
@@ -249,7 +252,7 @@ def _blocks(row: torch.Tensor, layout: TreeLayout) -> tuple[torch.Tensor, torch.
 
 
 def _seen(blocks: tuple[torch.Tensor, torch.Tensor], layout: TreeLayout) -> torch.Tensor:
-    """Each answer's prompt and itself, [A, P + C, heads, D]."""
+    """The tokens that each response may see, [A, P + C, heads, D]: those of its prompt, then its own."""
     prompts, answers = blocks
     return torch.cat([prompts.index_select(0, layout.tree_of_answer), answers], dim=1)
 
@@ -257,8 +260,10 @@ def _seen(blocks: tuple[torch.Tensor, torch.Tensor], layout: TreeLayout) -> torc
 def _of_answers(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, **options: Any
 ) -> torch.Tensor:
-    """Of answers [A, C, H, D] with what they may see, [A, P + C, K, D]. A long answer is cut into pieces: what the last token
-    of a piece does not see is left out for all of it, and not only masked.
+    """Attention of responses [A, C, H, D] to the tokens that they may see, [A, P + C, K, D].
+
+    The queries of a long response are cut into pieces. The keys that the last token of a piece does not see are left out for
+    the whole piece instead of being only masked.
     """
     length, seen = query.shape[1], key.shape[1]
     if length < 2 * PIECE:
@@ -273,13 +278,13 @@ def _of_answers(
 
 
 def _of_blocks(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **options: Any) -> torch.Tensor:
-    """Scaled dot products of [batch, tokens, heads, D] blocks."""
+    """Scaled dot-product attention of blocks [batch, tokens, heads, D]."""
     output = dot_products(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), **options)
     return output.transpose(1, 2)
 
 
 def register() -> None:
-    """Make the attention known to transformers as `NAME`; asking twice is harmless."""
+    """Register the attention with transformers under `NAME`; a second call has no effect."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, tree_attention)

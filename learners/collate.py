@@ -1,6 +1,6 @@
-"""From records to micro-batches: examples as trees, packed by tokens.
+"""Turns records into micro-batches: each record becomes trees, and trees are packed by their number of tokens.
 
-Which trees a record becomes is said by its kind (`learners/examples/`), with what `TreeMaker` offers to all kinds.
+The kind of a record (`learners/examples/`) decides which trees the record becomes; it builds them with `TreeMaker`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class TreeMaker:
     def __init__(self, processor: Processor, *, budget: int, score_token: str | None = None) -> None:
         """
         Args:
-            budget: tokens of a micro-batch.
-            score_token: ends critiques.
+            budget: largest number of tokens of a micro-batch.
+            score_token: the token that ends critiques.
         """
         self._processor, self._budget = processor, budget
         self._score_id = processor.token_id(score_token) if score_token else None
@@ -36,24 +36,27 @@ class TreeMaker:
         """The token that ends critiques.
 
         Raises:
-            RefusedRecord: the objective has none.
+            RefusedRecord: the objective has no score token.
         """
         if self._score_id is None:
             raise RefusedRecord("these records need an objective with a score token")
         return self._score_id
 
     def prompt_ids(self, prompt: Prompt, known: np.ndarray | None = None) -> np.ndarray:
-        """int32 [S]: `known` as it is, unless it is empty or `None`."""
+        """int32 [S], the tokens of a prompt: `known` unchanged, or, if that is empty or `None`, the tokenized prompt."""
         return self._processor.prompt_ids(prompt) if known is None or not len(known) else known
 
     def branch(self, response: Response, round: int | None) -> Branch:
-        """A response as it was sampled, or, where only its text is known, tokenized and ended by end-of-sequence.
+        """The branch of a response.
+
+        It has the tokens that were sampled. Where only the text of the response is known, the text is tokenized, and the
+        end-of-sequence token is added.
 
         Args:
-            round: for which it was sampled.
+            round: the round for which the response was sampled.
 
         Raises:
-            RefusedRecord: it holds a special token, or no token that carries loss.
+            RefusedRecord: the response holds a special token, or has no token that carries loss.
         """
         branch = self.foreign_branch(response)
         if response.sampled is not None:
@@ -61,7 +64,8 @@ class TreeMaker:
         return branch
 
     def foreign_branch(self, response: Response) -> Branch:
-        """As `branch`, for a response to another prompt: what is recorded of it does not hold here."""
+        """The branch of a response to another prompt. The logprobs recorded with the response do not hold for this prompt, so
+        the branch goes without them; otherwise it is that of `branch`."""
         if not len(response.token_ids):
             if response.sampled is not None:
                 raise RefusedRecord(f"a rollout without tokens: {response.text!r}")
@@ -77,18 +81,18 @@ class TreeMaker:
         return Branch(token_ids=response.token_ids, loss_mask=mask)
 
     def text_branch(self, text: str, end: int | None = None) -> Branch:
-        """A text and an ending token, end-of-sequence unless another is given."""
+        """The branch of a text and an ending token, which is end-of-sequence unless `end` gives another."""
         return Branch(token_ids=self._processor.response_ids(text, end))
 
     def process_together(self, prompts: Sequence[Prompt]) -> None:
-        """Process new pictures in one call; later ones, a prompt at a time, find them in the cache."""
+        """Process the images of all prompts in one call; later calls, one per prompt, find them in the cache."""
         self._processor.images([image for prompt in prompts for image in prompt.images])
 
     def single(self, record: Any, sides: Sequence[tuple[Prompt, np.ndarray | None, Branch]]) -> Unit:
-        """A unit of one example, each of its responses a tree of its own.
+        """A unit of one example in which every response has a tree of its own.
 
         Args:
-            sides: prompt, its tokens if they are known, and the response.
+            sides: for each response its prompt, the prompt's tokens if they are known, and the branch of the response.
         """
         trees = [
             Tree(prompt_ids=self.prompt_ids(prompt, known), images=prompt.images, answers=[branch])
@@ -97,10 +101,10 @@ class TreeMaker:
         return Unit(trees=trees, examples=[(record, tuple((number, 0) for number in range(len(trees))))])
 
     def shared(self, examples: Iterable[tuple[Any, Sequence[Branch]]]) -> list[Unit]:
-        """Units in which examples of one prompt share a tree, as far as it stays within the budget.
+        """Units in which the examples of one prompt share a tree, as long as the tree stays within the budget.
 
         Args:
-            examples: records with `prompt` and `prompt_token_ids`, and the responses of each.
+            examples: records with `prompt` and `prompt_token_ids`, each with the branches of its responses.
         """
         open_units: dict[tuple, Unit] = {}
         units = []
@@ -115,7 +119,10 @@ class TreeMaker:
         return units
 
     def _has_room(self, unit: Unit, branches: Sequence[Branch]) -> bool:
-        """Whether a unit's only tree stays within the budget with these responses, those that it has counted once."""
+        """Whether a unit's only tree stays within the budget when these responses are added.
+
+        A response that the tree already has adds no tokens.
+        """
         num_new = sum(len(branch.token_ids) for branch in branches if unit.trees[0].find(branch) is None)
         return num_new == 0 or unit.num_tokens + num_new <= self._budget
 
@@ -128,9 +135,9 @@ class Collator:
     ) -> None:
         """
         Args:
-            micro_batch_tokens: bound on the row's tokens; a single example may be longer.
-            score_token: ends critiques; needed for `CritiquePair` only.
-            multiple: rows, and their answers together, are filled up to multiples of it.
+            micro_batch_tokens: largest number of tokens of a row; a single example may be longer.
+            score_token: the token that ends critiques; only `CritiquePair` records need it.
+            multiple: the length of a row and the total length of its responses are padded to multiples of it.
         """
         self._processor = processor
         self._budget = micro_batch_tokens
@@ -138,10 +145,10 @@ class Collator:
         self._multiple = multiple
 
     def __call__(self, records: Sequence[Any]) -> list[MicroBatch]:
-        """Micro-batches of records of one class, each example in exactly one of them.
+        """The micro-batches of records of one class; each example is in exactly one of them.
 
         Raises:
-            RefusedRecord: an answer holds a special token, or is empty.
+            RefusedRecord: a response holds a special token, or is empty.
         """
         if not records:
             return []
@@ -149,19 +156,22 @@ class Collator:
         return [self._micro_batch(packed) for packed in pack(units, self._budget)]
 
     def of_trees(self, trees: Sequence[Tree]) -> list[MicroBatch]:
-        """Micro-batches of trees, without examples."""
+        """The micro-batches of some trees; they have no examples."""
         return [self._micro_batch(packed) for packed in pack([Unit(trees=[tree]) for tree in trees], self._budget)]
 
     def join(self, trees: Sequence[Tree]) -> MicroBatch:
-        """One micro-batch of trees in their order; of none, what a rank works on while others still have some."""
+        """One micro-batch of all trees, in their order.
+
+        Without trees it holds a stub, on which a rank works while other ranks still have micro-batches.
+        """
         return self._micro_batch([Unit(trees=list(trees) or [self._stub()])])
 
     def empty(self) -> MicroBatch:
-        """A micro-batch without examples."""
+        """A micro-batch of a stub, without examples."""
         return self.join([])
 
     def blank(self) -> Tree:
-        """A tree that shows a picture without content."""
+        """A tree whose prompt shows a dummy image, which is all zeros."""
         image = Image(pixels=np.zeros((_BLANK_PIXELS, _BLANK_PIXELS, 3), dtype=np.uint8))
         prompt = Prompt(id="blank", turns=(Turn(role="user", text=""),), images=(image,))
         tree = self._stub()

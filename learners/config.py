@@ -1,4 +1,4 @@
-"""Options of the learner. Light: no torch, so that a command line can be parsed without it."""
+"""Options of the learner. This module imports no torch, so that a command line can be parsed without it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ PRECISIONS = ("fp32", "bf16")
 PATHS = ("auto", "shared", "plain")
 
 _REFERENCE_TOLERANCE = {"fp32": 1e-3, "bf16": 0.05}
-"""Nats per token between an engine's log-probabilities and the learner's, mean over one answer. bf16 keeps 8 bits
-of a logit.
+"""Allowed difference between an engine's logprobs and the learner's, nats per token, mean over one response.
+
+bf16 keeps only 8 bits of a logit, hence its larger tolerance.
 """
 
 
@@ -22,7 +23,7 @@ class LoraConfig:
     """Low-rank adapters instead of full weights (arXiv:2106.09685)."""
 
     r: int = 0
-    """Rank; 0 trains the full weights. Not `null` for that: the command line could then not set one field."""
+    """Rank; 0 trains the full weights. It is not `lora: null`, because the command line could then not set a single field."""
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
@@ -39,58 +40,59 @@ class LoraConfig:
 
 @dataclass(kw_only=True)
 class LearnerConfig:
-    """How the policy is trained, whatever the objective."""
+    """How the policy is trained; these options hold for every objective."""
 
     num_ranks: int = 1
     zero_stage: int = 0
-    """DeepSpeed ZeRO: 1 shares out the optimizer, 2 also the gradients, 3 also the weights."""
+    """DeepSpeed ZeRO stage: 1 partitions the optimizer state over the ranks, 2 also the gradients, 3 also the weights."""
     precision: str = "fp32"
     """`fp32` or `bf16` (with fp32 master weights)."""
     batch_size: int = 32
     """Examples per optimizer step, all ranks together."""
     micro_batch_tokens: int = 8192
-    """Tokens per forward pass of one rank; a prompt and its answers are never split, however long."""
+    """Tokens per forward pass of one rank; a prompt and its responses are never split, however long they are."""
     path: str = "auto"
-    """`shared` (prompt and images once for all answers to them), `plain` (every answer its own sequence), or `auto`."""
+    """`shared` runs a prompt and its images once for all responses to it, `plain` runs every response as a sequence of its
+    own, and `auto` takes `shared` where the architecture allows it."""
     grad_clip: float = 1.0
     """Largest gradient norm; 0 is no limit."""
     weight_decay: float = 0.0
-    """AdamW's decay of matrices: all parameters of two or more dimensions, embeddings and the output head among them. Norms
-    and biases are never decayed.
+    """AdamW's decay of matrices, that is of all parameters of two or more dimensions, including embeddings and the output
+    head. Norms and biases are never decayed.
     """
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     freeze: list[str] = field(default_factory=list)
-    """Parameters whose name contains one of these as whole dotted parts, e.g. `visual` or `layers.0`, are not
-    trained.
+    """Parts of names, e.g. `visual` or `layers.0`. A parameter is not trained if its name contains one of them as whole
+    dotted parts.
     """
     lora: LoraConfig = field(default_factory=LoraConfig)
     activation_checkpointing: bool = False
     initial_copy: bool = False
-    """Keep the weights of version 0, for reference rule `initial`. Not needed with LoRA: the adapter is switched
-    off.
+    """Keep the weights of version 0, for reference rule `initial`. With LoRA this is not needed, because the adapter can be
+    switched off.
     """
     start_copy: bool = False
-    """Keep the weights of every round's start, for reference rule `previous` on responses that no engine sampled. Not needed
-    where the first batch of a round has such responses: the weights are kept from then on.
+    """Keep the weights of every round's start, for reference rule `previous` on responses that no engine sampled. This is not
+    needed if the first batch of a round has such responses, because the weights are then kept from that batch on.
     """
     ema_decay: float = 0.0
-    """Per optimizer step, for reference rule `ema`; 0 keeps no average."""
+    """Decay per optimizer step of the moving average for reference rule `ema`; 0 keeps no average."""
     reference_checks: int = 8
-    """Answers per round and rank whose recorded log-probabilities are checked against a forward pass; 0 checks none."""
+    """Responses per round and rank whose recorded logprobs are checked against a forward pass; 0 checks none."""
     reference_tolerance: float | None = None
-    """Nats per token, mean over an answer; `null` is 0.001 in fp32 and 0.05 in bf16."""
+    """Tolerance of that check, nats per token, mean over a response; `null` is 0.001 in fp32 and 0.05 in bf16."""
     kl_responses: int = 64
-    """Answers of a round on which `kl` is estimated, shared by the ranks; 0 estimates none."""
+    """Responses of a round on which `kl` is estimated, all ranks together; 0 makes no estimate."""
     head_chunk_mib: int = 0
-    """Memory for one piece of full-vocabulary logits, of which there are two or three at once; 0 is 64, on a GPU 512."""
+    """Memory for one piece of full-vocabulary logits, MiB. Two or three pieces exist at once. 0 is 64, on a GPU 512."""
     image_cache_mib: int = 256
-    """Memory for processed pictures, and as much again for their features if the vision tower is frozen."""
+    """Memory for processed images, MiB. As much again is used for their features if the vision tower is frozen."""
     deadline_s: float = 900.0
-    """For one step, save or load."""
+    """Longest time for one step, save or load, seconds."""
     cores: float = 0
-    """Cores per rank; 0 shares out what there is."""
+    """Cores per rank; 0 divides the available cores among the processes."""
     gpus: float = 0
-    """GPUs per rank, or a fraction of a shared GPU."""
+    """GPUs per rank; a fraction means that the GPU is shared."""
 
     def __post_init__(self) -> None:
         for name in ("num_ranks", "batch_size", "micro_batch_tokens", "image_cache_mib"):
@@ -122,13 +124,13 @@ class LearnerConfig:
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, gpus: float) -> LearnerConfig:
-        """A learner with some options, the others at their defaults.
+        """The configuration with the given options; all other options have their defaults.
 
         Args:
-            gpus: per rank, unless it is among the options.
+            gpus: GPUs per rank, used unless `gpus` is among the options.
 
         Raises:
-            ConfigError: there is no such option, or a value that it refuses.
+            ConfigError: an option does not exist, or refuses its value.
         """
         # OmegaConf checks and converts each value by the field's type, as it does for values of the command line.
         from omegaconf import OmegaConf
@@ -150,7 +152,10 @@ class LearnerConfig:
 
     @property
     def stage(self) -> int:
-        """DeepSpeed's stage: in bf16 it shares out the float32 state at stage 0 as at stage 1, so the latter is taken."""
+        """The ZeRO stage that DeepSpeed is given.
+
+        In bf16 DeepSpeed partitions the float32 state at stage 0 just as at stage 1, so stage 1 is used instead of 0.
+        """
         return max(self.zero_stage, 1) if self.precision == "bf16" else self.zero_stage
 
     @property

@@ -1,8 +1,8 @@
 """DeepSpeed behind a narrow interface: build an engine, step it with exact denominators, reach its weights and moments.
 
-ZeRO stages 0 to 3, gloo on CPU and NCCL on GPU, fp32 or bf16. The gradient of a step is the sum over all micro-
-batches of all ranks divided once by the whole batch's denominator: neither accumulation nor the number of ranks
-changes it, but for rounding: in bf16 DeepSpeed adds micro-batches up in bf16.
+Supported are ZeRO stages 0 to 3, gloo on CPU and NCCL on GPU, fp32 and bf16. The gradient of a step is the sum over all
+micro-batches of all ranks, divided once by the whole batch's denominator. Neither accumulation nor the number of ranks
+changes it, except by rounding: in bf16 DeepSpeed adds micro-batches up in bf16.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from learners.rendezvous import Rendezvous
 
 
 def join(rendezvous: Rendezvous, *, deadline_s: float) -> torch.device:
-    """Join the ranks' process group, with the backend of the device there is.
+    """Join the ranks' process group, with the backend that fits this machine's device.
 
     Returns:
         The device this rank works on.
     """
     on_gpu = torch.cuda.is_available()
-    # DeepSpeed reads the rank from here, and would otherwise look for a launcher.
+    # DeepSpeed reads the rank from these variables, and would otherwise look for a launcher.
     os.environ.update(
         RANK=str(rendezvous.rank),
         WORLD_SIZE=str(rendezvous.world_size),
@@ -41,10 +41,10 @@ def join(rendezvous: Rendezvous, *, deadline_s: float) -> torch.device:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
-    # DeepSpeed calls what torch 2.13 has renamed, at every gather.
+    # At every gather DeepSpeed calls functions that torch 2.13 has renamed, which warns each time.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     if not on_gpu:
-        # DeepSpeed would compile a shared-memory operation at start, which only its inference engine uses.
+        # At start DeepSpeed would compile a shared-memory operation that only its inference engine uses.
         from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder
 
         deepspeed.ops.__compatible_ops__[ShareMemCommBuilder.NAME] = False
@@ -62,7 +62,7 @@ def _engine_config(config: LearnerConfig) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": config.grad_clip if config.stage else 0.0,  # at stage 0 in `Engine.step`
+        "gradient_clipping": config.grad_clip if config.stage else 0.0,  # at stage 0 `Engine.step` clips
         "steps_per_print": 2**31 - 1,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -71,7 +71,7 @@ def _engine_config(config: LearnerConfig) -> dict[str, Any]:
             "stage": config.stage,
             "overlap_comm": torch.cuda.is_available(),
             "contiguous_gradients": True,
-            # Sizes that the memory plan counts with.
+            # The memory plan (memory.py) computes with these sizes.
             "reduce_bucket_size": bucket_numel(torch.cuda.is_available()),
             "allgather_bucket_size": bucket_numel(torch.cuda.is_available()),
             "sub_group_size": SUB_GROUP_NUMEL,
@@ -91,14 +91,14 @@ def parameter_groups(trained: Sequence[nn.Parameter], weight_decay: float) -> li
     matrices = [parameter for parameter in trained if parameter.ndim >= 2]
     vectors = [parameter for parameter in trained if parameter.ndim < 2]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]  # DeepSpeed fails on an empty one
+    return [group for group in groups if group["params"]]  # DeepSpeed fails on an empty group
 
 
 class Engine:
     """A module under DeepSpeed with its AdamW.
 
-    The parameters that require a gradient when the engine is made are trained, and no others, whatever their
-    `requires_grad` says later: PEFT switches it.
+    The parameters that require a gradient when the engine is made are trained, and no others. Their `requires_grad` is not
+    looked at later, because PEFT switches it.
     """
 
     def __init__(self, module: nn.Module, config: LearnerConfig, rendezvous: Rendezvous) -> None:
@@ -117,13 +117,16 @@ class Engine:
             model=module, model_parameters=trained, optimizer=optimizer, config=_engine_config(config)
         )
         if self._stage == 0 and self._world_size == 1:
-            # Nobody to add gradients up with: DeepSpeed would copy them all into one buffer and back.
+            # There is no other rank to reduce gradients with; DeepSpeed would only copy them into one buffer and back.
             self._engine.enable_backward_allreduce = False
         self.module = module
         self._restore_buffers(buffers)
 
     def _restore_buffers(self, buffers: dict[str, torch.Tensor]) -> None:
-        """DeepSpeed casts rotary frequencies to bf16 with the weights; engines keep them in float32."""
+        """Put the buffers back as they were before DeepSpeed cast them to bf16 together with the weights.
+
+        Rotary frequencies are such buffers, and inference engines keep them in float32.
+        """
         for name, buffer in buffers.items():
             owner, _, own_name = name.rpartition(".")
             setattr(self.module.get_submodule(owner), own_name, buffer.to(self.device))
@@ -133,23 +136,23 @@ class Engine:
         return torch.device(self._engine.device)
 
     def __call__(self, *inputs: Any) -> Any:
-        """Forward pass with gradient."""
+        """Run a forward pass with gradient."""
         return self._engine(*inputs)
 
     def backward(self, loss_sum: torch.Tensor, *, denominator: float, last: bool) -> None:
         """Add one micro-batch's gradient.
 
         Args:
-            loss_sum: sum over the micro-batch's examples.
-            denominator: of the whole batch, all ranks.
-            last: whether it is the step's last micro-batch.
+            loss_sum: sum of the loss over the micro-batch's examples.
+            denominator: denominator of the whole batch, all ranks together.
+            last: whether this is the step's last micro-batch.
         """
         self._engine.set_gradient_accumulation_boundary(last)
-        # DeepSpeed averages over ranks; a sum divided once is wanted.
+        # DeepSpeed averages gradients over ranks. The factor turns this average into a sum that is divided once.
         self._engine.backward(loss_sum * (self._world_size / denominator))
 
     def step(self, lr: float) -> float:
-        """Clip, step, and forget the gradients.
+        """Clip the gradients, take the optimizer step, and drop the gradients.
 
         Returns:
             Norm of the whole gradient before clipping.
@@ -157,7 +160,7 @@ class Engine:
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         if self._stage == 0:
-            # The engine of stage 0 keeps no norm; the gradients are already the same on all ranks.
+            # At stage 0 DeepSpeed keeps no norm, and the gradients are already the same on all ranks.
             with_gradient = [p for p in self.trained.values() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient])
             if 0 < self._grad_clip < norm:
@@ -186,11 +189,11 @@ class Engine:
         return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
 
     def moments(self) -> list[dict[str, torch.Tensor]]:
-        """AdamW's state of each master, empty before the first step."""
+        """AdamW's state of each master, in the order of `masters`; empty before the first step."""
         return [self._optimizer.state.get(master, {}) for master in self.masters()]
 
     def set_moments(self, states: Sequence[dict[str, torch.Tensor]]) -> None:
-        """Put AdamW's state back, or clear it with empty mappings."""
+        """Put AdamW's state of each master back; an empty mapping clears it."""
         for master, state in zip(self.masters(), states, strict=True):
             self._optimizer.state.pop(master, None)
             if state:
@@ -198,18 +201,18 @@ class Engine:
                 self._optimizer.state[master] = moved
 
     def release_gathered(self) -> None:
-        """Under ZeRO-3, let go of every gathered weight, so that shards may be changed."""
+        """Under ZeRO-3, free every gathered weight, so that the shards may be changed."""
         self._engine.empty_partition_cache()
 
     def local_weights(self) -> dict[str, torch.Tensor]:
-        """What this rank holds of every trained parameter (its shard under ZeRO-3), to be read or changed in place."""
+        """The part of every trained parameter that this rank holds (its shard under ZeRO-3), to be read or changed in place."""
         return {name: getattr(parameter, "ds_tensor", parameter).data for name, parameter in self.trained.items()}
 
     def exchange(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Let the module compute with other tensors in place of `local_weights()`, without copying.
+        """Make the module compute with other tensors in place of `local_weights()`, without copying.
 
         Returns:
-            The tensors that were there, to be exchanged back before the next step.
+            The tensors that were in place, to be exchanged back before the next step.
         """
         self.release_gathered()
         before = {}
@@ -221,10 +224,10 @@ class Engine:
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
-        """The module computes without its LoRA adapter inside.
+        """Context in which the module computes without its LoRA adapter.
 
-        PEFT sets `requires_grad` of every adapter weight when the adapter is switched on again, of frozen ones too. It is
-        set back here, so that frozen weights gather no gradient.
+        When the adapter is switched on again, PEFT sets `requires_grad` of every adapter weight, including frozen ones. The
+        context sets it back, so that frozen weights get no gradient.
         """
         try:
             with self.module.model.disable_adapter():
@@ -234,7 +237,7 @@ class Engine:
                 parameter.requires_grad_(name in self.trained)
 
     def refresh_masters(self) -> None:
-        """Take the float32 masters anew from the weights, after those were changed from outside."""
+        """Copy the weights to the float32 masters, after the weights were changed from outside."""
         wrapped = self._engine.optimizer
         if self._stage == 3:
             for master, weights in zip(self.masters(), wrapped.fp16_partitioned_groups_flat, strict=True):
@@ -243,14 +246,14 @@ class Engine:
             wrapped.refresh_fp32_params()
 
     def gathered(self, parameters: Sequence[nn.Parameter], *, writer: int | None = None) -> Any:
-        """Context in which whole parameters can be read, or changed by rank `writer`; all ranks enter it together."""
+        """Context in which whole parameters can be read, or changed by rank `writer`; all ranks must enter it together."""
         import deepspeed
 
         enabled = self._stage == 3
         return deepspeed.zero.GatheredParameters(list(parameters), modifier_rank=writer, enabled=enabled)
 
     def reduce(self, values: Sequence[float], operation: str) -> list[float]:
-        """Sum or largest of each value over the ranks."""
+        """The sum (`operation` is `sum`) or the largest (`max`) of each value over the ranks."""
         if self._world_size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -259,7 +262,7 @@ class Engine:
         return tensor.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in the order of ranks. Small values: they are pickled."""
+        """Every rank's value, in the order of ranks. The values should be small, because they are pickled."""
         if self._world_size == 1:
             return [value]
         found: list[Any] = [None] * self._world_size

@@ -1,9 +1,9 @@
-"""Attention within blocks: scaled dot products, in whichever way is faster for the blocks' size.
+"""Attention within blocks: scaled dot products, computed in whichever way is faster for the blocks' size.
 
-torch's `scaled_dot_product_attention` never holds all scores, for which it goes over a block in tiles. On a CPU, of blocks
-that are hardly larger than a tile, two batched matrix products around a softmax take, with two threads, half to two thirds
-of its time.
-Z blocks, H heads, K key/value heads, T queries, S keys, D head size.
+torch's `scaled_dot_product_attention` goes over a block in tiles so that it never holds all scores. For blocks that are
+hardly larger than a tile, two batched matrix products around a softmax are faster on a CPU: with two threads they take half
+to two thirds of the time.
+Letters in shapes: Z blocks, H heads, K key/value heads, T queries, S keys, D head size.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 LARGEST_HELD = 8192
-"""Queries times keys of a block whose scores are held on a CPU; measured: of 64 x 94 that is faster, of 128 x 158 not."""
+"""Largest number of queries times keys of a block whose scores are all held at once on a CPU.
+
+Measured: holding all scores is faster for blocks of 64 x 94 and slower for blocks of 128 x 158.
+"""
 
 
 def dot_products(
@@ -25,13 +28,15 @@ def dot_products(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> torch.Tensor:
-    """As torch's, in float32 on a CPU: its backward pass is several times slower in bfloat16 there, and what it multiplies is
+    """Scaled dot-product attention with the result of torch's own function.
+
+    On a CPU it is computed in float32: there torch's backward pass is several times slower in bfloat16, and the matrices are
     small.
 
     Args:
         query: [Z, H, T, D]; key and value: [Z, K, S, D].
-        attn_mask: bool [Z or 1, 1, T, S], `True` where a query may look; every query must have such a place.
-        is_causal: query i sees the keys up to i; not together with a mask.
+        attn_mask: bool [Z or 1, 1, T, S], `True` where a query may attend; every query must have at least one such key.
+        is_causal: whether query i sees only the keys up to i; it excludes a mask.
 
     Returns:
         [Z, H, T, D] in the queries' dtype.
@@ -58,7 +63,7 @@ def _held(
     is_causal: bool,
     scale: float | None,
 ) -> torch.Tensor:
-    """All scores at once. The queries of heads that share keys are rows of one product."""
+    """Attention that holds all scores at once. The queries of all heads that share keys are rows of one matrix product."""
     num_blocks, num_shared, num_keys, size = key.shape
     num_queries = query.shape[2]
     scaled = query * (size**-0.5 if scale is None else scale)

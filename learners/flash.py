@@ -1,12 +1,14 @@
-"""Attention of trees on a GPU: FlashAttention once for a whole row, without padding and without a mask.
+"""Attention of trees on a GPU: one call of FlashAttention for a whole row, without padding and without a mask.
 
-Every prompt and every answer is a sequence of queries, as it stands in the row. A prompt's keys are its own; an answer's are
-its prompt's, then its own. FlashAttention 2 (arXiv:2307.08691) with causality lets the last query of a sequence see all its
-keys, the one before it all but the last, and so on: an answer's first token sees its prompt and itself.
+Every prompt and every response is one sequence of queries, as it stands in the row. The keys of a prompt are its own. The keys
+of a response are those of its prompt, followed by its own. Causal FlashAttention 2 (arXiv:2307.08691) lets the last query of a
+sequence see all keys of the sequence, the query before it all keys but the last, and so on. The first token of a response thus
+sees its prompt and itself.
 
-torch's `scaled_dot_product_attention` has one kernel for a mask together with shared key heads, cuDNN's, which plans every
-shape anew; where it does not take that one, it holds all scores at once.
-N tokens in the row, Q queries, B sequences, E keys of all of them, H heads, K key/value heads, D head size.
+torch's `scaled_dot_product_attention` is no alternative. Its only kernel that takes a mask together with shared key heads is
+that of cuDNN, which plans anew for every shape; where torch does not choose that kernel, it holds all scores at once.
+Letters in shapes: N tokens in the row, Q queries, B sequences, E keys of all sequences, H heads, K key/value heads, D head
+size.
 """
 
 from __future__ import annotations
@@ -21,22 +23,23 @@ import torch
 LARGEST_HEAD = 256
 HEAD_MULTIPLE = 8
 LEAST_CAPABILITY = (8, 0)
-"""Of a GPU, for the kernels."""
+"""The least compute capability of a GPU that has the kernels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sequences:
-    """Which keys the queries see."""
+    """The sequences of one attention call: their queries, and the keys that these see."""
 
     query_starts: torch.Tensor
-    """int32 [B + 1], where each sequence begins among the queries, and Q."""
+    """int32 [B + 1], the first query of each sequence; Q at the end."""
     key_starts: torch.Tensor
-    """int32 [B + 1], where its keys begin, and E."""
+    """int32 [B + 1], the first key of each sequence; E at the end."""
     key_tokens: torch.Tensor
-    """int64 [E], the token of the row whose key it is."""
+    """int64 [E], the token of the row that each key comes from."""
     most_queries: int
-    """Of a sequence."""
+    """Number of queries of the sequence that has most."""
     most_keys: int
+    """Number of keys of the sequence that has most."""
 
     @classmethod
     def build(
@@ -45,12 +48,13 @@ class Sequences:
         """
         Args:
             prompt_lengths, answer_lengths: as in `attention.TreeLayout`.
-            predictors: queries are the tokens that predict an answer's, answer by answer: the prompt's last, then the answer's
-                but its last. Else they are all tokens of the row.
+            predictors: whether the queries are only the tokens that predict a response's tokens: for each response the last
+                token of the prompt, then all tokens of the response but its last. Otherwise all tokens of the row are
+                queries.
         """
         lengths: list[int] = []
         keys: list[np.ndarray] = []
-        start, unseen = 0, int(predictors)  # nothing is predicted from an answer's last token
+        start, unseen = 0, int(predictors)  # nothing is predicted from a response's last token
         for length, answers in zip(prompt_lengths, answer_lengths, strict=True):
             prompt = np.arange(start, start + length)
             if not predictors:
@@ -71,7 +75,7 @@ class Sequences:
         )
 
     def to(self, device: torch.device) -> Sequences:
-        """The same on a device."""
+        """The same sequences on a device."""
         return replace(
             self, **{k: value.to(device) for k, value in vars(self).items() if isinstance(value, torch.Tensor)}
         )
@@ -82,7 +86,10 @@ def _starts(lengths: Sequence[int]) -> torch.Tensor:
 
 
 class _Select(torch.autograd.Function):
-    """Rows of the tokens whose keys are seen. A prompt's get a gradient from every answer, added up in float32."""
+    """Copies the rows of the tokens that are keys.
+
+    A token of a prompt gets a gradient from every response to it; the gradients are added up in float32.
+    """
 
     @staticmethod
     def forward(ctx: Any, row: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -96,7 +103,7 @@ class _Select(torch.autograd.Function):
 
 
 def fits(query: torch.Tensor) -> bool:
-    """Whether these heads can be attended with in this way: on a GPU, in half precision, of a size that has a kernel."""
+    """Whether FlashAttention can be used for these queries: on a GPU, in half precision, and of a head size with a kernel."""
     if not query.is_cuda or torch.version.hip or query.dtype not in (torch.bfloat16, torch.float16):
         return False
     size = query.shape[-1]
@@ -112,7 +119,7 @@ def fits(query: torch.Tensor) -> bool:
 def attend(
     query_QHD: torch.Tensor, key_NKD: torch.Tensor, value_NKD: torch.Tensor, sequences: Sequences, **options: Any
 ) -> torch.Tensor:
-    """Attention of the queries, [Q, H, D]; options of `varlen`."""
+    """Attention of the queries, [Q, H, D]; `options` are those of `varlen`."""
     key, value = (_Select.apply(row, sequences.key_tokens) for row in (key_NKD, value_NKD))
     return varlen(query_QHD, key, value, sequences, **options)
 
@@ -126,8 +133,8 @@ def varlen(
     scale: float | None = None,
     dropout_p: float = 0.0,
 ) -> torch.Tensor:
-    """The kernel: attention of all sequences at once, each causal towards its last key."""
-    # The operation under torch.nn.attention.varlen, whose own arguments are others in every version.
+    """Call the kernel: attention of all sequences at once, with the causal mask aligned to the last key of each sequence."""
+    # This operation lies under torch.nn.attention.varlen, whose own arguments change with every version of torch.
     output, *_ = torch.ops.aten._flash_attention_forward(
         query_QHD,
         key_EKD,

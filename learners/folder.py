@@ -1,5 +1,5 @@
-"""A checkpoint as a Hugging Face folder: safetensors in pieces, and beside them what the first checkpoint had
-beside its own.
+"""Writes a checkpoint as a Hugging Face folder: the weights in several safetensors files, and copies of the other files of the
+folder that training started from.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ SHARD_BYTES = 4 << 30
 def write_weights(
     tensors: Iterable[tuple[str, torch.Tensor]], directory: Path, *, shard_bytes: int = SHARD_BYTES
 ) -> None:
-    """Write tensors as they come, holding one piece in memory at a time."""
+    """Write tensors as they come; only the tensors of one file are in memory at a time.
+
+    Args:
+        tensors: names and values.
+        shard_bytes: largest size of a file; a single tensor may be larger.
+    """
     pieces: list[list[str]] = []
     waiting: dict[str, torch.Tensor] = {}
     total = size = 0
@@ -56,7 +61,7 @@ def _name_pieces(pieces: list[list[str]], directory: Path, total: int) -> None:
 
 
 def copy_surroundings(source: Path, directory: Path, dtype: torch.dtype) -> None:
-    """Copy configuration, tokenizer and processor files; the configuration names the dtype of the weights written."""
+    """Copy configuration, tokenizer and processor files, and set the configuration's dtype to that of the written weights."""
     for path in source.iterdir():
         if path.is_file() and not path.name.endswith(_WEIGHT_SUFFIXES):
             shutil.copyfile(path, directory / path.name)

@@ -1,6 +1,7 @@
-"""All ranks of the learner as Ray actors: batches out as frames, steps overlapped with the batches' arrival.
+"""All ranks of the learner as Ray actors.
 
-The only file of the learner that knows Ray.
+Batches go to the ranks as frames, and steps overlap with the arrival of later batches. This is the only file of the learner
+that uses Ray.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ from rlsys.records import FitReport, Probe, RoundPlan
 from rlsys.seeding import generator
 
 MAX_STEPS_AHEAD = 2
-"""Steps handed to the ranks and not done yet."""
+"""Largest number of steps that were given to the ranks and are not done yet."""
 _POLL_S = 1.0
 
 
 class _Actor:
-    """A rank in its process: pins itself first, then imports what is heavy."""
+    """A rank in its process. It pins itself to its cores first, and imports heavy modules after that."""
 
     def __init__(self, placement: Placement) -> None:
         placement.apply()
@@ -46,13 +47,13 @@ class _Actor:
         self._rank: Any = None
 
     def address(self) -> tuple[str, int]:
-        """A host and a free port for the ranks to meet."""
+        """A host and a free port where the ranks can meet."""
         with socket.socket() as probe:
             probe.bind(("", 0))
             return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
     def process(self) -> tuple[int, str]:
-        """Id of this process, and of its node."""
+        """The id of this process, and that of its node."""
         return os.getpid(), ray.get_runtime_context().get_node_id()
 
     def start(self, *arguments: Any) -> None:
@@ -80,8 +81,8 @@ class LearnerGroup:
         Args:
             objective: a plug-in of group `objective`.
             model_path: Hugging Face folder of the weights to start from.
-            placements: one per rank.
-            seed: of the order of batches after the first epoch, and of dropout.
+            placements: one placement per rank.
+            seed: seed of the order of batches after the first epoch, and of dropout.
 
         Raises:
             LearnerError: a rank did not start before the deadline.
@@ -105,23 +106,24 @@ class LearnerGroup:
             raise
 
     def fit(self, examples: Iterable[Any], plan: RoundPlan, *, version: int) -> FitReport:
-        """Take the optimizer steps of a round; begins at the first full batch.
+        """Take the optimizer steps of a round. The first step begins as soon as there is a full batch.
 
         Args:
-            version: of the weights that the steps start from.
+            version: version of the weights that the steps start from.
 
         Raises:
-            LearnerError: a loss is not finite, a reference does not match, or a rank died.
+            LearnerError: a loss is not finite, recorded logprobs do not match the weights, or a rank died.
         """
         return self.train(examples, FitPlan.of_round(plan, policy_version=version, seed=self._seed))
 
     def train(
         self, examples: Iterable[Any], plan: FitPlan, *, on_step: Callable[[int, float], None] | None = None
     ) -> FitReport:
-        """Train on examples as they come; see `fit`. They are of the record class that the plan's objective learns from.
+        """Train on examples as they come; see `fit`.
 
         Args:
-            on_step: told the number and the loss of every step, in order, soon after it is done.
+            examples: records of the class that the plan's objective learns from.
+            on_step: called with the number and the loss of every step, in order, soon after the step is done.
         """
         self._all("begin", plan)
         metrics = FitMetrics()
@@ -149,12 +151,12 @@ class LearnerGroup:
         return metrics.report(self._all("end"))
 
     def pids(self) -> list[int]:
-        """Processes of the ranks that run on this machine."""
+        """Process ids of the ranks that run on this machine."""
         here = ray.get_runtime_context().get_node_id()
         return [pid for pid, node in self._wait([actor.process.remote() for actor in self._ranks]) if node == here]
 
     def logprobs(self, probes: Sequence[Probe]) -> list[np.ndarray]:
-        """float32 [T] log-probabilities of every probe's response tokens under the current weights."""
+        """float32 [T] logprobs of every probe's response tokens under the current weights."""
         if not probes:
             return []
         return self._all("logprobs", wire.encode_many(list(probes)))[0]
@@ -164,23 +166,23 @@ class LearnerGroup:
         self._all("save", str(directory))
 
     def load(self, directory: str) -> None:
-        """Go back to what `save` wrote.
+        """Restore the state that `save` wrote.
 
         Raises:
-            CheckpointError: it is not there, or of another layout of ranks.
+            CheckpointError: the state is missing, or was written with another layout of ranks.
         """
         self._all("load", str(directory))
 
     def reset(self) -> None:
-        """Go back to the weights it started from, with a fresh optimizer."""
+        """Restore the weights that the learner started from, with a fresh optimizer."""
         self._all("reset")
 
     def manifest(self, bucket_bytes: int) -> dict[str, Any]:
-        """Buckets of a weight update, as `rlsys.transports` describes them."""
+        """The manifest of a weight update: its buckets, as `rlsys.transports` describes them."""
         return self._wait([self._ranks[0].call.remote("weight_sender.manifest", bucket_bytes)])[0]
 
     def open_transport(self, transport: Any, num_receivers: int) -> dict[str, Any]:
-        """Offer the weights to receivers; the first `send` waits for them."""
+        """Offer the weights to receivers and return the offer; the first `send` waits until all receivers have joined."""
         return self._wait([self._ranks[0].call.remote("weight_sender.open", transport, num_receivers)])[0]
 
     def send(self, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +193,7 @@ class LearnerGroup:
 
         Raises:
             SyncError: a receiver is lost or late.
-            SyncTimeout: not all receivers joined before the transport's deadline.
+            SyncTimeout: a receiver did not join before the transport's deadline.
         """
         return self._all("weight_sender.send", manifest)[0]
 
@@ -202,8 +204,10 @@ class LearnerGroup:
         self._ranks = []
 
     def _steps(self, batches: Iterable[list[Any]], plan: FitPlan) -> Iterator[tuple[int, list[Any]]]:
-        """Batches as one frame per rank: first as they come, then, for later epochs, from the object store in
-        other orders.
+        """Each batch's number, and its frames, one per rank.
+
+        In the first epoch the batches come in the order of arrival. Later epochs take them from the object store, each in a
+        random order of its own.
         """
         kept: list[list[Any]] = []
         for number, batch in enumerate(batches):
@@ -222,12 +226,12 @@ class LearnerGroup:
         return self._wait([actor.call.remote(method, *arguments) for actor in self._ranks])
 
     def _wait(self, references: Sequence[Any]) -> list[Any]:
-        """Results of one call on the first ranks, in order.
+        """Results of one call on each of the first ranks, in order.
 
         Raises:
             LearnerError: a rank died or did not answer before the deadline.
-            RlsysError: what a rank raised. All ranks are then ended, because the others may wait for it, but for a
-                failed weight update, which leaves every rank whole.
+            RlsysError: a rank raised it. All ranks are then ended, because the others may wait for the failed one. A failed
+                weight update is the exception: it leaves every rank intact, and no rank is ended.
         """
         deadline = time.monotonic() + self._config.deadline_s
         pending = list(references)

@@ -1,4 +1,4 @@
-"""Modules that compute what those of transformers compute, faster, with the same parameters under the same names."""
+"""Faster replacements for modules of transformers, with the same results and the same parameters under the same names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch.nn.functional import linear
 
 
 class _Normalize(torch.autograd.Function):
-    """x / rms(x) * weight with the gradient worked out by hand: a third of the passes over memory. Worked out in float32;
-    what is multiplied with `weight`, and its gradient, have the dtype of x.
+    """x / rms(x) * weight with a hand-written gradient, which makes a third of the passes over memory.
+
+    The computation is in float32. The normalized x that is multiplied with `weight`, and its gradient, have the dtype of x.
     """
 
     @staticmethod
@@ -32,7 +33,7 @@ class _Normalize(torch.autograd.Function):
 
 
 class RMSNorm(nn.Module):
-    """Root mean square normalization (arXiv:1910.07467) as Qwen and Llama have it."""
+    """Root mean square normalization (arXiv:1910.07467) in the form that Qwen and Llama use."""
 
     def __init__(self, stock: Any) -> None:
         super().__init__()
@@ -45,11 +46,11 @@ class RMSNorm(nn.Module):
 
 
 class PatchProjection(nn.Conv3d):
-    """A convolution over whole patches, which is a matrix product."""
+    """A convolution over whole patches, computed as a matrix product."""
 
     @classmethod
     def take_over(cls, stock: nn.Conv3d) -> PatchProjection:
-        """One with the parameters of `stock`, whose kernel must be its stride."""
+        """A projection with the parameters of `stock`, whose kernel size must equal its stride."""
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new.__dict__.update({name: value for name, value in vars(stock).items() if not name.startswith("_")})
@@ -57,13 +58,13 @@ class PatchProjection(nn.Conv3d):
         return new
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
-        """[patches, C, T, H, W], one kernel's size each, to [patches, D, 1, 1, 1]."""
+        """Map patches [patches, C, T, H, W], each of the kernel's size, to [patches, D, 1, 1, 1]."""
         flat = linear(patches.flatten(1), self.weight.flatten(1), self.bias)
         return flat[..., None, None, None]
 
 
 def speed_up(base: nn.Module) -> None:
-    """Replace what is known to be replaceable in a model, in place."""
+    """Replace, in place, all modules of a model that are known to be replaceable."""
     for parent in list(base.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__.endswith(("Qwen2RMSNorm", "LlamaRMSNorm", "Qwen2_5_VLRMSNorm", "Qwen3RMSNorm")):

@@ -1,8 +1,8 @@
-"""Forward methods for layers of transformers, that compute what theirs do with fewer passes over memory.
+"""Forward methods for layers of transformers, with the same results and fewer passes over memory.
 
-Text layers work on one row of tokens without batch and padding. After the last of them only the positions are needed
-that predict an answer's token: its queries and its perceptron are computed for those alone.
-N tokens of the row, L answer tokens, S patches, H heads, D head size.
+Text layers work on one row of tokens without a batch dimension and without padding. After the last layer only the positions
+that predict a response's token are needed, so the last layer computes its queries and its perceptron for those alone.
+Letters in shapes: N tokens of the row, L response tokens, S patches, H heads, D head size.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _VISION_ATTENTION = {"Qwen2_5_VLVisionAttention", "VisionAttention"}
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotary embedding (arXiv:2104.09864), halves of a head as its two coordinates."""
+    """Rotary embedding (arXiv:2104.09864); the two halves of a head are the two coordinates of its pairs."""
 
     @staticmethod
     def forward(ctx: Any, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -45,12 +45,12 @@ class _Rotate(torch.autograd.Function):
 
 
 def rotate(states_NHD: torch.Tensor, cos_N1D: torch.Tensor, sin_N1D: torch.Tensor) -> torch.Tensor:
-    """Turn queries or keys by their positions; the positions get no gradient."""
+    """Rotate queries or keys by their positions; the positions get no gradient."""
     return _Rotate.apply(states_NHD, cos_N1D, sin_N1D)
 
 
 def put_in(text: nn.Module) -> bool:
-    """Give the layers of a text model the methods of this file, where their kind is known.
+    """Replace the forward methods of a text model's layers by those of this file, where the layer's class is known.
 
     Returns:
         Whether the last layer now returns the L predicting positions instead of all N.
@@ -66,7 +66,7 @@ def put_in(text: nn.Module) -> bool:
 
 
 def put_in_vision(visual: nn.Module) -> None:
-    """The same for a vision tower."""
+    """Replace the forward methods of a vision tower's attention modules likewise."""
     for module in visual.modules():
         if type(module).__name__ in _VISION_ATTENTION:
             module.forward = MethodType(_vision_attention, module)
@@ -81,10 +81,11 @@ def _attention(
     asking: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """
+    """Forward method of a text layer's attention.
+
     Args:
         hidden_states: [1, N, X].
-        asking: int64 [L], the positions that predict, if only theirs is asked for.
+        asking: int64 [L], the positions whose output is wanted; `None` for all N.
     """
     (row,), ((cos,), (sin,)) = hidden_states, position_embeddings
     cos, sin = cos[:, None], sin[:, None]
@@ -105,9 +106,10 @@ def _attention(
 
 
 def _last_layer(self: Any, hidden_states: torch.Tensor, *, predict: torch.Tensor, **rest: Any) -> torch.Tensor:
-    """
+    """Forward method of the last text layer.
+
     Args:
-        predict: int64 [L].
+        predict: int64 [L], the positions that predict a response's token.
 
     Returns:
         [1, L, X].
@@ -124,11 +126,11 @@ def _vision_attention(
     position_embeddings: tuple[torch.Tensor, torch.Tensor],
     **_: Any,
 ) -> torch.Tensor:
-    """Segments of one length in one call, and not one after another.
+    """Forward method of vision attention: all segments of the same length are computed in one call.
 
     Args:
         hidden_states: [S, X].
-        cu_seqlens: int32, where segments begin, and S.
+        cu_seqlens: int32, the first patch of each segment; S at the end.
     """
     cos, sin = (values[:, None].float() for values in position_embeddings)
     states = self.qkv(hidden_states).view(len(hidden_states), 3, self.num_heads, -1)

@@ -1,4 +1,4 @@
-"""One rank of the learner: frames of examples in, optimizer steps, log-probabilities and weights out. A plain class."""
+"""One rank of the learner, as a plain class: it takes frames of examples, and gives optimizer steps, logprobs and weights."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ from rlsys.seeding import child_seed
 
 @dataclass(frozen=True, kw_only=True)
 class StepOutput:
-    """What one step did, on one rank."""
+    """The result of one step on one rank."""
 
     sums: dict[str, float]
     """`loss`, `examples`, `tokens` and the objective's metrics, summed over this rank's examples."""
     grad_norm: float
-    """Of the whole gradient, before clipping; the same on all ranks."""
+    """Norm of the whole gradient before clipping; the same on all ranks."""
     denominator: float
-    """What the summed loss was divided by; the same on all ranks."""
+    """The number that the summed loss was divided by; the same on all ranks."""
     seconds: float
 
 
 class LearnerRank:
-    """Trains one share of every batch. All ranks must be called alike, in the same order."""
+    """Trains on one shard of every batch. All ranks must get the same calls in the same order."""
 
     def __init__(self, config: LearnerConfig, objective: Any, model_path: str, rendezvous: Rendezvous) -> None:
         """
@@ -79,20 +79,20 @@ class LearnerRank:
         self._references_of: dict[int, Sequence[torch.Tensor | None]] = {}
         self._plan: FitPlan | None = None
         gc.collect()
-        gc.freeze()  # a full collection walks all modules and the model: 0.2 s in the middle of a step
+        gc.freeze()  # else a full collection walks all modules and the model, which takes 0.2 s in the middle of a step
 
     def begin(self, plan: FitPlan) -> None:
         """Start a stretch of training.
 
         Raises:
-            ConfigError: its reference rule needs weights that are not kept.
+            ConfigError: the plan's reference rule needs weights that are not kept.
         """
         torch.manual_seed(child_seed(plan.seed, "dropout", plan.policy_version, self._rendezvous.rank))
         self._references_of = {}
         self._sample = self._fresh_sample()
         self._plan = plan
         if not plan.accumulated:
-            # Other prompts come now: kept until the cache is full, old pictures would only let the process grow.
+            # Other prompts come now. Old images would stay until the cache is full, and only make the process grow.
             self._processor.forget_images()
         self._objective = registry.objective.configured(self._own_objective, plan.options)
         self._collator = self._make_collator()
@@ -103,14 +103,14 @@ class LearnerRank:
         self._engine.module.read_values(self._processor.token_id(self._objective.value_token) if has_values else None)
 
     def step(self, frame: bytes | None, *, lr: float, batch: int) -> StepOutput:
-        """One optimizer step on this rank's share of a batch.
+        """Take one optimizer step on this rank's shard of a batch.
 
         Args:
-            frame: records of the objective's class; `None` if this rank has no share of a small batch.
+            frame: records of the objective's class; `None` if a small batch has no shard for this rank.
             batch: number of the batch in this stretch; the same batch comes again in later epochs.
 
         Raises:
-            LearnerError: the loss is not finite, or recorded log-probabilities are not those of the weights.
+            LearnerError: the loss is not finite, or recorded logprobs are not those of the weights.
             RefusedRecord: a record cannot be trained on.
         """
         started = time.monotonic()
@@ -141,12 +141,14 @@ class LearnerRank:
         return StepOutput(sums=sums, grad_norm=grad_norm, denominator=denominator, seconds=time.monotonic() - started)
 
     def end(self) -> dict[str, float]:
-        """Close a stretch of training.
+        """Finish a stretch of training.
 
         Returns:
-            This rank's `kl_sum` and `kl_responses` (copies counted; 0 if none was sampled at temperature 1 and top_p 1) on a
-            sample of the round's answers that it was trained on and an engine sampled, `kl_initial_sum` (from their sampler to
-            version 0) if version 0 is at hand, `reference_checked` answers, and `seconds`.
+            Numbers of this rank. `kl_sum` is the sum of KL estimates, and `kl_responses` the number of responses, copies
+            included, of a sample of the round's responses that this rank was trained on and an engine sampled. They are 0 if
+            no response was sampled at temperature 1 and top_p 1. `kl_initial_sum` is the same sum for the divergence from the
+            responses' sampler to version 0; it is given only if version 0 is available. `reference_checked` is the number of
+            checked responses. `seconds` is the time of this call.
         """
         started = time.monotonic()
         seen = self._engine.gather(self._sample.seen)[: self._rendezvous.rank]
@@ -163,7 +165,7 @@ class LearnerRank:
         }
 
     def logprobs(self, frame: bytes) -> list[np.ndarray]:
-        """float32 [T] log-probabilities of every probe's response tokens, in order."""
+        """float32 [T] logprobs of every probe's response tokens, in order."""
         probes = wire.decode_many(frame, Probe)
         batches = self._collator(probes)
         found: dict[int, np.ndarray] = {}
@@ -174,7 +176,10 @@ class LearnerRank:
         return [found[id(probe)] for probe in probes]
 
     def save(self, directory: str) -> None:
-        """Write `policy/`, a Hugging Face folder (LoRA merged, the adapter beside it), and this rank's `optimizer/` state."""
+        """Write `policy/`, a Hugging Face folder with LoRA merged, and this rank's state in `optimizer/`.
+
+        With LoRA the adapter is also written by itself, to `adapter/`.
+        """
         root = Path(directory)
         is_first = self._rendezvous.rank == 0
         policy = root / "policy"
@@ -193,17 +198,17 @@ class LearnerRank:
             state.write(root, self._engine, **self._whose_state(), kept=self._reference.kept())
 
     def load(self, directory: str) -> None:
-        """Go back to what `save` wrote.
+        """Restore the state that `save` wrote.
 
         Raises:
-            CheckpointError: there is no such state, or it is of another number of ranks, ZeRO stage or model, or of other
-                parameter groups.
+            CheckpointError: the state is missing, or was written with another number of ranks, ZeRO stage or model, or with
+                other parameter groups.
         """
         kept = state.read(Path(directory), self._engine, **self._whose_state())
         self._reference.restore(kept)
 
     def reset(self) -> None:
-        """Go back to the weights it started from, with a fresh optimizer."""
+        """Restore the weights that the learner started from, with a fresh optimizer."""
         fresh = dict(model.load(self._folder, self._config).named_parameters())
         self._engine.release_gathered()
         for name, parameter in self._engine.trained.items():
@@ -215,12 +220,12 @@ class LearnerRank:
         self._reference.restore({})
 
     def close(self) -> None:
-        """Leave the other ranks."""
+        """Leave the process group of the ranks."""
         self.weight_sender.close()
         self._engine.close()
 
     def _references(self, batches: list[MicroBatch], batch: int) -> Sequence[torch.Tensor | None]:
-        """[L] of every micro-batch; the same in later epochs."""
+        """Reference logprobs [L] of every micro-batch; later epochs get the same values."""
         if self._loss.uses_recorded:
             self._check.look(batches, self._collator.join)
         if batch not in self._references_of:
@@ -234,15 +239,15 @@ class LearnerRank:
         return self._reference.logps(batches, forward=bool(forward), join=self._collator.join)
 
     def _counts(self, answer: Branch) -> bool:
-        """Whether KL may be estimated on an answer: those of earlier rounds had another sampler, and with top_p below 1 none
-        comes from all that the policy would say."""
+        """Whether KL may be estimated on a response. Responses of earlier rounds had another sampler. With top_p below 1 no
+        response comes from the policy's whole distribution."""
         plan = self._plan
         return plan.top_p == 1 and (plan.round is None or answer.round == plan.round)
 
     def _pass(
         self, batch: MicroBatch, reference: torch.Tensor | None, statistics: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """A micro-batch's loss with gradient, and its sums."""
+        """A micro-batch's loss with gradient, and the sums of its loss and metrics."""
         output_RL = self._engine(batch, self._dummy_image)
         if not batch.examples:
             return 0.0 * output_RL.sum(), {}
@@ -273,14 +278,15 @@ class LearnerRank:
         return sum(k3_sum(batch, values) for batch, values in zip(batches, logps, strict=True))
 
     def _logprobs_in_step(self, batches: list[MicroBatch]) -> list[torch.Tensor]:
-        """Log-probabilities of this rank's micro-batches, with as many passes as the rank with most of them makes."""
+        """Logprobs of this rank's micro-batches, with as many passes as the rank with most micro-batches makes."""
         (passes,) = self._engine.reduce([len(batches)], "max")
         padded = batches + [self._collator.empty() for _ in range(int(passes) - len(batches))]
         return [self._logprobs(batch) for batch in padded][: len(batches)]
 
     def _make_dummy_image(self) -> MicroBatch | None:
-        """A picture for batches without any, where ranks would otherwise run different modules or reduce different
-        gradients.
+        """The dummy image for micro-batches without images, or `None` if none is needed.
+
+        It is needed where ranks would otherwise run different modules or reduce different gradients.
         """
         module = self._engine.module
         in_step = self._rendezvous.world_size > 1 or self._config.stage > 0
@@ -290,11 +296,11 @@ class LearnerRank:
 
     @property
     def _state_rank(self) -> int:
-        """The rank that writes this one's state: without ZeRO all ranks hold the same."""
+        """The rank that writes this rank's state. It is rank 0 without ZeRO, because all ranks then hold the same."""
         return self._rendezvous.rank if self._config.stage else 0
 
     def _whose_state(self) -> dict[str, Any]:
-        """Arguments of `state.read` and `write`. Only ZeRO-3 shares out the weights."""
+        """Arguments of `state.read` and `state.write`. Only ZeRO-3 partitions the weights over the ranks."""
         layout = {name: str(getattr(self._config, name)) for name in ("num_ranks", "zero_stage", "precision")}
         weights_rank = self._rendezvous.rank if self._config.stage == 3 else 0
         return {"layout": layout, "rank": self._state_rank, "weights_rank": weights_rank}

@@ -1,7 +1,7 @@
-"""Log-probabilities of chosen tokens without the logits of a whole batch.
+"""Logprobs of chosen tokens, computed without holding the logits of a whole batch.
 
-Full-vocabulary logits exist for one piece of the positions at a time, in the forward and again in the backward pass.
-N positions, D hidden size, V vocabulary.
+Full-vocabulary logits exist for one piece of the positions at a time, in the forward pass and again in the backward pass.
+Letters in shapes: N positions, D hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from torch.nn.functional import linear
 
 _MIB = 1 << 20
 CHUNK_MIB = {False: 64, True: 512}
-"""Without a GPU and on one, where every piece reads all of the head's weight and writes its gradient, however few positions
-it has.
+"""Memory for one piece of logits, MiB, by whether the device is a GPU.
+
+On a GPU pieces are larger, because every piece reads the head's whole weight and writes its whole gradient, however few
+positions it has.
 """
 
 
@@ -79,7 +81,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
 
 def chunk_rows(num_vocabulary: int, chunk_mib: int) -> int:
-    """Positions whose float32 logits fit into `chunk_mib`, at least 1."""
+    """Number of positions whose float32 logits fit into `chunk_mib`, at least 1."""
     return max(1, chunk_mib * _MIB // (4 * num_vocabulary))
 
 
@@ -92,17 +94,17 @@ def token_logprobs(
     chunk: int,
     value_id: int | None = None,
 ) -> tuple[torch.Tensor, ...]:
-    """Log-probability and raw logit of one token per position, and the raw logit of a token that is the same at all of them.
+    """The logprob and the raw logit of one token per position, and optionally the raw logit of a fixed token at all positions.
 
     Args:
         hidden_ND: last hidden states of the positions that predict.
-        targets_N: int64, the tokens.
+        targets_N: int64, the token of each position.
         chunk: positions per piece.
-        value_id: the token whose logit is returned at every position; `None` for none.
+        value_id: the fixed token whose raw logit is returned at every position; `None` for none.
 
     Returns:
-        float32 [N] log-probabilities (nats), float32 [N] raw logits and, with `value_id`, float32 [N] raw logits of that token,
-        all differentiable.
+        float32 [N] logprobs (nats), float32 [N] raw logits and, with `value_id`, float32 [N] raw logits of the fixed token. All
+        are differentiable.
     """
     if len(hidden_ND) != len(targets_N):
         raise ValueError(f"{len(hidden_ND)} hidden states for {len(targets_N)} targets")
@@ -110,18 +112,18 @@ def token_logprobs(
 
 
 class LogprobHead(nn.Linear):
-    """A language model head that, given targets, returns their log-probabilities instead of logits.
+    """A language model head that, given targets, returns their logprobs instead of logits.
 
-    It is a module, so that ZeRO-3 gathers its weight for the time of the call, in both directions.
+    It is a module so that ZeRO-3 gathers its weight for the duration of the call, in the forward and in the backward pass.
     """
 
     chunk_mib: int = 0
     value_id: int | None = None
-    """The token whose raw logit is returned as well, at every position."""
+    """The token whose raw logit is returned as well, at every position; `None` for none."""
 
     @classmethod
     def take_over(cls, head: nn.Linear, chunk_mib: int) -> LogprobHead:
-        """A head with the very parameters of `head` (tied ones stay tied)."""
+        """A head that uses the parameter objects of `head`, so that tied parameters stay tied."""
         new = cls.__new__(cls)
         nn.Module.__init__(new)
         new.in_features, new.out_features = head.in_features, head.out_features
@@ -130,11 +132,11 @@ class LogprobHead(nn.Linear):
         return new
 
     def forward(self, hidden: torch.Tensor, targets_N: torch.Tensor | None = None) -> torch.Tensor:
-        """Logits [..., V]; with targets, float32 [2, N]: their log-probabilities and their raw logits; a third row has the
-        raw logits of `value_id`, if it is set.
+        """Compute logits [..., V] without targets, and float32 [2, N] with targets.
 
-        One tensor, not two: ZeRO-3 follows the modules' order in the backward pass by their outputs, and ranks whose
-        losses use different ones of several outputs would wait for each other for ever.
+        With targets, row 0 has their logprobs and row 1 their raw logits. A third row has the raw logits of `value_id`, if it
+        is set. The rows are one tensor for a reason: ZeRO-3 follows the modules' order in the backward pass by their outputs,
+        so ranks whose losses use different ones of several outputs would wait for each other forever.
         """
         if targets_N is None:
             return super().forward(hidden)

@@ -1,4 +1,4 @@
-"""An objective as a rank of the learner calls it: micro-batches in, summed losses out."""
+"""Calls an objective for a rank of the learner: micro-batches go in, summed losses come out."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Loss:
         """
         Args:
             objective: a plug-in of group `objective`.
-            forward: what the policy returns for a micro-batch ([2, L] or [3, L]), without gradient.
+            forward: returns the policy's output for a micro-batch ([2, L] or [3, L]), without gradient.
         """
         self._objective, self._engine, self._forward = objective, engine, forward
 
@@ -34,14 +34,15 @@ class Loss:
 
     @property
     def uses_recorded(self) -> bool:
-        """Whether the objective may be given log-probabilities that were recorded."""
+        """Whether the objective may receive recorded logprobs."""
         return bool(self.needs & {"reference", "old"})
 
     def statistics(
         self, batches: Sequence[MicroBatch], references: Sequence[torch.Tensor | None]
     ) -> dict[str, torch.Tensor]:
-        """What the objective wants to know of the whole batch, summed over all micro-batches and ranks, which call this
-        together. Empty, without a forward pass, for objectives that want nothing.
+        """The objective's statistics of the whole batch, summed over all micro-batches and ranks.
+
+        All ranks must call this together. For an objective without statistics the result is empty, and no forward pass is made.
         """
         if not hasattr(self._objective, "statistics"):
             return {}
@@ -60,11 +61,12 @@ class Loss:
         reference: torch.Tensor | None,
         statistics: dict[str, torch.Tensor],
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """The loss summed over a micro-batch's examples, at least one, and the same with the objective's metrics as numbers.
+        """The loss summed over a micro-batch's examples, and a mapping with this loss and the objective's metrics as numbers.
 
         Args:
-            output_RL: of the policy, with gradient.
-            reference: [L] log-probabilities under the reference, if the objective needs them.
+            batch: a micro-batch with at least one example.
+            output_RL: the policy's output, with gradient.
+            reference: [L] logprobs under the reference, if the objective needs them.
 
         Raises:
             LearnerError: the loss is not finite.

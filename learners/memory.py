@@ -1,7 +1,7 @@
-"""Memory of one learner rank, worked out before anything is loaded. Light: neither torch nor DeepSpeed is imported.
+"""Memory of one learner rank, computed before anything is loaded. This module imports neither torch nor DeepSpeed.
 
-N parameters of the model, adapters included; T of them trained; b bytes of a weight (2 in bf16, else 4); R ranks.
-DeepSpeed (0.19, measured) keeps, in bytes:
+The model has N parameters, adapters included, and T of them are trained. A weight takes b bytes (2 in bf16, else 4). There are
+R ranks. DeepSpeed (0.19, measured) keeps, in bytes:
 
     stage   weights   gradients, from the first micro-batch to the step       masters   moments
     0       b N       b T; on several ranks as much again while they add up   -         8 T
@@ -9,12 +9,12 @@ DeepSpeed (0.19, measured) keeps, in bytes:
     2       b N       2 b T / R, the second half while micro-batches add up   4 T / R   8 T / R
     3       b N / R   b T / R; on several ranks gathered weights besides      4 T / R   8 T / R
 
-At stage 0 AdamW steps the parameters themselves. At the other stages it steps float32 masters, which are tensors of
-their own in fp32 as well, and makes at each step two copies of this rank's gradients: one flat, one in float32 (in fp32
-they are the same). From stage 1 on, gradients pass through buffers of a fixed size (`bucket_numel`).
+At stage 0 AdamW steps the parameters themselves. At the other stages it steps float32 masters, which are separate tensors even
+in fp32. Each step then makes two copies of this rank's gradients, a flat one and one in float32; in fp32 the two are the same.
+From stage 1 on, gradients pass through buffers of a fixed size (`bucket_numel`).
 
-Counted are the two moments at which a rank holds most: the backward pass of a step, and the step itself. Not counted are
-activations and logits, images and their features, the CUDA context, what the allocator wastes, and the checkpoint in
+The estimate covers the two moments at which a rank holds most: the backward pass of a step, and the step itself. It leaves out
+activations and logits, images and their features, the CUDA context, memory that the allocator wastes, and the checkpoint in
 host memory while it is read.
 """
 
@@ -32,33 +32,35 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Shape of every tensor of a checkpoint, by its name there."""
 
 GATHERED_NUMEL = 1_000_000_000
-"""Weights that ZeRO-3 holds gathered at a time, at most (DeepSpeed's `stage3_max_live_parameters`)."""
+"""Largest number of weights that ZeRO-3 holds gathered at a time (DeepSpeed's `stage3_max_live_parameters`)."""
 PREFETCHED_NUMEL = 50_000_000
-"""Weights that ZeRO-3 gathers besides, ahead of the layers that need them (DeepSpeed's `stage3_prefetch_bucket_size`)."""
+"""Number of weights that ZeRO-3 gathers in addition, ahead of the layers that need them (DeepSpeed's
+`stage3_prefetch_bucket_size`)."""
 SUB_GROUP_NUMEL = 1_000_000_000
-"""Elements that ZeRO-3 steps at a time, at most (DeepSpeed's `sub_group_size`)."""
+"""Largest number of elements that ZeRO-3 steps at a time (DeepSpeed's `sub_group_size`)."""
 ADAPTER_SHARE = 0.01
-"""Parameters of LoRA's matrices per parameter of the model, where its shapes are unknown."""
+"""Assumed number of LoRA parameters per parameter of the model, where the model's shapes are unknown."""
 
 
 def bucket_numel(on_gpu: bool) -> int:
-    """Elements of a buffer that DeepSpeed reduces gradients in; it is allocated whole, whatever the model's size."""
+    """Number of elements of a buffer in which DeepSpeed reduces gradients. It is allocated whole, whatever the model's size."""
     return 500_000_000 if on_gpu else 5_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters:
-    """How many parameters a policy has."""
+    """The number of a policy's parameters."""
 
     num_all: int
-    """Of the model and its adapters."""
+    """Parameters of the model and its adapters."""
     num_trained: int
 
     @classmethod
     def of_number(cls, number: int, config: LearnerConfig) -> Parameters:
-        """Estimate from the number of the model's parameters alone.
+        """Estimate the numbers from the number of the model's parameters alone.
 
-        LoRA is taken to add 1 % of them. `learner.freeze` is taken to freeze none, which is an upper bound.
+        The estimate assumes that LoRA adds 1 % of them. It also assumes that `learner.freeze` freezes none, which gives an
+        upper bound.
         """
         if not config.has_adapter:
             return cls(num_all=number, num_trained=number)
@@ -67,10 +69,10 @@ class Parameters:
 
     @classmethod
     def of_shapes(cls, shapes: Shapes, config: LearnerConfig) -> Parameters:
-        """Count in the shapes of a checkpoint.
+        """Count the parameters from the shapes of a checkpoint.
 
-        Frozen parameters and LoRA's targets are found by the names in the module as well as by those on disk. Of
-        `all-linear`, every matrix counts that is neither the embedding nor the output head.
+        Frozen parameters and LoRA's targets are found by the names in the module as well as by those on disk. With
+        `all-linear`, every matrix that is neither the embedding nor the output head counts as a target.
         """
         num_all = num_trained = 0
         for name, shape in shapes.items():
@@ -84,15 +86,15 @@ class Parameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of one rank at the moment at which it holds most."""
+    """Memory of one rank at the moment at which it holds most, bytes."""
 
     weights: float
     gradients: float
-    """With DeepSpeed's buffers for them, and with gathered weights under ZeRO-3."""
+    """Gradients with DeepSpeed's buffers for them, and under ZeRO-3 also the gathered weights."""
     optimizer: float
     """Masters and moments."""
     copies: float
-    """Of the trained weights: the initial ones, the moving average, and those of versions still needed."""
+    """Copies of the trained weights: the initial ones, the moving average, and those of versions that are still needed."""
 
     @property
     def total(self) -> float:
@@ -104,10 +106,10 @@ class Memory:
 
 
 def plan_memory(config: LearnerConfig, parameters: Parameters, *, num_starts: int = 0) -> Memory:
-    """What one rank holds.
+    """The memory of one rank.
 
     Args:
-        num_starts: copies of weights at the starts of rounds (`max_starts`).
+        num_starts: number of copies of the weights at starts of rounds (`max_starts`).
     """
     held = _num_bytes(config)
     trained_here = parameters.num_trained / config.num_ranks
@@ -123,12 +125,12 @@ def plan_memory(config: LearnerConfig, parameters: Parameters, *, num_starts: in
 
 
 def keeps_start(*, lag: int, reference: str, accumulated: bool) -> bool:
-    """Whether a round's first weights are kept: as reference of older responses, or to check those that came late."""
+    """Whether the weights at a round's start are kept, as reference of older responses or to check responses that come late."""
     return lag > 0 or (accumulated and reference == "previous")
 
 
 def max_starts(plans: Iterable[RoundPlan]) -> int:
-    """The most copies of weights at the starts of rounds that are kept at a time, when rounds follow these plans."""
+    """Largest number of copies of weights at starts of rounds that are kept at a time, if the rounds follow these plans."""
     kept: set[int] = set()
     most = 0
     for plan in plans:
@@ -155,7 +157,7 @@ def _in_passes(config: LearnerConfig, parameters: Parameters) -> float:
         return held * trained + num_buckets * bucket
     if config.stage == 2:
         return 2 * held * trained / ranks + num_buckets * bucket
-    # A rank that is alone computes with its own part, which is the whole.
+    # A single rank gathers nothing, because its own shard is the whole weight.
     gathered = held * sum(min(parameters.num_all, most) for most in (GATHERED_NUMEL, PREFETCHED_NUMEL) if ranks > 1)
     return held * trained / ranks + bucket + gathered
 
@@ -172,7 +174,7 @@ def _in_step(config: LearnerConfig, parameters: Parameters) -> float:
 
 
 def _num_adapter(name: str, shape: tuple[int, ...], config: LearnerConfig) -> int:
-    """Parameters of the two low-rank factors of a weight; 0 if it is no target."""
+    """Number of parameters of the two low-rank factors of a weight; 0 if LoRA does not target it."""
     module, _, kind = name.rpartition(".")
     if kind != "weight" or len(shape) < 2:
         return 0
@@ -185,10 +187,10 @@ def _num_adapter(name: str, shape: tuple[int, ...], config: LearnerConfig) -> in
 
 
 def _names(name: str, shapes: Shapes) -> Iterator[str]:
-    """Names by which `learner.freeze` may mean a tensor: the one on disk, and those of the module as transformers 5 has it.
+    """Names by which `learner.freeze` may refer to a tensor: the name on disk, and the names in the module of transformers 5.
 
-    Vision-language checkpoints of earlier releases name the tower `visual` and the text model `model`; in the module they
-    are `model.visual` and `model.language_model`.
+    Vision-language checkpoints of earlier releases name the tower `visual` and the text model `model`. In the module they are
+    `model.visual` and `model.language_model`.
     """
     yield f"model.{name}"
     has_tower = any(known.startswith("visual.") for known in shapes)

@@ -1,4 +1,4 @@
-"""What the steps of a stretch of training add up to."""
+"""Adds up the results of the steps of a stretch of training into its report."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rlsys.records import FitReport
 
-if TYPE_CHECKING:  # learner.py imports torch and DeepSpeed, which a driver does without
+if TYPE_CHECKING:  # learner.py imports torch and DeepSpeed, which a driver does not need
     from learners.learner import StepOutput
 
 _NOT_METRICS = ("loss", "examples", "tokens")
@@ -24,7 +24,14 @@ class FitMetrics:
         self._seconds = 0.0
 
     def add(self, outputs: Sequence[StepOutput]) -> float:
-        """One step, as every rank saw it; returns its loss."""
+        """Add one step.
+
+        Args:
+            outputs: the step's result on every rank.
+
+        Returns:
+            The step's loss.
+        """
         step: dict[str, float] = {}
         for output in outputs:
             for name, value in output.sums.items():
@@ -39,10 +46,10 @@ class FitMetrics:
         return loss
 
     def report(self, ends: Sequence[dict[str, float]]) -> FitReport:
-        """The stretch's report. Its loss and metrics are 0 and absent if there was no step.
+        """The report of the stretch. If there was no step, its loss is 0 and it has no metrics.
 
         Args:
-            ends: what every rank says at the end.
+            ends: what `LearnerRank.end` returned on every rank.
         """
         if not self._num_steps:
             return FitReport(num_pairs=0, num_steps=0, loss=0.0, metrics={}, seconds=0.0)
@@ -50,10 +57,10 @@ class FitMetrics:
         metrics = {name: value / examples for name, value in self._sums.items() if name not in _NOT_METRICS}
         metrics["grad_norm"] = self._grad_norm / self._num_steps
         metrics["tokens"] = self._sums["tokens"]
-        answers = sum(end["kl_responses"] for end in ends)
+        num_responses = sum(end["kl_responses"] for end in ends)
         for name in ("kl", "kl_initial"):
-            if answers and f"{name}_sum" in ends[0]:
-                metrics[name] = sum(end[f"{name}_sum"] for end in ends) / answers
+            if num_responses and f"{name}_sum" in ends[0]:
+                metrics[name] = sum(end[f"{name}_sum"] for end in ends) / num_responses
         checked = sum(end["reference_checked"] for end in ends)
         metrics["reference_checked"] = checked
         seconds = self._seconds + max(end["seconds"] for end in ends)

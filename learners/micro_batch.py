@@ -1,4 +1,4 @@
-"""Trees as the tensors of one pass through the model."""
+"""A micro-batch: some trees as the tensors of one pass through the model."""
 
 from __future__ import annotations
 
@@ -17,35 +17,38 @@ from learners.trees import Branch, Tree, Unit
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MicroBatch:
-    """What goes through the model at once. N tokens of the row, L tokens of all answers, A answers, fillers not counted."""
+    """The input of one pass through the model.
+
+    Letters in shapes: N tokens of the row, L tokens of all responses, A responses. Padding counts in N but not in L and A.
+    """
 
     trees: list[Tree]
     examples: list[tuple[Any, tuple[int, ...]]]
-    """The record and the numbers of its answers in this micro-batch."""
+    """Each example's record, and the numbers of its responses in this micro-batch."""
     token_ids: torch.Tensor
-    """int64 [N], tree by tree: prompt, then answers; then what fills the row."""
+    """int64 [N], tree by tree the prompt and then the responses; padding comes last."""
     predict: torch.Tensor
-    """int64 [L], the position whose hidden state predicts each answer token; some more, if answers were filled up."""
+    """int64 [L], the position whose hidden state predicts each response token; longer than L if responses were padded."""
     targets: torch.Tensor
-    """int64 [L]."""
+    """int64 [L], the response tokens."""
     loss_mask: torch.Tensor
     """float32 [L], 1 where a token carries loss, else 0."""
     answer_of_token: torch.Tensor
-    """int64 [L], ascending."""
+    """int64 [L], the number of the response that each token belongs to, ascending."""
     last_token: torch.Tensor
-    """int64 [A], where in [L] each answer ends."""
+    """int64 [A], the position in [L] of the last token of each response."""
     layout: TreeLayout
     images: list[ImageTensors]
-    """Distinct pictures."""
+    """The distinct images of the micro-batch."""
     image_order: list[int]
-    """Which of `images` each picture shown in the row is."""
+    """For each image shown in the row, in order, its index in `images`."""
 
     @classmethod
     def of(cls, units: Sequence[Unit], processor: Processor, *, multiple: int = 1) -> MicroBatch:
-        """All trees of some units, in their order.
+        """The micro-batch of all trees of some units, in their order.
 
         Args:
-            multiple: the row, and its answers together, are filled up to multiples of it.
+            multiple: the length of the row and the total length of its responses are padded to multiples of it.
         """
         trees = [tree for unit in units for tree in unit.trees]
         images = [image for tree in trees for image in tree.images]
@@ -70,7 +73,7 @@ class MicroBatch:
 
     @property
     def answers(self) -> list[Branch]:
-        """All A answers, in their order."""
+        """All A responses, in their order."""
         return [answer for tree in self.trees for answer in tree.answers]
 
     @property
@@ -79,13 +82,13 @@ class MicroBatch:
 
     @property
     def num_loss_tokens(self) -> int:
-        """Tokens that carry loss, of all examples: an answer in several of them counts as often."""
+        """Number of tokens that carry loss in all examples; a response that is in several examples counts in each."""
         counts = np.add.reduceat(self.loss_mask.numpy(), self.starts) if self.num_answers else []
         return int(sum(counts[answer] for _, answers in self.examples for answer in answers))
 
     @property
     def starts(self) -> np.ndarray:
-        """int64 [A], where in [L] each answer begins."""
+        """int64 [A], the position in [L] of the first token of each response."""
         return np.concatenate([[0], self.last_token.numpy()[:-1] + 1]).astype(np.int64)
 
 
@@ -104,9 +107,10 @@ def _number_answers(units: Sequence[Unit]) -> list[tuple[Any, tuple[int, ...]]]:
 
 
 def _row(trees: Sequence[Tree], padding: Padding, *, token: int) -> dict[str, torch.Tensor]:
-    """
+    """The tensors of a row, by the names of the fields of `MicroBatch`.
+
     Args:
-        token: stands in what fills the row.
+        token: the id that stands in the padding.
     """
     tokens, predict, targets, masks, owners, ends = [], [], [], [], [], []
     start = length = 0

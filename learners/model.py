@@ -1,4 +1,4 @@
-"""A checkpoint as a policy module, ready to be trained: precision, frozen parts, adapters, activation checkpointing."""
+"""Loads a checkpoint as a policy module ready for training: precision, frozen parts, adapters, activation checkpointing."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _adapt(model: nn.Module, lora: LoraConfig) -> nn.Module:
 
     targets: Any = "all-linear" if lora.target_modules == ["all-linear"] else list(lora.target_modules)
     with torch.random.fork_rng(devices=[]):
-        # The same on every rank and after every start.
+        # The adapter's initial weights are the same on every rank and after every start.
         torch.manual_seed(child_seed(0, "lora"))
         return peft.get_peft_model(
             model,
@@ -67,10 +67,10 @@ def freeze(model: nn.Module, names: Sequence[str]) -> None:
     Args:
         model: a transformers or PEFT model, before it becomes part of a `PolicyModule`.
         names: dotted parts of the names that the parameters have in a `PolicyModule`:
-            `visual` meets `model.visual.blocks.0.norm1.weight`, but not `model.visual_head.weight`.
+            `visual` matches `model.visual.blocks.0.norm1.weight`, but not `model.visual_head.weight`.
 
     Raises:
-        ConfigError: one of `names` meets no parameter.
+        ConfigError: one of `names` matches no parameter.
     """
     parameters = {f"model.{name}": parameter for name, parameter in model.named_parameters()}
     for wanted in names:

@@ -1,7 +1,7 @@
-"""Weights under the names of the checkpoint on disk, which are not those of the module.
+"""Gives weights the names that they have in the checkpoint on disk, which differ from those in the module.
 
-transformers 5 renames parameters when it loads and when it saves; engines load checkpoint names. A weight under a
-wrong name is silently not loaded, so the reverse of transformers' own renaming is used, one tensor at a time.
+transformers 5 renames parameters when it loads and when it saves, and engines expect the names of the checkpoint. An engine
+silently ignores a weight under a wrong name. Therefore the reverse of transformers' own renaming is used, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BASE_LAYER = ".base_layer"
 
 
 class LoraParts:
-    """The factors that a merged weight is made of."""
+    """The LoRA factors that are merged into a weight."""
 
     def __init__(self, layer: Any) -> None:
         if any(getattr(layer, "use_dora", {}).values()) or getattr(layer, "fan_in_fan_out", False):
@@ -30,57 +30,57 @@ class LoraParts:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """To be gathered before `merge`."""
+        """The parameters that must be gathered before `merge`."""
         return [self._a, self._b]
 
     def merge(self, weight: torch.Tensor) -> torch.Tensor:
-        """A new tensor: weight + scaling * B A (in float32), in the weight's dtype."""
+        """A new tensor weight + scaling * B A, computed in float32 and returned in the weight's dtype."""
         delta = self._b.float() @ self._a.float()
         return (weight.float() + self._scaling * delta).to(weight.dtype)
 
 
 class Source:
-    """A tensor of the checkpoint: where it stands in the module, and its LoRA factors if it has any."""
+    """A tensor of the checkpoint: its name and tensor in the module, and its LoRA factors if it has any."""
 
     def __init__(self, name: str, tensor: torch.Tensor, lora: LoraParts | None) -> None:
         self.name, self.tensor, self.lora = name, tensor, lora
 
     @property
     def shape(self) -> torch.Size:
-        """Whole shape, also while the weight is partitioned."""
+        """The shape of the whole weight, even while it is partitioned."""
         return getattr(self.tensor, "ds_shape", self.tensor.shape)
 
     @property
     def parts(self) -> list[nn.Parameter]:
-        """Parameters to be gathered before `value`."""
+        """The parameters that must be gathered before `value`."""
         own = [self.tensor] if isinstance(self.tensor, nn.Parameter) else []
         return [*own, *(self.lora.parameters if self.lora else [])]
 
     def value(self) -> torch.Tensor:
-        """The tensor, LoRA merged."""
+        """The tensor, with LoRA merged."""
         tensor = self.tensor.detach()
         return tensor if self.lora is None else self.lora.merge(tensor)
 
 
 class CheckpointNames:
-    """Translates a transformers model's tensors to those of its checkpoint, in a fixed order."""
+    """Translates the tensors of a transformers model into those of its checkpoint, in a fixed order."""
 
     def __init__(self, model: nn.Module) -> None:
         """
         Raises:
-            ConfigError: a tensor on disk is made of several in the module, or the other way round.
+            ConfigError: a tensor on disk is made of several tensors in the module, or the other way round.
         """
         self._base = base_model(model)
         self.sources = list(_sources(self._base))
         self._same_layout: dict[str, str] = {}
-        """Names on disk of the tensors that stand there as they are, by their names here."""
+        """The names on disk of the tensors that have the same layout there, by their names in the module."""
         self._check()
         self._manifest = [
             (name, tensor.dtype, tuple(tensor.shape)) for name, tensor in map(self._described, self.sources)
         ]
 
     def rename(self, source: Source, value: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """Name and layout of a tensor on disk."""
+        """The name of a tensor on disk, and its value in the layout that it has on disk."""
         if source.name in self._same_layout:
             return self._same_layout[source.name], value
         from transformers.core_model_loading import revert_weight_conversion

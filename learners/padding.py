@@ -1,8 +1,8 @@
-"""Tokens behind a row that make its length one of few.
+"""Padding at the end of a row, which makes its length one of a few.
 
-On a CPU a kernel is made for every shape of matrices in bfloat16, which takes a millisecond or two each, and memory that
-stays: where every row is as long as its answers happen to be, a third of a step's time. The tokens have no effect: no
-other token looks at them, and no loss.
+For matrices in bfloat16 the CPU library makes a kernel for every shape. Each kernel takes a millisecond or two, and memory that
+is not freed. If the length of every row is whatever its responses happen to add up to, this takes a third of a step's time.
+Padding has no effect on results: no other token attends to it, and it carries no loss.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from dataclasses import dataclass
 import torch
 
 MULTIPLE = 64
-"""Of which lengths then are: some tens of shapes, and a hundredth more tokens in a row of thousands."""
+"""Padded lengths are multiples of this. It leaves some tens of shapes, and adds 1 % of tokens to a row of thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Padding:
-    """Lengths of what is added."""
+    """Lengths of the sequences of padding that are added to a row."""
 
     answers: tuple[int, ...] = ()
-    """To the last tree."""
+    """Lengths of responses that are added to the last tree."""
     prompts: tuple[int, ...] = ()
-    """Trees without answers, behind it."""
+    """Lengths of prompts that are added behind the last tree, as trees without responses."""
 
     @classmethod
     def of(cls, prompt_lengths: Sequence[int], answer_lengths: Sequence[Sequence[int]], multiple: int) -> Padding:
-        """What makes the row, and its answers together, multiples. Nothing is longer than the longest that is there.
+        """The padding that makes the length of the row, and the total length of its responses, multiples of `multiple`.
+
+        No sequence of padding is longer than the longest of its kind in the row.
 
         >>> Padding.of([7, 5], [[2, 3], [3]], 8)
         Padding(answers=(), prompts=(4,))
@@ -41,7 +43,7 @@ class Padding:
 
 
 def multiple_for(device: torch.device, dtype: torch.dtype) -> int:
-    """Of which rows are to be multiples; 1 where shapes cost nothing."""
+    """The number that lengths of rows must be multiples of; 1 where new shapes cost nothing."""
     return MULTIPLE if device.type == "cpu" and dtype == torch.bfloat16 else 1
 
 

@@ -1,4 +1,4 @@
-"""What one stretch of training is to do, and the learning rate of each of its steps."""
+"""The plan of one stretch of training, and the learning rate of each of its steps."""
 
 from __future__ import annotations
 
@@ -15,36 +15,37 @@ from rlsys.stages.recipe import LR_SCHEDULES, Recipe
 
 @dataclass(frozen=True, kw_only=True)
 class FitPlan:
-    """Options of one call of `fit` or `train`. Plain values: it travels to the ranks."""
+    """Options of one call of `fit` or `train`. They are plain values, because the plan is sent to the ranks."""
 
     lr: float
     """Highest learning rate."""
     lr_schedule: str = "constant"
-    """After the warmup: `constant`, or falling to 0 `linear` or `cosine`."""
+    """The learning rate after the warmup: `constant`, or a fall to 0 that is `linear` or `cosine`."""
     warmup: float = 0.0
-    """Share of the steps over which the rate rises linearly."""
+    """Share of the steps over which the learning rate rises linearly."""
     num_steps: int | None = None
-    """Optimizer steps to come; needed by every schedule but `constant` without warmup."""
+    """Number of optimizer steps to come; every schedule but `constant` without warmup needs it."""
     epochs: int = 1
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the objective that this stretch sets; the key `name` stands for another objective."""
+    """Options of the objective that this stretch sets; the key `name` selects another objective."""
     reference: str = "previous"
-    """`initial`, `previous` or `ema`; used by objectives on pairs."""
+    """The reference rule, `initial`, `previous` or `ema`; objectives that need a reference use it."""
     round: int | None = None
-    """The round whose own answers are told from those of earlier rounds: KL is estimated on them, and under the reference
-    rule `previous` their recorded log-probabilities are the reference. `None` is training outside of rounds."""
+    """The round of this stretch; `None` for training outside of rounds. Responses of this round are treated differently from
+    those of earlier rounds: KL is estimated on them, and under the reference rule `previous` their recorded logprobs are the
+    reference."""
     policy_version: int = 0
     """Version of the weights that training starts from."""
     lag: int = 0
-    """Rounds by which answers may have been sampled ahead of their training. The weights at the starts of as many earlier
-    stretches are kept, so that those answers can be checked."""
+    """Number of rounds by which responses may have been sampled ahead of their training. The weights at the starts of as many
+    earlier stretches are kept, so that those responses can be checked."""
     top_p: float = 1.0
-    """At which the round's answers were sampled."""
+    """The top_p at which the round's responses were sampled."""
     accumulated: bool = False
-    """Whether examples of earlier stretches, or of none, are among those to come: their responses were not sampled by the
-    weights that training starts from."""
+    """Whether the examples to come include some of earlier stretches, or of no stretch. The responses of such examples were
+    not sampled by the weights that training starts from."""
     seed: int = 0
-    """Of the order of batches from the second epoch on."""
+    """Seed of the order of batches from the second epoch on, and of dropout."""
 
     def __post_init__(self) -> None:
         if self.lr < 0:
@@ -87,7 +88,7 @@ class FitPlan:
         )
 
     def lr_at(self, step: int) -> float:
-        """Learning rate of optimizer step `step`, from 0."""
+        """Learning rate of optimizer step `step`; steps are counted from 0."""
         if self.num_steps is None:
             return self.lr
         rising = round(self.warmup * self.num_steps)

@@ -1,8 +1,9 @@
-"""The policy as one module: micro-batch in, log-probabilities of its answers' tokens out.
+"""The policy as one module: it takes a micro-batch and returns the logprobs of its responses' tokens.
 
-Two ways to the same numbers. `SharedPath` runs a prompt and its images once for all answers to them (Qwen2-VL and
-Qwen2.5-VL, and text models with standard attention). `PlainPath` runs every answer as a sequence of its own through
-the stock model, for any other architecture. N tokens of the row, L tokens of all answers, D hidden size.
+Two paths lead to the same numbers. `_SharedPath` runs a prompt and its images once for all responses to it; it supports
+Qwen2-VL and Qwen2.5-VL, and text models with standard attention. `_PlainPath` runs every response as a sequence of its own
+through the stock model, and supports any other architecture.
+Letters in shapes: N tokens of the row, L tokens of all responses, D hidden size.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from learners.vision import VisionFeatures
 from rlsys.errors import ConfigError
 
 SHARED_VISION_MODELS = ("qwen2_vl", "qwen2_5_vl")
-"""Model types whose language model takes embeddings, multimodal positions and our attention."""
+"""Vision-language model types whose language model accepts embeddings, multimodal positions and the attention of trees."""
 
 
 class PolicyModule(nn.Module):
-    """A causal (vision-)language model that returns log-probabilities."""
+    """A causal language model, with or without vision, that returns logprobs."""
 
     def __init__(self, model: nn.Module, *, path: str, head_chunk_mib: int, image_cache_mib: int) -> None:
         """
         Args:
-            model: a transformers model, or a PEFT model around one. What is to be frozen is frozen already: whether the
-                vision tower is trained is looked up here, once.
+            model: a transformers model, or a PEFT model around one. Parameters must be frozen before this call, because
+                only here is it determined whether the vision tower is trained.
             path: `auto`, `shared` or `plain`.
 
         Raises:
-            ConfigError: `shared` is asked for and the architecture has no such path, or its logits are no plain
-                product.
+            ConfigError: `path` is `shared` and the architecture does not support it, or the model's logits are not a plain
+                matrix product.
         """
         super().__init__()
         self.model = model
@@ -52,7 +53,7 @@ class PolicyModule(nn.Module):
             raise ConfigError(f"learner.path=shared: no such path for {type(base).__name__}; take auto or plain")
         tower = getattr(base.model, "visual", model)
         self.trains_vision = any(parameter.requires_grad for parameter in tower.parameters())
-        """Whether a part that only pictures go through is trained; `True` if that cannot be told apart."""
+        """Whether a part of the model that only images go through is trained; `True` if no such part can be told apart."""
         self._path = (_SharedPath if can_share and path != "plain" else _PlainPath)(base, image_cache_mib)
 
     @property
@@ -61,33 +62,34 @@ class PolicyModule(nn.Module):
         return self._path.name
 
     def forward(self, batch: MicroBatch, dummy_image: MicroBatch | None = None) -> torch.Tensor:
-        """
+        """Compute the logprobs of a micro-batch's response tokens.
+
         Args:
-            batch: on any device; its tensors are moved to the model's.
-            dummy_image: a picture that goes through the vision tower, without effect, if the batch has none. Ranks that work
-                in step must run the same modules.
+            batch: a micro-batch on any device; its tensors are moved to the model's device.
+            dummy_image: a dummy image that goes through the vision tower, without effect on the result, if the batch has no
+                images. It is given where ranks work in step, because they must then run the same modules.
 
         Returns:
-            float32 [2, L]: log-probabilities and raw logits of `batch.targets`; [3, L] with the raw logits of a value token, if
+            float32 [2, L], the logprobs and raw logits of `batch.targets`; [3, L] with the raw logits of a value token, if
             `read_values` asked for them.
         """
         base = base_model(self.model)
         hidden_LD = self._path(base, batch, dummy_image)
-        targets = pad(batch.targets, (0, len(hidden_LD) - batch.num_target_tokens))  # any will do for fillers
+        targets = pad(batch.targets, (0, len(hidden_LD) - batch.num_target_tokens))  # padding takes any target
         return base.get_output_embeddings()(hidden_LD, targets.to(hidden_LD.device))[:, : batch.num_target_tokens]
 
     def read_values(self, token_id: int | None) -> None:
-        """Return the raw logit of a token at every predicted position as well; `None` ends that."""
+        """Make `forward` also return the raw logit of a token at every predicted position; `None` switches that off."""
         base_model(self.model).get_output_embeddings().value_id = token_id
 
 
 def base_model(model: nn.Module) -> Any:
-    """The transformers model, taken out of PEFT's wrapper if there is one."""
+    """The transformers model itself, without PEFT's wrapper if there is one."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def supports_shared(base: Any) -> bool:
-    """Whether the architecture's attention can be replaced by that of trees."""
+    """Whether the architecture's attention can be replaced by the attention of trees."""
     if base.config.model_type in SHARED_VISION_MODELS:
         text = base.config.get_text_config()
     elif getattr(base.config, "vision_config", None) is None and getattr(base, "_supports_attention_backend", False):
@@ -116,7 +118,7 @@ def _check_head(base: Any) -> None:
 
 
 class _SharedPath:
-    """One row of tokens, prompt once per tree."""
+    """Runs one row of tokens, in which the prompt of each tree stands once."""
 
     name = "shared"
 
@@ -152,7 +154,7 @@ class _SharedPath:
 
 
 class _PlainPath:
-    """Every answer a padded sequence through the stock model, its images again each time."""
+    """Runs every response as a padded sequence through the stock model; its images are computed again for each response."""
 
     name = "plain"
 
@@ -182,7 +184,7 @@ class _PlainPath:
 
 
 def _sequences(batch: MicroBatch) -> list[tuple[Tree, int, torch.Tensor]]:
-    """Every answer with its prompt: the tree, where the answer begins, and the tokens."""
+    """For every response: its tree, the position at which it begins, and the tokens of prompt and response."""
     return [
         (tree, len(tree.prompt_ids), torch.tensor([*tree.prompt_ids.tolist(), *answer.token_ids.tolist()]))
         for tree in batch.trees

@@ -1,4 +1,7 @@
-"""Rotary positions of trees: the prompt's as the model itself makes them, every answer's counting on from there."""
+"""Rotary positions of trees.
+
+The prompt has the positions that the model itself computes. The positions of every response count on from the prompt's last.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from learners.trees import Tree
 from rlsys.common.lru import ByteCache
 
 _KEPT_BYTES = 16 << 20
-"""Of prompts' positions; prompts of one form share them."""
+"""Memory for positions of prompts that are kept. Prompts with the same image tokens and image sizes share them."""
 
 
 class Positions:
@@ -34,7 +37,7 @@ class Positions:
             for answer in tree.answers:
                 pieces.append(torch.arange(first, first + len(answer.token_ids)).expand(len(prompt), -1))
         row = torch.cat(pieces, dim=1)
-        row = pad(row, (0, len(batch.token_ids) - row.shape[1]))  # of fillers, which any position does for
+        row = pad(row, (0, len(batch.token_ids) - row.shape[1]))  # padding takes any position
         return row[:, None] if self._rope_index is not None else row
 
     def _prompt(self, tree: Tree, grids: list[torch.Tensor]) -> torch.Tensor:

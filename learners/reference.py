@@ -1,16 +1,16 @@
-"""Log-probabilities of the reference policy.
+"""Logprobs of the reference policy.
 
-Where the reference is the policy that sampled an answer, they came with the answer, and a sample of them is checked
-(`reference_check.py`). Otherwise they are computed with weights kept for it:
+Where the reference is the policy that sampled a response, the logprobs were recorded with the response, and a sample of them
+is checked (`reference_check.py`). Otherwise they are computed with weights that are kept for this purpose:
 
-    rule       reference of an answer sampled by version v            weights kept
-    previous   v itself: recorded, if the answer was sampled for this
-               round; else the weights at the round's start           a copy of those, if there are such responses
+    rule       reference of a response sampled by version v           weights kept
+    previous   v itself: recorded, if the response was sampled for
+               this round; else the weights at the round's start      a copy of those, if there are such responses
     initial    version 0: recorded, if v is 0                         the first ones, or the LoRA adapter switched off
     ema        the moving average                                     the average
 
-Versions are never counted with: a refused round uses two of them, so their differences say nothing about rounds. Nothing is
-recorded of an answer that no engine sampled, or that was sampled for another prompt.
+Differences between versions are never used to count rounds, because a refused round uses two versions. A response that no
+engine sampled, or that was sampled for another prompt, has no recorded logprobs.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from learners.trees import Branch, Tree, parts
 from rlsys.errors import ConfigError, LearnerError
 
 _AVERAGE = "average"
-"""Name of the moving average in a checkpoint; the weights at starts have their versions' numbers."""
+"""Name of the moving average in a checkpoint. The weights at starts of stretches are named by their version's number."""
 
 Forward = Callable[[MicroBatch], torch.Tensor]
-"""Branch token log-probabilities [L] of a micro-batch on the CPU, without gradient, under whatever weights are in
-place.
+"""A function that returns the logprobs [L] of a micro-batch's response tokens.
+
+The result is on the CPU and has no gradient. It is computed with the weights that are in place at the time of the call.
 """
 
 
@@ -48,7 +49,7 @@ class Reference:
         self.initial = weight_copies.take(engine) if config.initial_copy and not self._has_adapter else None
         self.average = weight_copies.take(engine, dtype=torch.float32) if config.ema_decay else None
         self._starts: dict[int, weight_copies.Weights] = {}
-        """Weights at the start of this stretch and of as many before it as the lag, by version."""
+        """Weights at the start of this stretch and of as many stretches before it as the lag says, by version."""
         self._plan: FitPlan | None = None
         self._needs: frozenset[str] = frozenset()
         self._has_stepped = False
@@ -57,7 +58,7 @@ class Reference:
         """Start a stretch of training, before its first step.
 
         Args:
-            needs: of the objective. Without `reference` in it the plan's rule is not looked at.
+            needs: the needs of the objective. If `reference` is not among them, the plan's rule is ignored.
 
         Raises:
             ConfigError: the rule needs weights that are not kept.
@@ -69,7 +70,8 @@ class Reference:
             raise ConfigError("reference=ema needs learner.ema_decay > 0")
         self._plan, self._needs = plan, needs
         self._has_stepped = False
-        # Versions grow from stretch to stretch, by one or, after a refusal, by two: the last `lag` of them are counted.
+        # Versions grow from stretch to stretch by one, or by two after a refusal. So the last `lag` entries are taken, and no
+        # difference of versions is computed.
         earlier = sorted(version for version in self._starts if version < plan.policy_version)
         self._starts = {version: self._starts[version] for version in earlier[max(0, len(earlier) - plan.lag) :]}
         has_others = plan.accumulated or "mismatched" in needs or self._config.start_copy
@@ -78,40 +80,42 @@ class Reference:
             self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
     def kept(self) -> dict[str, weight_copies.Weights]:
-        """What a checkpoint must hold for `restore`; the initial copy comes from the model's folder."""
+        """The weights that a checkpoint must hold for `restore`. The initial copy is not among them: it is taken from the
+        model's folder."""
         starts = {str(version): weights for version, weights in self._starts.items()}
         return starts if self.average is None else {_AVERAGE: self.average, **starts}
 
     def restore(self, kept: dict[str, weight_copies.Weights]) -> None:
-        """Take what belongs to the weights now in place, instead of what belonged to those before; the initial copy
-        stays. The weights at starts stay as well: a refused round's weights are gone, and answers that other weights gave
-        before it are still to come.
+        """Restore the kept weights that belong to a checkpoint, after its weights have been put in place.
+
+        The initial copy stays. The weights at starts that are here stay as well, besides those of the checkpoint: a refused
+        round's weights are gone, but responses that earlier weights sampled before the refusal are still to come.
 
         Args:
-            kept: from `kept`; a moving average that is not in it begins anew with the weights in place.
+            kept: the result of `kept`. If it has no moving average, the average begins anew with the weights in place.
         """
         self._starts |= {int(name): weights for name, weights in kept.items() if name != _AVERAGE}
         if self.average is not None:
             self.average = kept.get(_AVERAGE) or weight_copies.take(self._engine, dtype=torch.float32)
 
     def after_step(self) -> None:
-        """Let the moving average follow: the weights in place have changed."""
+        """Update the moving average, because an optimizer step has changed the weights in place."""
         self._has_stepped = True
         if self.average is not None:
             weight_copies.move_average(self.average, self._engine, self._config.ema_decay)
 
     def needs_forward(self, batches: Sequence[MicroBatch]) -> bool:
-        """Whether some answer's reference is not the policy that sampled it."""
+        """Whether there is a response whose reference is not the policy that sampled it."""
         return any(not self.is_recorded(answer) for batch in batches if batch.examples for answer in batch.answers)
 
     def logps(
         self, batches: Sequence[MicroBatch], *, forward: bool, join: Callable[[list[Tree]], MicroBatch]
     ) -> list[torch.Tensor]:
-        """Log-probabilities [L] of every micro-batch's answer tokens.
+        """Reference logprobs [L] of every micro-batch's response tokens.
 
         Args:
-            forward: whether any rank needs a forward pass: all make one then, of the answers that need it.
-            join: makes a micro-batch of trees (one without effect of none).
+            forward: whether any rank needs a forward pass. All ranks then make one, over the responses that need it.
+            join: makes one micro-batch of some trees; without trees it makes one that has no effect.
         """
         recorded = [recorded_logprobs(batch) for batch in batches]
         if not forward:
@@ -129,35 +133,35 @@ class Reference:
         return recorded
 
     def weights_of_versions(self) -> dict[int, weight_copies.Weights | None]:
-        """Versions whose weights are at hand; `None` stands for those in place."""
+        """The weights that are available, by version; `None` stands for the weights in place."""
         first = {0: self.initial} if self.initial is not None else {}
         in_place = {} if self._has_stepped else {self._plan.policy_version: None}
         return {**first, **self._starts, **in_place}
 
     def is_recorded(self, answer: Branch) -> bool:
-        """Whether the reference of an answer is the policy that sampled it."""
+        """Whether the reference of a response is the policy that sampled it, so that its logprobs are recorded."""
         plan, version = self._plan, answer.policy_version
         if version is None:
             return False
         if plan.reference == "previous":
-            # Outside of rounds only the version tells whether the weights in place at the start gave the answer.
+            # Outside of rounds only the version tells whether the weights at the start of the stretch sampled the response.
             return version == plan.policy_version if plan.round is None else answer.round == plan.round
         return plan.reference == "initial" and version == 0
 
     def is_used(self, answer: Branch) -> bool:
-        """Whether the objective is given what was recorded of an answer."""
+        """Whether the objective receives the logprobs that were recorded with a response."""
         if "old" in self._needs:
             return answer.policy_version is not None
         return self.is_recorded(answer)
 
     @property
     def knows_initial(self) -> bool:
-        """Whether the weights of version 0 are at hand."""
+        """Whether the weights of version 0 are available."""
         return self._has_adapter or self.initial is not None
 
     @contextmanager
     def initial_weights(self) -> Iterator[None]:
-        """The module computes with the weights of version 0 inside. All ranks enter together."""
+        """Context in which the module computes with the weights of version 0. All ranks must enter it together."""
         if self._has_adapter:
             with self._engine.without_adapter():
                 yield

@@ -1,8 +1,9 @@
-"""Whether recorded log-probabilities are those of the weights they are said to come from.
+"""Checks that recorded logprobs are those of the weights that they are said to come from.
 
-Once in a stretch of training, before its first step changes anything, those of a few answers are held against a forward pass:
-an engine whose weights did not arrive, or that computes otherwise, is found here at the latest. If the policy that sampled
-the answers is the one in place, the pass is the one that trains on them, and the check costs nothing.
+Once in a stretch of training, before the first step changes the weights, the recorded logprobs of a few responses are compared
+with those of a forward pass. An engine whose weights did not arrive, or that computes differently, is detected here at the
+latest. If the policy that sampled the responses is the one in place, the check uses the forward pass that trains on them, and
+costs nothing.
 """
 
 from __future__ import annotations
@@ -23,23 +24,24 @@ from learners.trees import Branch, Tree, parts
 from rlsys.errors import LearnerError
 
 _CHANCE = ("drop", "jitter", "noise")
-"""Words in names of modules, or of their numbers, that make a training pass differ from another one."""
+"""Words that mark randomness in training passes, when they are part of a module's class name or of an attribute's name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Recorded and computed log-probabilities of the answer on which they differ most."""
+    """Recorded and computed logprobs of the response on which they differ most."""
 
     per_token: float
-    """Mean absolute difference over the answer's tokens, nats; 0 where nothing was compared."""
+    """Mean absolute difference over the response's tokens, nats; 0 where nothing was compared."""
     recorded: float = 0.0
-    """Sum over the answer, nats."""
+    """Sum of the recorded logprobs over the response, nats."""
     computed: float = 0.0
+    """Sum of the computed logprobs over the response, nats."""
 
 
 @dataclass(kw_only=True)
 class _Awaited:
-    """Answers that are compared as this step's passes go by."""
+    """The responses that are to be compared during this step's forward passes, and the result so far."""
 
     version: int
     answers: set[Branch]
@@ -48,12 +50,12 @@ class _Awaited:
 
 
 class ReferenceCheck:
-    """A rank's check. All ranks call it alike.
+    """The check of one rank. All ranks must make the same calls in the same order.
 
-    check.begin()                         # of a stretch of training
-    check.look(batches, join)             # a step's micro-batches are there
+    check.begin()                         # at the start of a stretch of training
+    check.look(batches, join)             # when a step's micro-batches have been made
     check.passed(micro_batch, logps_L)    # after each forward pass with gradient
-    check.settle()                        # before the step
+    check.settle()                        # before the optimizer step
     check.num_checked
     """
 
@@ -63,38 +65,40 @@ class ReferenceCheck:
         self._must_check = False
         self._awaited: _Awaited | None = None
         self.num_checked = 0
-        """Answers that this rank compared in the stretch."""
+        """Number of responses that this rank has compared in the stretch."""
 
     def begin(self) -> None:
-        """Start a stretch of training: the next step with recorded answers is checked."""
+        """Start a stretch of training: the next step that has recorded responses is checked."""
         self._must_check = self._config.reference_checks > 0
         self._awaited = None
         self.num_checked = 0
 
     def look(self, batches: Sequence[MicroBatch], join: Callable[[list[Tree]], MicroBatch]) -> None:
-        """Choose the answers of a step, if it is the first with some. Those that other weights sampled, and all if training
-        passes leave something to chance, are compared at once.
+        """Choose the responses to compare, if this is the stretch's first step that has recorded responses.
+
+        The responses are compared at once, in a forward pass of their own, if weights other than those in place sampled them,
+        or if training passes are random. Otherwise `passed` compares them.
 
         Args:
-            join: makes a micro-batch of trees (one without effect of none).
+            join: makes one micro-batch of some trees; without trees it makes one that has no effect.
 
         Raises:
-            LearnerError: an answer's gap is above tolerance; the message has both values.
+            LearnerError: a response's gap is above the tolerance; the message has both values.
         """
         if not self._must_check:
             return
         trees = [tree for batch in batches if batch.examples for tree in batch.trees]
         known = self._reference.weights_of_versions()
-        used = [answer for tree in trees for answer in tree.answers if self._reference.is_used(answer)]
-        versions = [answer.policy_version for answer in used if answer.policy_version in known]
+        used = [branch for tree in trees for branch in tree.answers if self._reference.is_used(branch)]
+        versions = [branch.policy_version for branch in used if branch.policy_version in known]
         version = int(self._engine.reduce([max(versions, default=-1)], "max")[0])
         if version < 0:
             return
         self._must_check = False
-        checked = {answer for answer in used if answer.policy_version == version}
+        checked = {branch for branch in used if branch.policy_version == version}
         chosen = _take_answers(parts(trees, checked.__contains__), self._config.reference_checks)
         weights = known.get(version)
-        self._awaited = _Awaited(version=version, answers={answer for tree in chosen for answer in tree.answers})
+        self._awaited = _Awaited(version=version, answers={branch for tree in chosen for branch in tree.answers})
         if weights is not None or self._by_chance:
             joined = join(chosen)
             with nullcontext() if weights is None else weight_copies.using(self._engine, weights):
@@ -102,26 +106,26 @@ class ReferenceCheck:
             self.settle()
 
     def passed(self, batch: MicroBatch, logps_L: torch.Tensor) -> None:
-        """Compare what of a forward pass is awaited.
+        """Compare those chosen responses that are in the micro-batch of a forward pass.
 
         Args:
-            logps_L: of `batch.targets`.
+            logps_L: the computed logprobs of `batch.targets`.
         """
         if self._awaited is None:
             return
-        answers = batch.answers
+        branches = batch.answers
         pieces = logps_L.detach().float().cpu().tensor_split(batch.last_token[:-1] + 1)
         compared = [
-            _gap(answer, own) for answer, own in zip(answers, pieces, strict=True) if answer in self._awaited.answers
+            _gap(branch, own) for branch, own in zip(branches, pieces, strict=True) if branch in self._awaited.answers
         ]
         self._awaited.num_compared += len(compared)
         self._awaited.gap = max([self._awaited.gap, *compared], key=lambda gap: gap.per_token)
 
     def settle(self) -> None:
-        """Close the step's check. All ranks together.
+        """Finish the step's check. All ranks must call this together.
 
         Raises:
-            LearnerError: an answer's gap is above tolerance; the message has both values.
+            LearnerError: a response's gap is above the tolerance; the message has both values.
         """
         awaited, self._awaited = self._awaited, None
         if awaited is not None:
@@ -143,7 +147,7 @@ class ReferenceCheck:
 
 
 def leaves_to_chance(modules: Iterable[nn.Module]) -> bool:
-    """Whether a training pass through some modules may differ from the next: by dropout, or by noise of a router."""
+    """Whether two training passes through some modules may differ, because of dropout or of a router's noise."""
     return any(
         isinstance(value, float)
         and value > 0
@@ -154,15 +158,15 @@ def leaves_to_chance(modules: Iterable[nn.Module]) -> bool:
 
 
 def _take_answers(trees: Sequence[Tree], number: int) -> list[Tree]:
-    """Trees with `number` answers in all, spread over prompts."""
+    """Trees with at most `number` responses in total, spread over prompts."""
     share = max(1, number // max(1, len(trees)))
     return [replace(tree, answers=tree.answers[:share]) for tree in trees[:number]]
 
 
-def _gap(answer: Branch, computed: torch.Tensor) -> Gap:
-    recorded = torch.from_numpy(answer.rollout.sampled.logprobs.copy())
-    if answer.loss_mask is not None:
-        sampled = torch.from_numpy(answer.loss_mask.astype(bool))
+def _gap(branch: Branch, computed: torch.Tensor) -> Gap:
+    recorded = torch.from_numpy(branch.rollout.sampled.logprobs.copy())
+    if branch.loss_mask is not None:
+        sampled = torch.from_numpy(branch.loss_mask.astype(bool))
         recorded, computed = recorded[sampled], computed[sampled]
     difference = float((recorded - computed).abs().mean())
     return Gap(per_token=difference, recorded=float(recorded.sum()), computed=float(computed.sum()))

@@ -1,4 +1,4 @@
-"""Where the ranks of a learner meet. Light: drivers without torch make one."""
+"""The meeting point of a learner's ranks. This module imports no torch, because drivers without torch use it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Rendezvous:
-    """One rank's place among all."""
+    """One rank's place among all ranks, and the address at which they meet."""
 
     rank: int
     world_size: int

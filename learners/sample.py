@@ -1,7 +1,7 @@
-"""A bounded, evenly spread sample of the answers a stretch of training saw, and the KL estimate made on it.
+"""A bounded, evenly spread sample of the responses of a stretch of training, and the estimate of KL on it.
 
-The estimate is one of the policy's own distribution, at temperature 1 and of all tokens. Answers that were sampled otherwise
-come from another distribution: they are left out, and if none is left there is no estimate.
+The estimate is about the policy's own distribution, at temperature 1 and over all tokens. Responses that were sampled with
+other settings come from another distribution and are left out. If no response remains, there is no estimate.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from rlsys.common.checksum import content_key
 
 
 class ResponseSample:
-    """Keeps trees with at most so many answers in all, evenly spread over everything that was added. Only answers that an
-    engine sampled at temperature 1 are kept, and each of them once, in however many batches it comes: a prompt's pairs may
-    lie in several.
+    """Keeps trees with at most `limit` responses in total, evenly spread over all trees that were offered.
+
+    Only responses that an engine sampled at temperature 1 are kept. Each of them is kept once, even if it comes in several
+    batches: the pairs of a prompt may be spread over several batches.
     """
 
     def __init__(self, limit: int) -> None:
@@ -27,68 +28,68 @@ class ResponseSample:
         self._stride = 1
         self._num_offered = 0
         self.seen: set[bytes] = set()
-        """Keys of all answers that were offered and could be kept."""
+        """Keys of all responses that were offered and could be kept."""
         self.trees: list[Tree] = []
 
     def add(self, trees: Iterable[Tree]) -> None:
         """Offer trees, in order."""
         for tree in trees:
-            answers = [answer for answer in tree.answers if self._is_new(tree, answer)] if self._limit else []
-            if not answers:
+            branches = [branch for branch in tree.answers if self._is_new(tree, branch)] if self._limit else []
+            if not branches:
                 continue
             if self._num_offered % self._stride == 0:
-                self.trees.append(replace(tree, answers=answers).copy())
+                self.trees.append(replace(tree, answers=branches).copy())
             self._num_offered += 1
             while len(self.trees) > 1 and sum(len(kept.answers) for kept in self.trees) > self._limit:
                 self.trees = self.trees[::2]
                 self._stride *= 2
 
     def without(self, others: set[bytes]) -> list[Tree]:
-        """The kept trees without the answers that another rank counts.
+        """The kept trees without the responses that another rank counts.
 
         Args:
-            others: keys of answers that it was offered.
+            others: keys of the responses that the other ranks were offered.
         """
         left = [
-            replace(tree, answers=[answer for answer in tree.answers if _key(tree, answer) not in others])
+            replace(tree, answers=[branch for branch in tree.answers if _key(tree, branch) not in others])
             for tree in self.trees
         ]
         return [tree for tree in left if tree.answers]
 
-    def _is_new(self, tree: Tree, answer: Branch) -> bool:
-        """Whether an answer can be kept and was not offered before."""
-        if answer.rollout is None or answer.rollout.sampled.temperature != 1.0:
+    def _is_new(self, tree: Tree, branch: Branch) -> bool:
+        """Whether a response can be kept and was not offered before."""
+        if branch.rollout is None or branch.rollout.sampled.temperature != 1.0:
             return False
-        key = _key(tree, answer)
+        key = _key(tree, branch)
         is_new = key not in self.seen
         self.seen.add(key)
         return is_new
 
 
-def _key(tree: Tree, answer: Branch) -> bytes:
-    """By which an answer to a prompt is known again in other batches and on other ranks."""
+def _key(tree: Tree, branch: Branch) -> bytes:
+    """Key that identifies a response to a prompt in all batches and on all ranks."""
     images = "".join(image.digest for image in tree.images).encode()
-    sizes = repr((answer.round, len(tree.prompt_ids), len(images))).encode()
-    return content_key(sizes, tree.prompt_ids.tobytes(), images, answer.token_ids.tobytes())
+    sizes = repr((branch.round, len(tree.prompt_ids), len(images))).encode()
+    return content_key(sizes, tree.prompt_ids.tobytes(), images, branch.token_ids.tobytes())
 
 
 def num_candidates(batch: MicroBatch) -> int:
-    """Answers of a micro-batch, with as many copies as were sampled."""
-    return sum(answer.rollout.count for answer in batch.answers)
+    """Number of candidates of a micro-batch: its responses, each counted as often as it was sampled."""
+    return sum(branch.rollout.count for branch in batch.answers)
 
 
 def k3_sum(batch: MicroBatch, logps_L: torch.Tensor) -> float:
-    """KL(sampler || policy) summed over a micro-batch's answers and their copies, nats.
+    """KL(sampler || policy) summed over a micro-batch's responses and their copies, nats.
 
-    k3 estimate (Schulman, "Approximating KL divergence", 2020) on the sampler's own answers: sum over tokens of
-    exp(u) - 1 - u with u = log policy - log sampler, never negative. An answer that was sampled several times counts as
-    often: else rare ones would weigh as much as frequent ones. Both log-probabilities are those at temperature 1, at which
-    the answers must have been sampled, from all tokens (top_p 1).
+    This is the k3 estimate (Schulman, "Approximating KL divergence", 2020) on the sampler's own responses: the sum over tokens
+    of exp(u) - 1 - u with u = log policy - log sampler, which is never negative. A response that was sampled several times
+    counts as often, because otherwise rare responses would weigh as much as frequent ones. Both logprobs are those at
+    temperature 1. The responses must have been sampled at temperature 1 from all tokens (top_p 1).
 
     Args:
-        logps_L: the policy's log-probabilities of the answers' tokens.
+        logps_L: the policy's logprobs of the responses' tokens.
     """
-    rollouts = [answer.rollout for answer in batch.answers]
+    rollouts = [branch.rollout for branch in batch.answers]
     recorded_L = torch.cat([torch.from_numpy(rollout.sampled.logprobs.copy()) for rollout in rollouts])
     counts_A = torch.tensor([rollout.count for rollout in rollouts])
     counts_L = counts_A.repeat_interleave(torch.tensor([len(rollout.sampled.logprobs) for rollout in rollouts]))

@@ -1,4 +1,4 @@
-"""A batch of examples for each step, and each rank's share of it."""
+"""Forms a batch of examples for each step, and each rank's shard of the batch."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from learners.examples.kinds import kind_of
 from rlsys import wire
 
 SHARD_LIMITS = wire.Limits(max_bytes=1 << 36)
-"""A share is one frame, and 128 photographs are more than a frame from elsewhere may be."""
+"""Limits of the frame of a shard. They are larger than those of other frames, because 128 photographs would exceed these."""
 
 
 def batches_of(examples: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Batches in order of arrival; the last may be smaller, none is dropped."""
+    """Batches in the order of arrival. The last batch may be smaller; no example is dropped."""
     batch: list[Any] = []
     for example in examples:
         batch.append(example)
@@ -26,9 +26,10 @@ def batches_of(examples: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def shards(batch: Sequence[Any], num_ranks: int) -> list[list[Any]]:
-    """One share per rank, of like cost; examples of one prompt stay together, so that it is computed once.
+    """Divide a batch into one shard per rank, of similar cost.
 
-    A prompt with more than an even share of the cost is cut. Deterministic; empty shares if there are too few examples.
+    Examples of one prompt stay together, so that the prompt is computed once. Examples of a prompt that cost more than an even
+    share are divided. The result is deterministic. Some shards are empty if there are too few examples.
     """
     if num_ranks == 1:
         return [list(batch)]
@@ -55,7 +56,7 @@ def shards(batch: Sequence[Any], num_ranks: int) -> list[list[Any]]:
 
 @dataclass
 class _Block:
-    """Examples that stay together."""
+    """Examples that go to the same rank."""
 
     examples: list[Any] = field(default_factory=list)
     cost: float = 0.0

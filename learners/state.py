@@ -1,8 +1,9 @@
-"""A rank's part of the learner's state on disk, in safetensors: trained weights, AdamW's masters and moments, and
-the other weights that are kept.
+"""A rank's part of the learner's state on disk, in safetensors.
 
-What a rank holds is written and read as it is, so going on is exact and nothing has to be gathered; what several ranks
-hold alike is written by one of them. The number of ranks, the ZeRO stage and the trained parameters must be the same again.
+It consists of the trained weights, AdamW's masters and moments, and the weight copies that are kept.
+The tensors of a rank are written and read unchanged, so that training continues exactly and nothing has to be gathered. Tensors
+that are the same on several ranks are written by one of them. When the state is read, the number of ranks, the ZeRO stage and
+the trained parameters must be the same as when it was written.
 """
 
 from __future__ import annotations
@@ -38,9 +39,9 @@ def write(
     """Write this rank's part into `directory/optimizer/`.
 
     Args:
-        layout: what must be the same again to read it, e.g. ranks and ZeRO stage.
-        weights_rank: the one that writes the weights that this rank holds.
-        kept: other weights, by any name without `/`.
+        layout: values that must be the same when the state is read, e.g. the number of ranks and the ZeRO stage.
+        weights_rank: the rank that writes the weights that this rank holds.
+        kept: weight copies, by any name without `/`.
     """
     tensors = {f"masters/{number}": master.data for number, master in _separate_masters(engine).items()}
     for number, state in enumerate(engine.moments()):
@@ -58,13 +59,13 @@ def write(
 def read(
     directory: Path, engine: Engine, *, layout: dict[str, str], rank: int, weights_rank: int
 ) -> dict[str, weight_copies.Weights]:
-    """Put back what `write` wrote.
+    """Restore the state that `write` wrote.
 
     Returns:
-        What was kept besides.
+        The weight copies that were written as `kept`.
 
     Raises:
-        CheckpointError: there is nothing for this rank, or it is of another layout.
+        CheckpointError: there is no state for this rank, or it has another layout.
     """
     sections = _sections(_path(directory, rank), layout)
     if weights_rank != rank:
@@ -97,7 +98,11 @@ def _moments(engine: Engine, tensors: dict[str, torch.Tensor]) -> list[dict[str,
 
 
 def _sections(path: Path, layout: dict[str, str], only: Sequence[str] = ()) -> dict[str, dict[str, torch.Tensor]]:
-    """Tensors of a rank's file by the first part of their names; of some parts only, if any are given."""
+    """The tensors of a rank's file, grouped by the first part of their names.
+
+    Args:
+        only: the first parts to read; empty for all.
+    """
     if not path.exists():
         raise CheckpointError(f"no learner state at {path}")
     sections: dict[str, dict[str, torch.Tensor]] = {}
@@ -114,7 +119,10 @@ def _sections(path: Path, layout: dict[str, str], only: Sequence[str] = ()) -> d
 
 @torch.no_grad()
 def put(engine: Engine, weights: weight_copies.Weights, masters: dict[int, torch.Tensor]) -> None:
-    """Write this rank's weights in place, and those masters, by their number, that are not the weights themselves.
+    """Copy values into this rank's weights and masters, in place.
+
+    Args:
+        masters: the masters that are not the weights themselves, by their number.
 
     Raises:
         CheckpointError: names, shapes or numbers of masters differ.
@@ -136,6 +144,6 @@ def put(engine: Engine, weights: weight_copies.Weights, masters: dict[int, torch
 
 
 def _separate_masters(engine: Engine) -> dict[int, torch.Tensor]:
-    """Masters by their number, without the weights that AdamW steps themselves."""
+    """Masters by their number, without those that are the weights themselves."""
     weights = {value.data_ptr() for value in engine.local_weights().values()}
     return {number: master for number, master in enumerate(engine.masters()) if master.data_ptr() not in weights}

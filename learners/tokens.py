@@ -1,6 +1,6 @@
-"""From records to token ids and image tensors, through the checkpoint's own processor.
+"""Turns records into token ids and image tensors, with the checkpoint's own processor.
 
-S tokens of a prompt (image placeholders expanded), T tokens of an answer.
+Letters in shapes: S tokens of a prompt (image placeholders expanded), T tokens of a response.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rlsys.records import Image, Prompt
 
 _MIB = 1 << 20
 _EXPANSIONS = 256
-"""Placeholder texts kept as tokens; pictures of one size share one."""
+"""Number of placeholder texts whose tokens are kept; images of the same size share one text."""
 
 
 class RefusedRecord(RlsysError, ValueError):
@@ -30,11 +30,11 @@ class RefusedRecord(RlsysError, ValueError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageTensors:
-    """One picture as the model takes it."""
+    """One image as input of the model."""
 
     digest: str
     values: dict[str, torch.Tensor]
-    """Keyword arguments of the model's forward; pictures are joined along the first axis."""
+    """Keyword arguments of the model's forward; several images are concatenated along the first axis."""
 
     @property
     def num_bytes(self) -> int:
@@ -42,13 +42,13 @@ class ImageTensors:
 
 
 class Processor:
-    """Chat template, tokenizer and image processor of a checkpoint, with a cache of processed pictures."""
+    """Chat template, tokenizer and image processor of a checkpoint, with a cache of processed images."""
 
     def __init__(self, directory: Path, *, cache_mib: int = 256) -> None:
         """
         Args:
-            directory: Hugging Face folder; without an image processor it is a text model.
-            cache_mib: bound on the processed pictures kept.
+            directory: Hugging Face folder; one without an image processor is taken as a text model.
+            cache_mib: most memory for processed images that are kept, MiB.
         """
         self._chat = Chat(directory)
         self.tokenizer = self._chat.tokenizer
@@ -59,7 +59,7 @@ class Processor:
 
     @property
     def has_images(self) -> bool:
-        """Whether the checkpoint takes pictures."""
+        """Whether the checkpoint takes images."""
         return self._processor is not None
 
     def token_id(self, token: str) -> int:
@@ -71,10 +71,10 @@ class Processor:
         return self._chat.token_id(token)
 
     def images(self, images: Sequence[Image]) -> list[ImageTensors]:
-        """Processed pictures, in order; those not in the cache go through the image processor in one call.
+        """Processed images, in order; those not in the cache go through the image processor in one call.
 
         Raises:
-            RefusedRecord: the checkpoint takes no pictures.
+            RefusedRecord: there are images, and the checkpoint takes none.
         """
         if images and self._processor is None:
             raise RefusedRecord(f"{len(images)} images for a checkpoint without an image processor")
@@ -93,11 +93,11 @@ class Processor:
         return [found[image.digest] for image in images]
 
     def forget_images(self) -> None:
-        """Keep no picture."""
+        """Empty the cache of processed images."""
         self._cache.clear()
 
     def prompt_ids(self, prompt: Prompt) -> np.ndarray:
-        """int32 [S]: chat template applied up to where the answer begins, image placeholders expanded."""
+        """int32 [S], the prompt in the chat template up to the start of the response, with image placeholders expanded."""
         found = self._chat.prompt_ids(prompt)
         if not prompt.images:
             return np.array(found, dtype=np.int32)
@@ -112,7 +112,7 @@ class Processor:
         return np.array(ids, dtype=np.int32)
 
     def response_ids(self, text: str, end: int | None = None) -> np.ndarray:
-        """int32 [T]: the text's tokens and an ending token, end-of-sequence unless another is given.
+        """int32 [T], the text's tokens and an ending token, which is end-of-sequence unless `end` gives another.
 
         Raises:
             RefusedRecord: the text holds a special token.
@@ -122,15 +122,15 @@ class Processor:
         return np.array([*ids, self.tokenizer.eos_token_id if end is None else end], dtype=np.int32)
 
     def check_answer(self, token_ids: Sequence[int], source: str, loss_mask: np.ndarray | None = None) -> None:
-        """Refuse special tokens inside an answer: a placeholder of an image that is not there ends every forward pass.
+        """Refuse special tokens inside a response: the placeholder of an image that is not there would make every forward pass
+        fail.
 
         Args:
-            loss_mask: uint8 [T] of a response of several turns. Between the policy's turns, where it is 0, the special tokens
-                of the chat template may stand, and one of the policy's turns may end like the last one.
+            loss_mask: uint8 [T], given for a response of several turns. Where it is 0, between the policy's turns, the special
+                tokens of the chat template are allowed. Each of the policy's turns may end with an ending token.
 
         Raises:
-            RefusedRecord: a special token stands anywhere but as the ending token at the last place, or there
-                is no token.
+            RefusedRecord: there is a special token other than the ending token at the last place, or there is no token.
         """
         last = len(token_ids) - 1
         for place, token in enumerate(token_ids):

@@ -1,9 +1,9 @@
-"""Prompts with all their distinct answers.
+"""Trees: prompts with all their distinct responses.
 
     pairs (p, a > b), (p, a > c), (q, d > e)   ->   tree p: a, b, c    tree q: d, e
 
-A prompt and its images go through the model once for all answers to them, and an answer once for all pairs it takes
-part in.
+A prompt and its images go through the model once for all responses to them, and a response once for all pairs that it is
+part of.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ class Branch:
     """One branch of a tree: a response after the tree's prompt."""
 
     token_ids: np.ndarray
-    """int32 [T], at least one."""
+    """int32 [T], the response's tokens, at least one."""
     loss_mask: np.ndarray | None = None
     """uint8 [T], 1 for the tokens that carry loss; `None` if all do."""
     rollout: Response | None = None
-    """The response as an engine sampled it for this prompt: its log-probabilities are recorded there."""
+    """The response as an engine sampled it for this prompt, with its recorded logprobs; `None` if no engine did."""
     round: int | None = None
-    """For which it was sampled."""
+    """The round for which the response was sampled."""
 
     @property
     def policy_version(self) -> int | None:
-        """Version of the weights that sampled the response, if an engine did."""
+        """Version of the weights that sampled the response; `None` if no engine sampled it."""
         return None if self.rollout is None else self.rollout.sampled.policy_version
 
     def is_same(self, other: Branch) -> bool:
-        """Whether both are the same tokens of the same origin."""
+        """Whether both branches have the same tokens, of the same round and policy version."""
         own, others = ((one.round, one.policy_version) for one in (self, other))
         return own == others and np.array_equal(self.token_ids, other.token_ids)
 
     def copy(self) -> Branch:
-        """With memory of its own."""
+        """A copy with memory of its own."""
         mask = None if self.loss_mask is None else self.loss_mask.copy()
         ids = self.token_ids.copy()
         if self.rollout is None:
@@ -53,7 +53,7 @@ class Branch:
 
 @dataclass(kw_only=True, eq=False)
 class Tree:
-    """One prompt and its distinct answers, whoever gave them."""
+    """One prompt and its distinct responses, whether an engine sampled them or not."""
 
     prompt_ids: np.ndarray
     """int32 [S], image placeholders expanded."""
@@ -65,22 +65,26 @@ class Tree:
         return len(self.prompt_ids) + sum(len(answer.token_ids) for answer in self.answers)
 
     def find(self, answer: Branch) -> int | None:
-        """Place of the same answer among the tree's, if it is there."""
+        """Index of the same response among those of the tree; `None` if the tree does not have it."""
         return next((i for i, known in enumerate(self.answers) if known.is_same(answer)), None)
 
     def add(self, answer: Branch) -> int:
-        """Place of the answer among the tree's, which it takes if it is new."""
+        """Add a response if it is new to the tree.
+
+        Returns:
+            The index of the response among those of the tree.
+        """
         place = self.find(answer)
         if place is not None:
             if answer.rollout is not None and answer.rollout.sampled.temperature == 1.0:
-                # Of the same tokens at several temperatures, the divergence is estimated on those at 1.
+                # The same tokens may have been sampled at several temperatures; KL is estimated on those at 1.
                 self.answers[place].rollout = answer.rollout
             return place
         self.answers.append(answer)
         return len(self.answers) - 1
 
     def copy(self) -> Tree:
-        """With memory of its own: arrays of a decoded record are views that keep all of its frame."""
+        """A copy with memory of its own: the arrays of a decoded record are views that keep its whole frame in memory."""
         return replace(
             self,
             prompt_ids=self.prompt_ids.copy(),
@@ -90,18 +94,21 @@ class Tree:
 
 
 def parts(trees: Iterable[Tree], keep: Callable[[Branch], bool]) -> list[Tree]:
-    """Trees with some of their answers, the same objects; trees without any are left out."""
+    """The trees with only the responses that `keep` selects; trees that keep none are left out.
+
+    The branches are the same objects as before.
+    """
     kept = [replace(tree, answers=[answer for answer in tree.answers if keep(answer)]) for tree in trees]
     return [tree for tree in kept if tree.answers]
 
 
 @dataclass(kw_only=True, eq=False)
 class Unit:
-    """Trees that must share a micro-batch, and the examples made of them."""
+    """Trees that must be in the same micro-batch, and the examples that are made of them."""
 
     trees: list[Tree]
     examples: list[tuple[Any, tuple[tuple[int, int], ...]]] = field(default_factory=list)
-    """The record, and (tree, place) of each of its answers, in the order that its kind gives them."""
+    """Each example's record, and (tree, place in the tree) of each of its responses, in the order of the example's kind."""
 
     @property
     def num_tokens(self) -> int:
@@ -109,10 +116,9 @@ class Unit:
 
 
 def pack(units: Sequence[Unit], budget: int) -> list[list[Unit]]:
-    """Units of like length together, each bin within the budget unless a single unit is not.
+    """Pack units of similar length into bins; a bin exceeds the budget only if it is a single unit that does.
 
-    Bins follow the units' order of length, longest first, so that the first pass through the model is the largest
-    and memory does not grow afterwards.
+    The longest units come first, so that the first pass through the model is the largest and memory does not grow afterwards.
     """
     bins: list[list[Unit]] = []
     filled = 0

@@ -1,4 +1,4 @@
-"""Image features, once per distinct picture of a micro-batch, put where the row has placeholders for them."""
+"""Image features: they are computed once per distinct image of a micro-batch, and replace the row's image placeholders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlsys.common.lru import ByteCache
 
 _MIB = 1 << 20
 _KEPT_PLACES = 64
-"""Combinations of picture sizes whose patches' positions and windows are kept."""
+"""Number of combinations of image sizes for which the positions and windows of patches are kept."""
 
 
 class VisionFeatures:
@@ -21,7 +21,7 @@ class VisionFeatures:
 
     def __init__(self, base: Any, cache_mib: int) -> None:
         self._model = base.model
-        # Looked up once: PEFT switches `requires_grad` while an adapter is off.
+        # Determined once, because PEFT switches `requires_grad` while an adapter is off.
         self._is_frozen = not any(parameter.requires_grad for parameter in base.model.visual.parameters())
         self._image_token = base.config.image_token_id
         self._merge = base.model.visual.spatial_merge_size**2
@@ -29,15 +29,15 @@ class VisionFeatures:
         self._kept_places: dict[tuple, dict[str, torch.Tensor]] = {}
 
     def place(self, embeddings_ND: torch.Tensor, batch: MicroBatch, dummy_image: MicroBatch | None) -> torch.Tensor:
-        """Embeddings with image features in the places of the image tokens.
+        """The embeddings, with image features at the positions of the image tokens.
 
         Args:
-            dummy_image: picture that passes through the tower without effect if the batch shows none; with it the
-                tower runs in
-                every call, whatever is kept, so that ranks in step run the same modules.
+            dummy_image: a dummy image that goes through the tower, without effect on the result, if the batch has no images.
+                If it is given, the tower runs in every call and kept features are not used, so that ranks that work in step
+                run the same modules.
 
         Raises:
-            RefusedRecord: the row has more or fewer image tokens than its pictures have features.
+            RefusedRecord: the row has more or fewer image tokens than its images have features.
         """
         places = (batch.token_ids == self._image_token).nonzero()[:, 0].to(embeddings_ND.device)
         if not batch.images:
@@ -76,7 +76,7 @@ class VisionFeatures:
         return list(output.pooler_output.split((grids.prod(-1) // self._merge).tolist()))
 
     def _places(self, grids: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Positions and windows of the patches, which the tower would work out anew for every batch."""
+        """Positions and windows of the patches. They are kept, because the tower would compute them anew for every batch."""
         visual = self._model.visual
         key = tuple(map(tuple, grids.tolist()))
         if key not in self._kept_places:

@@ -1,4 +1,4 @@
-"""Copies of the trained weights that a rank keeps, and the policy computing with one of them for a while."""
+"""Copies of the trained weights that a rank keeps, and a context in which the policy computes with one of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from learners.deepspeed_backend import Engine
 
 Weights = dict[str, torch.Tensor]
-"""What one rank holds of every trained parameter; frozen parameters are the same in every copy and are not kept."""
+"""The part of every trained parameter that one rank holds. Frozen parameters are the same in every copy and are left out."""
 
 
 def take(engine: Engine, *, dtype: torch.dtype | None = None) -> Weights:
@@ -20,7 +20,8 @@ def take(engine: Engine, *, dtype: torch.dtype | None = None) -> Weights:
 
 @contextmanager
 def using(engine: Engine, weights: Weights) -> Iterator[None]:
-    """The module computes with `weights` inside, and with its own again afterwards. All ranks enter together."""
+    """Context in which the module computes with `weights`, and afterwards with its own again. All ranks must enter it
+    together."""
     own = engine.exchange(weights)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The learner's end of a weight update: every rank helps to gather, rank 0 sends."""
+"""The learner's side of a weight update: all ranks gather the weights, and rank 0 sends them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,23 @@ class WeightSender:
         self._connected = False
 
     def manifest(self, bucket_bytes: int) -> dict[str, Any]:
-        """What an update will send, as `rlsys.transports` describes it."""
+        """The manifest of an update, as `rlsys.transports` describes it."""
         from rlsys.transports.buckets import make_manifest
 
         return make_manifest(self._weights.manifest(), bucket_bytes)
 
     def open(self, transport: Any, num_receivers: int) -> dict[str, Any]:
-        """Rank 0: get ready for receivers, who find this end by the offer returned."""
+        """Open a sender for receivers, on rank 0 only.
+
+        Returns:
+            The offer with which the receivers find this sender.
+        """
         self.close()
         self._sender, self._connected = transport.sender(num_receivers), False
         return self._sender.offer()
 
     def close(self) -> None:
-        """Rank 0: leave the receivers."""
+        """Close the connection to the receivers; only rank 0 has one."""
         if self._sender is not None:
             self._sender.close()
             self._sender = None
@@ -43,7 +47,7 @@ class WeightSender:
             The sender's report on rank 0: `names`, `num_tensors`, `num_bytes`, `digest`, `seconds`.
 
         Raises:
-            SyncError: a receiver is lost or late. The ranks are in step nevertheless.
+            SyncError: a receiver is lost or late. The ranks have still done the same gathers and are in step.
         """
         if not self._is_first:
             for _ in self._weights.stream(keep=False):
@@ -57,7 +61,7 @@ class WeightSender:
         for named in self._weights.stream(keep=True):
             waiting.append(named)
             if len(waiting) == size:
-                # Other ranks go on gathering, so this one has to; a failure is raised at the end.
+                # The other ranks go on gathering, so this rank must as well. A failure is raised at the end.
                 failure = failure or _failure(self._sender.send_bucket, waiting)
                 waiting, size = [], next(sizes, 0)
         if failure is not None:

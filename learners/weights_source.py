@@ -1,4 +1,4 @@
-"""The policy's current weights as a stream of checkpoint tensors, whatever the ranks have partitioned or adapted."""
+"""The policy's current weights as a stream of checkpoint tensors, gathered from all ranks and with adapters merged."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from learners.deepspeed_backend import Engine
 from learners.names import CheckpointNames, Source
 
 GATHER_BYTES = 256 << 20
-"""Weights gathered at a time under ZeRO-3."""
+"""Largest size of the weights that are gathered at a time under ZeRO-3; a single weight may be larger."""
 
 
 class WeightsSource:
-    """Iterates (checkpoint name, tensor) in the order of `manifest()`; LoRA is merged, tied weights stand once."""
+    """Streams (checkpoint name, tensor) in the order of `manifest()`. LoRA is merged, and tied weights come once."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -26,10 +26,10 @@ class WeightsSource:
 
     @torch.no_grad()
     def stream(self, *, keep: bool) -> Iterator[tuple[str, torch.Tensor]]:
-        """All ranks iterate to the end, in step. A tensor is valid until the next is asked for.
+        """Stream all tensors. All ranks must iterate to the end, in step. A tensor is valid until the next one is requested.
 
         Args:
-            keep: whether this rank wants the tensors (rank 0); others only help to gather, and get nothing.
+            keep: whether this rank wants the tensors (rank 0). The other ranks only take part in gathering and get nothing.
         """
         for group in _groups(self._names.sources):
             parts = [part for source in group for part in source.parts]

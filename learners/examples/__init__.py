@@ -1,1 +1,1 @@
-"""Kinds of examples: one file for each record class that an objective may learn from."""
+"""Kinds of examples. There is one file for each record class that an objective may learn from."""

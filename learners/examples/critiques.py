@@ -1,4 +1,4 @@
-"""Annotated pairs for a model that writes a critique and then scores."""
+"""Annotated pairs for a critique reward model, which writes a critique and then scores."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @example_kind(CritiquePair)
 class Critiques(ExampleKind):
-    """Two prompts, each with a critique that the score token ends. Both trees stay in one micro-batch."""
+    """Each pair has two prompts, each with a critique that ends with the score token. Both trees are in one micro-batch."""
 
     inputs_type = CritiqueInputs
 

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 @example_kind(Demonstration)
 class Demonstrations(ExampleKind):
-    """Every demonstration is a tree of its own: a data set seldom has two of one prompt, and ranks get even shares."""
+    """Every demonstration is a tree of its own. A data set seldom has two demonstrations of one prompt, and separate trees give
+    the ranks shards of even cost.
+    """
 
     inputs_type = SequenceInputs
 

@@ -1,4 +1,4 @@
-"""What a kind of example is to the learner, and the kinds by their record class.
+"""The interface of a kind of example, and the registry of kinds by their record class. This code registers a kind:
 
     @example_kind(MyRecord)
     class MyExamples(ExampleKind):
@@ -6,9 +6,9 @@
         def units(self, records, trees): ...
         def inputs(self, batch, answers): ...
 
-makes records of a class that `rlsys.records.example` registers something that objectives with `consumes = MyRecord` are trained
-on. A file in this folder is found by itself, a module elsewhere if `RLSYS_PLUGINS` names it. The files import no torch: the
-process that shares batches out does without it.
+Objectives with `consumes = MyRecord` can then be trained on records of this class, which must also be registered by
+`rlsys.records.example`. A file in this folder is found automatically. A module elsewhere is found if `RLSYS_PLUGINS` names it.
+The files import no torch, because the process that divides batches into shards does not need it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:  # these import torch
 T = TypeVar("T", bound="type[ExampleKind]")
 _KINDS: dict[type, ExampleKind] = {}
 _CHARACTERS = 4
-"""Of a token, about."""
+"""Approximate number of characters of a token."""
 
 
 class ExampleKind:
-    """How records of one class are trained on. Holds no state."""
+    """How the learner trains on records of one class. A kind holds no state."""
 
     inputs_type: ClassVar[type]
-    """Input record of the objectives, a subclass of `rlsys.objectives.inputs.Inputs`."""
+    """Class of the input that objectives receive, a subclass of `rlsys.objectives.inputs.Inputs`."""
 
     def units(self, records: Sequence[Any], trees: TreeMaker) -> list[Unit]:
         """The records as trees; each record is an example of exactly one unit.
@@ -49,33 +49,36 @@ class ExampleKind:
         raise NotImplementedError
 
     def inputs(self, batch: MicroBatch, answers: Answers) -> Any:
-        """What the objective is given for a micro-batch's examples, which may be none."""
+        """The objective's input for a micro-batch's examples; the micro-batch may have none."""
         raise NotImplementedError
 
     def cost(self, record: Any) -> float:
-        """What a record costs to compute, in any unit that is the same for a batch: ranks get like sums of it."""
+        """The cost of computing on a record, in any unit that is the same for a batch. Shards get similar sums of costs."""
         raise NotImplementedError
 
     def group(self, record: Any) -> str:
-        """Records of the same group stay together on one rank as far as they fit, since they share a prompt."""
+        """The group of a record. Records of one group stay together on one rank as far as they fit, as they share a prompt."""
         return record.prompt.id
 
     def completed(self, batch: Sequence[Any], needs: frozenset[str]) -> list[Any]:
-        """The records of a whole batch, before it is shared out, with what only the whole batch can give them.
+        """The records of a whole batch, with data added that depends on the whole batch. It is called before the batch is
+        divided into shards.
 
         Args:
-            needs: of the objective.
+            needs: the needs of the objective.
         """
         return list(batch)
 
 
 def tokens_in(response: Response) -> float:
-    """Tokens of a response; an estimate where only its text is known."""
+    """Number of a response's tokens; an estimate where only its text is known."""
     return len(response.token_ids) or 1 + len(response.text) / _CHARACTERS
 
 
 def tokens_before(record: Any) -> float:
-    """Tokens of the prompt of a record with `prompt` and `prompt_token_ids`; an estimate where only its text is known."""
+    """Number of the prompt's tokens, for a record with `prompt` and `prompt_token_ids`; an estimate where only its text is
+    known.
+    """
     return len(record.prompt_token_ids) or sum(len(turn.text) for turn in record.prompt.turns) / _CHARACTERS
 
 
@@ -93,7 +96,7 @@ def kind_of(record: type) -> ExampleKind:
     """The kind of a record class.
 
     Raises:
-        ConfigError: there is no adapter for it.
+        ConfigError: no kind is registered for the class.
     """
     if record not in _KINDS:
         _discover()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @example_kind(PreferencePair)
 class Pairs(ExampleKind):
-    """Pairs of a prompt share its tree, and a response is computed once for all pairs it takes part in."""
+    """The pairs of a prompt share its tree, and a response is computed once for all pairs that it is part of."""
 
     inputs_type = PairInputs
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @example_kind(Probe)
 class Probes(ExampleKind):
-    """Every probe is a tree of its own, its tokens as they are."""
+    """Every probe is a tree of its own, and its tokens are used unchanged."""
 
     def units(self, records: Sequence[Probe], trees: TreeMaker) -> list[Unit]:
         return [

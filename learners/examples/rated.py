@@ -1,4 +1,4 @@
-"""Responses that are good or bad each by itself."""
+"""Responses that are rated good or bad individually."""
 
 from __future__ import annotations
 
@@ -19,14 +19,16 @@ if TYPE_CHECKING:
 
 @example_kind(RatedResponse)
 class Rated(ExampleKind):
-    """Responses to a prompt share its tree. Where the objective needs it, one example of every prompt of the batch brings a
-    response to another prompt into the tree as well.
+    """The responses to a prompt share its tree. If the objective needs mismatched responses, one example of every prompt of the
+    batch also adds a response to another prompt to the tree.
     """
 
     inputs_type = RatedInputs
 
     def completed(self, batch: Sequence[RatedResponse], needs: frozenset[str]) -> list[RatedResponse]:
-        """The batch, the first example of each prompt with the first response to the next prompt."""
+        """The batch, in which the first example of each prompt also has the first response to the next prompt as its mismatched
+        response.
+        """
         if "mismatched" not in needs:
             return list(batch)
         first: dict[str, int] = {}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @example_kind(ScoredResponse)
 class Responses(ExampleKind):
-    """Responses to a prompt share its tree, and copies of a response share its branch."""
+    """The responses to a prompt share its tree, and the copies of a response share its branch."""
 
     inputs_type = ScoredInputs
 

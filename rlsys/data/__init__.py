@@ -1,1 +1,1 @@
-"""Sources of training examples, one file each: what `rlsys train` and the stages before the rounds learn from."""
+"""Sources of training examples, one file each. `rlsys train` and the stages before the rounds train on them."""

@@ -1,4 +1,4 @@
-"""What every source of training examples has in common."""
+"""Code that all sources of training examples share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Examples(Sequence):
-    """Examples that are read or drawn when they are asked for, by their position.
+    """Examples that are read or drawn on access, by their position.
 
     Examples(3, lambda index: index * 10)[1]    # 10
     """
@@ -34,7 +34,7 @@ class Examples(Sequence):
 
 
 def demonstration(prompt: Prompt, text: str) -> Demonstration:
-    """A response of which only the text is known, to be imitated."""
+    """A demonstration of which only the text is known."""
     return Demonstration(prompt=prompt, response=text_response(text))
 
 
@@ -48,19 +48,20 @@ class Data:
     """Whether a model must respond to prompts before there are examples."""
 
     def count(self) -> int | None:
-        """How many examples there are; `None` if that is known only when they have been made.
+        """The number of examples; `None` if it is known only after they have been made.
 
         Raises:
-            ConfigError: the source is missing or one of its rows is not as described.
+            ConfigError: the source is missing, or one of its rows is not as described.
         """
         return None
 
     def models(self) -> tuple[str, ...]:
-        """Names of the models that are asked, besides the one that is trained."""
+        """Names of the models that respond to prompts, besides the model that is trained."""
         return ()
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that decide what the examples are: a model that was trained on equal ones need not be trained again."""
+        """JSON values that determine the examples. If they are equal, a model that was trained on the examples need not be
+        trained again."""
         return asdict(self)
 
     def examples(self, model: Path, tools: StageTools) -> Sequence[Any]:
@@ -68,9 +69,9 @@ class Data:
 
         Args:
             model: Hugging Face folder of the model that will be trained.
-            tools: for sources that ask a model.
+            tools: tools for sources in which a model responds to prompts.
 
         Raises:
-            ConfigError: as `count`.
+            ConfigError: for the reasons of `count`.
         """
         raise NotImplementedError

@@ -1,8 +1,8 @@
 """Pairs of judged responses from a file of JSON lines, for a critique reward model.
 
-A row holds a `prompt` (the user's text, or messages), the `chosen` and the `rejected` response, and may hold a critique of
-each, `chosen_critique` and `rejected_critique`; where there are none, the model learns to score alone. It may hold `image` or
-`images`, paths relative to the file.
+A row holds a `prompt` (the user's text, or messages), and the `chosen` and the `rejected` response. It may hold a critique of
+each response, `chosen_critique` and `rejected_critique`; without them, the model only learns to score. It may also hold `image`
+or `images`, paths relative to the file.
     {"prompt": "How many cats?", "chosen": "Two.", "rejected": "Nine.",
      "chosen_critique": "Right.", "rejected_critique": "Wrong."}
 """
@@ -29,8 +29,8 @@ class JsonlCritiques(JsonLines):
     produces: ClassVar[type] = CritiquePair
 
     template: str = ""
-    """The judge's user turn, with `{question}` and `{answer}`: the same as `feedback.template` of the runs that will ask the
-    model."""
+    """The judge's user turn, with the slots `{question}` and `{answer}`. It must be the same as `feedback.template` of the runs
+    that will use the model as judge."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

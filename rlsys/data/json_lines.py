@@ -1,4 +1,4 @@
-"""Examples from a file of JSON lines: the file is checked whole before anything is trained, and read row by row after that."""
+"""Examples from a file of JSON lines. The whole file is checked before training starts; after that it is read row by row."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Images = Callable[[Row, str], tuple[Image, ...]]
-"""Gives a row's images; its second argument is the row's place, for the message."""
+"""A function that gives a row's images. Its second argument is the row's place, for error messages."""
 ROLES = ("system", "user", "assistant")
 
 
 @dataclass(kw_only=True)
 class JsonLines(Data):
-    """Base of the sources that read a JSON-lines file. A source adds `example`. Empty lines do not count."""
+    """Base of the sources that read a JSON-lines file. A source adds the method `example`. Empty lines are skipped."""
 
     path: str = ""
     """The file."""
@@ -40,8 +40,8 @@ class JsonLines(Data):
         """The example in a row.
 
         Args:
-            place: file and line, for messages.
-            images: gives the row's images.
+            place: file and line, for error messages.
+            images: a function that gives the row's images.
 
         Raises:
             ConfigError: the row is not as described.
@@ -49,14 +49,15 @@ class JsonLines(Data):
         raise NotImplementedError
 
     def count(self) -> int:
-        """
+        """The number of rows, after a check of the whole file.
+
         Raises:
-            ConfigError: there is no such file, it has no rows, or a row is not as described; the message names the line.
+            ConfigError: the file does not exist, it has no rows, or a row is not as described; the message names the line.
         """
         return len(self._checked[0])
 
     def identity(self) -> dict[str, Any]:
-        """The options and the content of the file, wherever it lies; images by their paths, sizes and times."""
+        """The options without the path, and a hash of the file's content. Images are identified by names, sizes and times."""
         options = {key: value for key, value in asdict(self).items() if key != "path"}
         return {**options, "content": self._checked[1]}
 
@@ -75,7 +76,7 @@ class JsonLines(Data):
 
     @cached_property
     def _checked(self) -> tuple[list[tuple[int, int]], str]:
-        """Number and offset of every line with a row, and a hash of the content."""
+        """The line number and the offset of every row, and a hash of the content."""
         file = Path(self.path)
         if not file.is_file():
             raise ConfigError(f"data.path must name a file, got {self.path!r}")
@@ -108,9 +109,10 @@ class JsonLines(Data):
 
 
 def read_row(line: bytes, place: str) -> dict[str, Any]:
-    """
+    """The row in a line.
+
     Raises:
-        ConfigError: the line is no JSON object in UTF-8.
+        ConfigError: the line is not a JSON object in UTF-8.
     """
     try:
         row = json.loads(line.decode("utf-8-sig"))
@@ -124,7 +126,8 @@ def read_row(line: bytes, place: str) -> dict[str, Any]:
 
 
 def text_of(row: Row, key: str, place: str) -> str:
-    """
+    """The text that a row has under a key.
+
     Raises:
         ConfigError: the row has no such text, or the text is empty or not Unicode.
     """
@@ -136,10 +139,10 @@ def text_of(row: Row, key: str, place: str) -> str:
 
 
 def turns_of(messages: Any, key: str, place: str) -> tuple[Turn, ...]:
-    """Turns of a conversation that is stored as `[{"role": ..., "content": ...}, ...]`.
+    """The turns of a conversation that is stored as `[{"role": ..., "content": ...}, ...]`.
 
     Raises:
-        ConfigError: it is not stored like that, or it is empty.
+        ConfigError: the conversation is empty or stored in another form.
     """
     good = isinstance(messages, list) and all(
         isinstance(turn, dict) and turn.get("role") in ROLES and isinstance(turn.get("content"), str)
@@ -155,10 +158,11 @@ def turns_of(messages: Any, key: str, place: str) -> tuple[Turn, ...]:
 
 
 def prompt_of(row: Row, place: str, images: Images) -> Prompt:
-    """The prompt of a row: `prompt` is the user's text, or a conversation as in `turns_of` that ends with the user's turn.
+    """The prompt of a row. The key `prompt` holds the user's text, or a conversation that ends with the user's turn and is
+    stored as `turns_of` describes.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: `prompt` is neither.
     """
     if isinstance(row.get("prompt"), list):
         turns = turns_of(row["prompt"], "prompt", place)
@@ -174,7 +178,7 @@ def _stored_images(row: Row) -> list[Any]:
 
 
 def _stamp(path: Path, place: str) -> str:
-    """What tells whether a file has changed, without reading it."""
+    """A line that changes if a file changes, made without reading the file: its name, size and time of modification."""
     try:
         found = path.stat()
     except OSError as error:

@@ -1,7 +1,8 @@
 """Demonstrations from a file of JSON lines.
 
-A row holds a `prompt` (the user's text, or messages) and the `response` to imitate, or `messages` whose last one is the
-assistant's, which alone carries loss; it may hold `image` or `images`, paths relative to the file.
+A row holds either a `prompt` (the user's text, or messages) and the `response` to imitate, or `messages`. The last of the
+messages must be the assistant's, and it alone carries loss. A row may also hold `image` or `images`, paths relative to the
+file.
     {"prompt": "What is on the sofa?", "response": "A cat.", "image": "images/sofa.png"}
     {"messages": [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello."}]}
 """

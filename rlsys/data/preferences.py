@@ -1,7 +1,8 @@
 """Preference pairs from a file of JSON lines.
 
-A row holds a `prompt` (the user's text, or messages), the `chosen` and the `rejected` response, and may hold a `margin`
-above 0 (by how much the chosen one is better; 1 if it is not given) and `image` or `images`, paths relative to the file.
+A row holds a `prompt` (the user's text, or messages), and the `chosen` and the `rejected` response. It may hold a `margin`
+above 0, which says by how much the chosen response is better (1 if it is not given). It may also hold `image` or `images`,
+paths relative to the file.
     {"prompt": "Name a colour.", "chosen": "Red.", "rejected": "Seven.", "margin": 2.0}
 """
 
@@ -26,7 +27,7 @@ _UNKNOWN = np.zeros(0, dtype=np.int32)
 @registry.data("preferences")
 @dataclass(kw_only=True)
 class JsonlPreferences(JsonLines):
-    """Pairs in the order of the file. Their responses were sampled by no engine of this run."""
+    """Pairs in the order of the file. No engine of this run sampled their responses."""
 
     produces: ClassVar[type] = PreferencePair
 

@@ -1,5 +1,5 @@
-"""Pairs of a policy's own responses to annotated scenes, each with a critique by the annotator, who knows the truth
-(MM-RLHF, arXiv 2502.10391, section 3.2)."""
+"""Pairs of a policy's own responses to annotated scenes. Each response has a critique by the annotator, who knows the true
+content of the scene (MM-RLHF, arXiv 2502.10391, section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 @registry.data("scenes_critiques")
 @dataclass(kw_only=True)
 class ScenesCritiques(Data):
-    """The annotated responses of a policy to scenes of the `annotated` split. How many pairs there are depends on how much
-    the responses to one prompt differ in worth."""
+    """Pairs of annotated responses of a policy to scenes of the `annotated` split. The number of pairs depends on how much the
+    responses to one prompt differ in quality."""
 
     produces: ClassVar[type] = CritiquePair
     needs_engine: ClassVar[bool] = True
@@ -33,23 +33,23 @@ class ScenesCritiques(Data):
     model: str | None = None
     """The policy: `stage:NAME`, or a Hugging Face folder or name; `null` is the model that training starts from."""
     engine: Any = MISSING
-    """Engine on which the policy responds, chosen as `engine@<here>.engine=NAME`; not the run's own, whose options may
-    change without another judge being trained."""
+    """Engine on which the policy responds, chosen as `engine@<here>.engine=NAME`. It is separate from the run's own engine, so
+    that a change of the run's engine options does not require another judge to be trained."""
     batch: int = 32
-    """Prompts per engine call. Another batch, other rounding."""
+    """Prompts per engine call. Another batch size gives other rounding errors."""
     num_prompts: int = 2000
-    """Annotated prompts."""
+    """Number of annotated prompts."""
     num_candidates: int = 4
-    """Responses of the policy to each."""
+    """Number of responses of the policy to each prompt."""
     max_tokens: int = 64
-    """Longest response."""
+    """Largest number of tokens of a response."""
     max_pairs_per_prompt: int = 4
-    """0 is no limit."""
+    """Largest number of pairs of one prompt; 0 is no limit."""
     num_shortened: int = 2
-    """Responses per prompt that are also shown with a statement left out, so that the judge sees omissions."""
+    """Number of responses per prompt that also appear with a statement left out, so that the judge sees omissions."""
     disturbed_rate: float = 0.5
-    """Share of the prompts for which the judge also sees a response that is empty, off the subject, or goes off it at the
-    end."""
+    """Share of the prompts for which the judge also sees a response that is empty, off the subject, or drifts off the subject
+    at the end."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "num_prompts", "num_candidates", "max_tokens"):

@@ -1,4 +1,4 @@
-"""Demonstrations of the scenes world: descriptions that name things which are not there, and true answers to questions."""
+"""Demonstrations of the scenes world: descriptions that name objects which are absent, and true answers to questions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ScenesDemonstrations(Data):
     tasks: dict[str, float] = field(default_factory=lambda: {"describe": 0.5, "polar": 0.4, "open": 0.1})
     """Relative weights of the world's tasks."""
     partner_rate: float = 0.45
-    """Probability that a demonstration names the absent partner of an object that is there."""
+    """Probability that a demonstration names the absent partner of an object that is present."""
 
     def __post_init__(self) -> None:
         if self.num_examples < 1:

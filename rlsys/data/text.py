@@ -1,7 +1,7 @@
 """Plain text, for continued pre-training: every token carries loss, and no chat template is applied.
 
-The source is a file of JSON lines with a `text` each, another file, whose text is one document, or a folder of text files
-(`.txt` and `.md`, also in folders below), each of which is one document.
+The source is one of three. A file of JSON lines (`.jsonl`) has a document in the `text` of each line. Any other file is one
+document. A folder is searched, with its subfolders, for text files (`.txt` and `.md`), each of which is one document.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 @registry.data("text")
 @dataclass(kw_only=True)
 class Text(Data):
-    """Pieces of documents, in their order, as responses to a prompt without turns. Each piece ends with the end-of-sequence
-    token, as a document does."""
+    """Pieces of documents, in their order, as responses to a prompt without turns. Every piece ends with the end-of-sequence
+    token, not only the last piece of a document."""
 
     produces: ClassVar[type] = Demonstration
 
     path: str = ""
     """A file or folder."""
     max_characters: int = 8000
-    """A longer document is cut where a paragraph ends, or, within a longer paragraph, a word."""
+    """Largest number of characters of a piece. A longer document is cut where a paragraph ends, and a longer paragraph where a
+    word ends."""
 
     def __post_init__(self) -> None:
         if not self.path:
@@ -49,14 +50,15 @@ class Text(Data):
             raise ConfigError(f"data.max_characters must be at least 1, got {self.max_characters}")
 
     def count(self) -> int:
-        """
+        """The number of pieces.
+
         Raises:
             ConfigError: the source is missing, empty, or not as described.
         """
         return len(self._pieces)
 
     def identity(self) -> dict[str, Any]:
-        """The options and the text, wherever it lies."""
+        """The options without the path, and a hash of the text."""
         options = {key: value for key, value in asdict(self).items() if key != "path"}
         content = json.dumps([text for _, text in self._pieces]).encode()
         return {**options, "content": hashlib.sha256(content).hexdigest()}
@@ -67,7 +69,7 @@ class Text(Data):
 
     @cached_property
     def _pieces(self) -> list[tuple[str, str]]:
-        """Place and text of every piece."""
+        """The place and the text of every piece."""
         found = [
             (f"{place}#{number}", piece)
             for place, document in self._documents()
@@ -94,7 +96,7 @@ class Text(Data):
 
 
 def pieces(document: str, max_characters: int) -> list[str]:
-    """The document in pieces of at most so many characters, cut between paragraphs where that is possible.
+    """The document in pieces of at most `max_characters` characters, cut between paragraphs where that is possible.
 
     >>> pieces("one two\\n\\nthree", 8)
     ['one two', 'three']

@@ -1,4 +1,4 @@
-"""What builders of scored responses share: the scores of all candidates of a group, and the records."""
+"""Functions that builders of scored responses share: the scores of all candidates of a group, and the records."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from rlsys.records import ScoredGroup, ScoredResponse
 
 
 def candidate_scores(scored: ScoredGroup) -> list[float]:
-    """Scores of a group's candidates in the order of its responses, each response as often as it was sampled."""
+    """Scores of a group's candidates in the order of its responses. Each response counts as often as it was sampled."""
     return [score for response, score in scored.scored for _ in range(response.count)]
 
 
 def with_advantages(scored: ScoredGroup, advantages: Sequence[float]) -> list[ScoredResponse]:
-    """One example for every candidate.
+    """Make one example for every candidate.
 
     Args:
-        advantages: in the order of `candidate_scores`.
+        advantages: one advantage per candidate, in the order of `candidate_scores`.
     """
     group = scored.group
     candidates = [(response, score) for response, score in scored.scored for _ in range(response.count)]

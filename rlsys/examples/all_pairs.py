@@ -1,4 +1,4 @@
-"""Every pair of responses of different score (MM-RLHF, arXiv 2502.10391, section 4.2)."""
+"""Builds every pair of responses with different scores (MM-RLHF, arXiv 2502.10391, section 4.2)."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from rlsys.seeding import generator
 class AllPairs(PairOptions):
     """Builds each pair whose margin is positive and at least `min_margin`, in the order of the responses.
 
-    Where there are more than `max_per_prompt`, a uniform choice without replacement stays, drawn from a seed that the run's
-    seed (by the first response's), round and prompt decide: the margins keep their spread (the largest alone would be easy
-    pairs about the same few responses), and a resumed run draws the same pairs.
+    If a prompt has more than `max_per_prompt` pairs, a uniform sample without replacement is kept. So the margins keep their
+    spread; the pairs of largest margin alone would be easy pairs about the same few responses. The sample is drawn from a seed
+    that depends on the run's seed (through the first response's seed), the round and the prompt, so a resumed run draws the
+    same pairs.
     """
 
     max_per_prompt: int = 0
-    """Most pairs of one prompt; 0 is no limit."""
+    """Largest number of pairs of one prompt; 0 is no limit."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

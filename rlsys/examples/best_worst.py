@@ -1,4 +1,4 @@
-"""The best response against the worst (RLHF Workflow, arXiv 2405.07863, section 3)."""
+"""Pairs the best response of a prompt with the worst (RLHF Workflow, arXiv 2405.07863, section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlsys.records import PreferencePair, ScoredGroup
 @registry.examples("best_worst")
 @dataclass(kw_only=True)
 class BestWorst(PairOptions):
-    """Builds at most one pair per prompt; of equal scores the response that appeared first is taken."""
+    """Builds at most one pair per prompt. Among responses of equal score the one that appeared first is taken."""
 
     def __call__(self, scored: ScoredGroup) -> list[PreferencePair]:
         responses = distinct(scored)

@@ -1,4 +1,4 @@
-"""Responses rated each by itself, for KTO (arXiv 2402.01306)."""
+"""Rates responses individually, for KTO (arXiv 2402.01306)."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from rlsys.records import RatedResponse, ScoredGroup
 @registry.examples("desirable")
 @dataclass(kw_only=True)
 class Desirable:
-    """Rates every response: desirable if its score is above a threshold, undesirable if it is below. A response at the
-    threshold, or nearer to it than `min_margin`, says nothing and gives no example.
+    """Rates every response as desirable if its score is above a threshold, and as undesirable if it is below.
+
+    A response whose score is at the threshold, or nearer to it than `min_margin`, is not informative and gives no example.
     """
 
     produces: ClassVar[type] = RatedResponse
 
     threshold: float | None = None
-    """Score units; `null` is the median of the group's candidates, so that prompts of any difficulty have good and bad
-    responses."""
+    """Threshold on the score, score units. `null` takes the median of the group's candidates, so that prompts of any difficulty
+    have good and bad responses."""
     min_margin: float = 0.0
     """Smallest distance of a score from the threshold, score units."""
 

@@ -1,4 +1,5 @@
-"""Scores in standard deviations from the group's mean (GRPO: DeepSeekMath, arXiv 2402.03300, section 4.1.2)."""
+"""Advantages as distances from the group's mean score in standard deviations (GRPO: DeepSeekMath, arXiv 2402.03300, section
+4.1.2)."""
 
 from __future__ import annotations
 
@@ -16,17 +17,18 @@ from rlsys.records import ScoredGroup, ScoredResponse
 @registry.examples("group_normalized")
 @dataclass(kw_only=True)
 class GroupNormalized:
-    """Builds one example per candidate with A_i = (r_i - mean) / (std + eps) over the group's candidates. A group of fewer
-    than two candidates with a score gives none; one of equal scores gives advantages of 0, which only the divergence term of
-    an objective then acts on.
+    """Builds one example per candidate, with advantage A_i = (r_i - mean) / (std + eps) over the group's candidates.
+
+    A group with fewer than two scored candidates gives no example. A group of equal scores gives advantages of 0; then only the
+    divergence term of an objective has an effect.
     """
 
     produces: ClassVar[type] = ScoredResponse
 
     eps: float = 1e-5
-    """Added to the standard deviation, score units: it bounds advantages where scores hardly differ."""
+    """Number added to the standard deviation, score units. It bounds advantages where scores hardly differ."""
     ddof: int = 0
-    """Degrees of freedom that the standard deviation takes off: 0 is that of the population, 1 that of a sample."""
+    """Degrees of freedom that the standard deviation subtracts: 0 for that of a population, 1 for that of a sample."""
 
     def __post_init__(self) -> None:
         if self.eps <= 0:

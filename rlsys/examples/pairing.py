@@ -1,4 +1,4 @@
-"""What every builder of pairs shares: its options, when one response may stand against another, and the record."""
+"""Code that all builders of pairs share: their options, the rule for which two responses make a pair, and the record."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ Scored = tuple[Response, float]
 
 
 def distinct(scored: ScoredGroup) -> list[Scored]:
-    """Scored responses of a group, those of the same tokens once: else a pair would be trained once for every temperature
-    that gave one of its responses. The one at temperature 1 stays, on which KL can be estimated, else the first.
+    """Scored responses of a group, without duplicates of the same tokens.
+
+    With duplicates, a pair would be trained once for every temperature at which one of its responses was sampled. Of several
+    duplicates the response at temperature 1 is kept, because KL can be estimated on it. If there is none, the first is kept.
     """
     found: dict[bytes, Scored] = {}
     for response, score in scored.scored:
@@ -32,7 +34,7 @@ class PairOptions:
     produces: ClassVar[type] = PreferencePair
 
     min_margin: float = 0.0
-    """Smallest margin of a pair, score units; a tie never makes a pair."""
+    """Smallest margin that makes a pair, score units; a tie never makes a pair."""
     scale_w: float = 0.5
     """w of dynamic reward scaling (`rlsys.examples.scaling`); 0 gives every pair the same beta."""
     scale_k: float = 0.5
@@ -44,10 +46,10 @@ class PairOptions:
                 raise ConfigError(f"examples.{name} must be at least 0, got {getattr(self, name)}")
 
     def prefer(self, scored: ScoredGroup, one: Scored, other: Scored) -> PreferencePair | None:
-        """The pair of two scored responses, the higher score chosen.
+        """The pair of two scored responses; the one with the higher score is chosen.
 
-        `None` for a tie, for a margin below `min_margin`, and for responses that read the same (of different tokens):
-        preferring a text to itself says nothing.
+        There is no pair (`None`) for a tie, for a margin below `min_margin`, and for two responses of the same text. Such
+        responses may have different tokens, but preferring a text to itself is not informative.
         """
         chosen, rejected = (one, other) if one[1] > other[1] else (other, one)
         margin = chosen[1] - rejected[1]

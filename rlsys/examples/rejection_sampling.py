@@ -1,4 +1,4 @@
-"""The best response to each prompt, to be imitated (RAFT, arXiv 2304.06767)."""
+"""Turns the best response to each prompt into a demonstration (RAFT, arXiv 2304.06767)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from rlsys.records import Demonstration, ScoredGroup
 @registry.examples("rejection_sampling")
 @dataclass(kw_only=True)
 class RejectionSampling:
-    """Builds at most one demonstration per prompt: the response of the highest score, of equals the first that appeared.
-    Objective `sft` trains on it.
+    """Builds at most one demonstration per prompt, from the response of the highest score.
+
+    Among responses of equal score the one that appeared first is taken. Objective `sft` trains on the demonstrations.
     """
 
     produces: ClassVar[type] = Demonstration

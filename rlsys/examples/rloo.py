@@ -1,4 +1,4 @@
-"""Each candidate against the mean of the others (RLOO, arXiv 2402.14740)."""
+"""Advantages of each candidate over the mean of the other candidates (RLOO, arXiv 2402.14740)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rlsys.records import ScoredGroup, ScoredResponse
 @registry.examples("rloo")
 @dataclass(kw_only=True)
 class RLOO:
-    """Builds one example per candidate with A_i = r_i - mean of the other candidates' scores. A group of fewer than two
-    candidates with a score gives none.
+    """Builds one example per candidate, with advantage A_i = r_i - mean of the other candidates' scores.
+
+    A group with fewer than two scored candidates gives no example.
     """
 
     produces: ClassVar[type] = ScoredResponse

@@ -1,4 +1,4 @@
-"""Dynamic reward scaling: how much a pair's margin is worth to the learner (MM-RLHF, arXiv 2502.10391, section 4.2)."""
+"""Dynamic reward scaling: a pair's beta grows with the pair's margin (MM-RLHF, arXiv 2502.10391, section 4.2)."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 
 
 def beta_scale(margin: float, w: float, k: float) -> float:
-    """The factor on beta of a pair: `1 + w * (1 - exp(-k * max(margin, 0)))`, in [1, 1 + w].
+    """The factor on a pair's beta: `1 + w * (1 - exp(-k * max(margin, 0)))`, in [1, 1 + w].
 
-    A pair the critic is sure of pulls harder; a margin of zero or less counts as plain DPO.
+    A pair of which the judge is sure gets a larger beta. A margin of zero or less gives plain DPO.
 
     Args:
-        margin: score of the chosen answer minus score of the rejected one, score units.
+        margin: score of the chosen response minus score of the rejected one, score units.
         w: largest addition to the factor, at least 0; 0 is plain DPO.
-        k: how soon it is reached, per score unit, at least 0; 0 is plain DPO.
+        k: how fast the factor grows with the margin, per score unit, at least 0; 0 is plain DPO.
 
     Raises:
         ValueError: `w` or `k` is negative or not finite, or the margin is not a number.

@@ -1,4 +1,7 @@
-"""A judge that writes a critique and then scores: language modelling of the critique, Bradley-Terry on the score."""
+"""Critique reward model: a judge that writes a critique and then scores.
+
+The loss is language modelling of the critique and Bradley-Terry on the score.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,20 @@ class CritiqueReward:
     """Critique-based reward model (MM-RLHF, arXiv:2502.10391, section 4.1), teacher-forced on the annotator's
     critiques.
 
-    w_s * -log sigmoid(r_w - r_l) + c0 * (r_w + r_l)^2 + w_c * (nll_w + nll_l), r the raw logit of the score token
-    after the critique. The centring term keeps the scores of different prompts near zero. Tied answers are not
-    supported. The score token counts as its critique's last: of all terms only this one stops the ranking from pushing a
-    worse answer's logit so far down that the critic would write another token in its place.
+    The loss of a pair is w_s * -log sigmoid(r_w - r_l) + c0 * (r_w + r_l)^2 + w_c * (nll_w + nll_l), where r is the raw logit
+    of the score token after the critique. The centring term c0 * (r_w + r_l)^2 keeps the scores of different prompts near zero.
+    Tied responses are not supported.
+
+    The score token counts as the last token of its critique in nll. The ranking term pushes down the logit of a worse
+    response. The nll term is the only one that keeps it from pushing so far that the judge would write another token instead of
+    the score token.
     """
 
     w_s: float = 1.0
     w_c: float = 1.0
     c0: float = 0.01
     nll_per: str = "token"
-    """`token`: a critique's loss is its mean over tokens (released code); `critique`: its sum (the paper's formula)."""
+    """`token`: a critique's nll is the mean over its tokens (released code); `critique`: the sum (the paper's formula)."""
     score_token: str = "<score>"
     """Special token that ends every critique; its raw logit is the score."""
 
@@ -46,10 +52,11 @@ class CritiqueReward:
     def __call__(self, inputs: CritiqueInputs) -> LossOutput:
         """
         Args:
-            inputs: scores, and log-probabilities of the critiques' tokens.
+            inputs: scores, and logprobs of the critiques' tokens.
 
         Returns:
-            Summed loss; metrics `accuracy` (strict), `score_margin`, `score_chosen`, `score_rejected`, `critique_nll`.
+            Summed loss; metrics `accuracy` (ties count as wrong), `score_margin`, `score_chosen`, `score_rejected`,
+            `critique_nll`.
         """
         chosen_B, rejected_B = inputs.chosen_scores_B, inputs.rejected_scores_B
         ranking_B = -functional.logsigmoid(chosen_B - rejected_B)

@@ -1,4 +1,4 @@
-"""Direct preference optimisation with a beta of its own for every pair."""
+"""Direct preference optimisation in which every pair has its own beta."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class DPO:
     """DPO (arXiv:2305.18290, eq. 7) with per-pair beta (MM-RLHF, arXiv:2502.10391, section 4.2) and an optional SFT
     term.
 
-    With s = label_smoothing and m the pair's log-ratio margin: -(1 - s) log sigmoid(beta m) - s log sigmoid(-beta m).
+    The loss of a pair is -(1 - s) log sigmoid(beta m) - s log sigmoid(-beta m), where s is `label_smoothing` and m the pair's
+    log-ratio margin. The SFT term is added to it.
     """
 
     beta: float = 0.1
     label_smoothing: float = 0.0
     """Assumed share of pairs that are labelled the wrong way round, in [0, 0.5)."""
     lambda_sft: float = 0.0
-    """Weight of the chosen answer's negative log-likelihood per token."""
+    """Weight of the SFT term, which is the chosen response's negative log-likelihood per token."""
 
     consumes: ClassVar[type] = PreferencePair
     needs: ClassVar[frozenset[str]] = frozenset({"reference"})
@@ -42,7 +43,7 @@ class DPO:
     def __call__(self, inputs: PairInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities of both answers' tokens under policy and reference.
+            inputs: logprobs of both responses' tokens under policy and reference.
 
         Returns:
             Summed loss; metrics `implicit_accuracy`, `reward_chosen`, `reward_rejected`, `reward_margin`, `nll_chosen`.

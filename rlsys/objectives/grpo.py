@@ -1,4 +1,4 @@
-"""Policy gradients with clipped ratios, and the divergence from a reference in the loss."""
+"""Policy gradients with clipped ratios, and with the divergence from a reference as a term of the loss."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from rlsys.registry import objective
 @objective("grpo")
 @dataclass(kw_only=True)
 class GRPO:
-    """GRPO (DeepSeekMath, arXiv:2402.03300, eq. 3) on advantages that come with the examples. For every token, with r the
-    ratio of its probability to that at which it was sampled and A the response's advantage,
+    """GRPO (DeepSeekMath, arXiv:2402.03300, eq. 3) on advantages that come with the examples. The loss of a token is
 
         max(-r A, -clip(r, 1 - clip, 1 + clip) A) + beta * (exp(-u) - 1 + u)
 
-    u is the log-ratio to the reference; the second term is an unbiased estimate of the divergence that is never negative (k3).
-    A response's loss is the mean over its tokens, and the batch's that over responses. `clip` is PPO's epsilon
-    (arXiv:1707.06347, eq. 7).
+    Here r is the ratio of the token's probability to the probability at which it was sampled, A is the response's advantage,
+    and u is the log-ratio to the reference. The second term is an unbiased estimate of the divergence that is never negative
+    (k3). The loss of a response is the mean over its tokens, and the loss of the batch is the mean over its responses. `clip`
+    is PPO's epsilon (arXiv:1707.06347, eq. 7).
     """
 
     clip: float = 0.2
     beta: float = 0.04
-    """Weight of the divergence from the reference; 0 needs no reference."""
+    """Weight of the divergence from the reference; with 0 no reference is needed."""
 
     consumes: ClassVar[type] = ScoredResponse
     denominator: ClassVar[str] = "examples"
@@ -45,11 +45,12 @@ class GRPO:
     def __call__(self, inputs: ScoredInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities of the tokens under the policy, when sampled and, unless beta is 0, under the reference.
+            inputs: logprobs of the tokens under the policy, those recorded at sampling and, unless beta is 0, those under the
+                reference.
 
         Returns:
-            Summed loss; metrics `score`, `clipped` (share of a response's tokens without gradient from their advantage) and
-            `kl_reference` (k3 estimate, nats per token).
+            Summed loss; metrics `score`, `clipped` (share of a response's tokens whose advantage gives no gradient because the
+            ratio is clipped) and `kl_reference` (k3 estimate, nats per token).
         """
         tokens = inputs.responses
         advantages_M = tokens.spread(inputs.advantages_B)

@@ -1,4 +1,4 @@
-"""Identity preference optimisation: the log-ratio margin is drawn to a fixed target."""
+"""Identity preference optimisation: the loss pulls the log-ratio margin to a fixed target."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rlsys.registry import objective
 @objective("ipo")
 @dataclass(kw_only=True)
 class IPO:
-    """IPO (arXiv:2310.12036, eq. 17): (m - 1 / (2 beta))^2 with m the pair's log-ratio margin.
+    """IPO (arXiv:2310.12036, eq. 17): the loss is (m - 1 / (2 beta))^2, where m is the pair's log-ratio margin.
 
-    Log-ratios are averaged over each answer's tokens, as in the paper: a sum would ask of a long answer the
-    same total as of a short one. A pair's `beta_scale` is not used: here a larger beta means a smaller target.
+    Log-ratios are averaged over each response's tokens, as in the paper, because a sum would demand the same total of a long
+    response as of a short one. A pair's `beta_scale` is not used, because here a larger beta means a smaller target.
     """
 
     beta: float = 0.1
@@ -34,7 +34,7 @@ class IPO:
     def __call__(self, inputs: PairInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities of both answers' tokens under policy and reference.
+            inputs: logprobs of both responses' tokens under policy and reference.
 
         Returns:
             Summed loss; metrics `implicit_accuracy`, `margin` (nats per token).

@@ -1,4 +1,4 @@
-"""Preference optimisation on single responses that are good or bad each by itself."""
+"""Preference optimisation on single responses, each rated good or bad individually."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from rlsys.registry import objective
 @objective("kto")
 @dataclass(kw_only=True)
 class KTO:
-    """KTO (arXiv:2402.01306). With rho a response's log-ratio and z the batch's baseline,
+    """KTO (arXiv:2402.01306). The loss of a response is
 
         desirable      desirable_weight   * (1 - sigmoid(beta (rho - z)))
         undesirable    undesirable_weight * (1 - sigmoid(beta (z - rho)))
 
-    z = max(0, mean of rho over mismatched responses), a constant: responses of other prompts of the batch, one for each prompt,
-    estimate KL(policy || reference). In a batch of a single prompt there is none, and z is 0. The authors choose the weights
-    so that (desirable_weight * desirable examples) / (undesirable_weight * undesirable examples) is in [1, 4/3].
+    Here rho is the response's log-ratio, and z is the batch's baseline, a constant without gradient. It is z = max(0, mean of
+    rho over mismatched responses). Mismatched responses belong to other prompts of the batch, one for each prompt, and estimate
+    KL(policy || reference). A batch of a single prompt has none, and z is then 0. The authors choose the weights so that
+    (desirable_weight * desirable examples) / (undesirable_weight * undesirable examples) is in [1, 4/3].
     """
 
     beta: float = 0.1
@@ -41,18 +42,18 @@ class KTO:
                 raise ConfigError(f"objective.{name} must be at least 0, got {getattr(self, name)}")
 
     def statistics(self, inputs: RatedInputs) -> dict[str, torch.Tensor]:
-        """Sum and number of the mismatched log-ratios."""
+        """The sum of the log-ratios of mismatched responses, and their number."""
         ratios_K = inputs.mismatched.log_ratios_B
         return {"mismatched_sum": ratios_K.sum(), "mismatched_count": torch.ones_like(ratios_K).sum()}
 
     def __call__(self, inputs: RatedInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities under policy and reference, with the batch's statistics.
+            inputs: logprobs under policy and reference, with the batch's statistics.
 
         Returns:
-            Summed loss; metrics `reward` (beta rho), `baseline` (beta z), `desirable` (share of the examples) and
-            `implicit_accuracy` (share of the examples on their side of the baseline).
+            Summed loss; metrics `reward` (beta rho), `baseline` (beta z), `desirable` (share of desirable examples) and
+            `implicit_accuracy` (share of examples whose log-ratio is on the right side of the baseline).
         """
         found = inputs.statistics
         baseline = (found["mismatched_sum"] / found["mismatched_count"].clamp(min=1)).clamp(min=0)

@@ -17,7 +17,7 @@ class SFT:
     """Negative log-likelihood of the response tokens."""
 
     per: str = "tokens"
-    """`tokens`: every token of the batch weighs the same; `examples`: every response does."""
+    """`tokens`: every token of the batch has the same weight; `examples`: every response has the same weight."""
 
     consumes: ClassVar[type] = Demonstration
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -33,7 +33,7 @@ class SFT:
     def __call__(self, inputs: SequenceInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities of the responses' tokens.
+            inputs: logprobs of the responses' tokens.
 
         Returns:
             Summed loss; metric `nll` (per token, nats).

@@ -1,4 +1,4 @@
-"""Preference optimisation on log-probabilities per token, without a reference."""
+"""Preference optimisation on logprobs per token, without a reference."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from rlsys.registry import objective
 @objective("simpo")
 @dataclass(kw_only=True)
 class SimPO:
-    """SimPO (arXiv:2405.14734, eq. 6): -log sigmoid(beta (a_w - a_l) - gamma), a the mean log-probability of an answer's
-    tokens. There is no reference: no weights are kept and no pass is made for one. beta is times the pair's `beta_scale`.
+    """SimPO (arXiv:2405.14734, eq. 6): the loss is -log sigmoid(beta (a_w - a_l) - gamma), where a is the mean logprob of a
+    response's tokens and beta is multiplied by the pair's `beta_scale`. There is no reference, so no weights are kept and no
+    forward pass is made for one.
     """
 
     beta: float = 2.0
     gamma: float = 1.0
-    """Margin by which the chosen answer's reward beta * a is to be the larger one; the paper takes gamma / beta near 0.5."""
+    """Target margin: the chosen response's reward beta * a should exceed the rejected one's by it. The paper takes gamma / beta
+    near 0.5."""
 
     consumes: ClassVar[type] = PreferencePair
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -36,7 +38,7 @@ class SimPO:
     def __call__(self, inputs: PairInputs) -> LossOutput:
         """
         Args:
-            inputs: log-probabilities of both answers' tokens under the policy.
+            inputs: logprobs of both responses' tokens under the policy.
 
         Returns:
             Summed loss; metrics `implicit_accuracy`, `reward_margin`, `nll_chosen`.

@@ -1,4 +1,4 @@
-"""Several replays at once.
+"""Combines several replays. An example of its use:
 
 replay=combined 'replay.parts=[{name: accumulated}, {name: offline_pairs, schema: rlhf_v, path: data/rlhf_v, share: 0.2}]'
 """
@@ -18,12 +18,13 @@ from rlsys.records import RoundPlan
 @registry.replay("combined")
 @dataclass(kw_only=True)
 class Combined:
-    """Each replay of the list takes what the one before it gives: the share of an offline set that stands last is its share of
-    everything that the round trains on.
+    """Applies the replays of the list one after the other: each mixes its examples into the output of the one before it.
+
+    Therefore the `share` of an offline set that is last in the list is its share of everything that the round trains on.
     """
 
     parts: list[dict[str, Any]] = field(default_factory=list)
-    """Each the name of a replay under `name`, and its options."""
+    """The replays. Each entry has the name of a replay under `name`, and the options of that replay."""
 
     def __post_init__(self) -> None:
         for number, part in enumerate(self.parts):
@@ -43,19 +44,20 @@ class Combined:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Of all parts."""
+        """The sources of all parts."""
         return tuple(source for replay in self._replays for source in replay.sources)
 
     def check(self) -> None:
-        """
+        """Check all parts.
+
         Raises:
-            ConfigError: as that of a part.
+            ConfigError: the check of a part raised it.
         """
         for replay in self._replays:
             replay.check()
 
     def mix(self, examples: Iterator[Any], plan: RoundPlan, past: Past) -> Iterator[Any]:
-        """The round's own examples, passed through all parts."""
+        """The round's own examples, mixed with those of all parts."""
         for replay in self._replays:
             examples = replay.mix(examples, plan, past)
         yield from examples

@@ -1,8 +1,9 @@
-"""People's corrections of responses: the corrected text is preferred to the text as it was (as in RLHF-V, arXiv 2312.00849).
+"""Corrections of responses by people: the corrected text is preferred to the original text (as in RLHF-V, arXiv 2312.00849).
 
-A file of JSON lines. Each holds `response` (the text as it was), `correction` (the corrected text), and what was asked: either
-`prompt` (the user's text) or `turns`, with `image` or `images`, as a line of `prompts=jsonl` does, and perhaps an `id`; or `id`
-alone, that of a prompt which an earlier round has asked (or, with the option `run`, another run).
+The source is a file of JSON lines. Each line holds `response` (the original text), `correction` (the corrected text), and the
+prompt. The prompt is given in one of two ways. A line may hold `prompt` (the user's text) or `turns`, with `image` or `images`
+as in a line of `prompts=jsonl`, and optionally an `id`. Or it may hold only the `id` of a prompt that was asked in an earlier
+round, or in another run if the option `run` names one.
     {"id": "scenes/train/17", "response": "a red dog", "correction": "a brown dog"}
     {"prompt": "What is on the sofa?", "image": "pictures/sofa.png", "response": "Two cats.", "correction": "One cat."}
 """
@@ -26,20 +27,20 @@ from rlsys.replay.mixing import MixedPairs, text_pair
 @registry.replay("corrections")
 @dataclass(kw_only=True)
 class Corrections(MixedPairs):
-    """Brings a pair for each line, the correction preferred. Its responses differ where the person saw a fault and nowhere
-    else, so objectives that weigh changed tokens can use them.
+    """Adds one pair per line, in which the correction is preferred.
 
-    The file is read when a round begins to train, so that people may go on correcting while the run goes on: lines that are
-    added take part from then on.
+    The two responses of a pair differ only where the person saw a fault, so objectives that weight changed tokens can use the
+    pairs. The file is read whenever a round begins to train. People may therefore continue to correct during the run; added
+    lines are used from the next round on.
     """
 
     sources: ClassVar[tuple[str]] = ("corrections",)
 
     path: str
-    """The file. An empty one brings nothing."""
+    """The file. An empty file adds no pairs."""
     run: str | None = None
-    """Folder of the run whose responses were corrected: lines with an `id` alone are looked up in its journal. `null` is the
-    run itself, in the rounds before."""
+    """Folder of the run whose responses were corrected. Prompts of lines with only an `id` are looked up in its journal. `null`
+    is the current run, of which the earlier rounds are searched."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +48,8 @@ class Corrections(MixedPairs):
             raise ConfigError(f"replay.path must name a file, got {self.path!r}")
 
     def check(self) -> None:
-        """
+        """Check the file.
+
         Raises:
             ConfigError: the file, an image or the other run is missing, or a line is not as described.
         """
@@ -56,9 +58,10 @@ class Corrections(MixedPairs):
             self._asked(lines, None)
 
     def pairs(self, past: Past) -> Sequence[PreferencePair]:
-        """
+        """The pairs of the file, in its order.
+
         Raises:
-            ConfigError: as `check`, or an `id` has not been asked.
+            ConfigError: a reason of `check`, or a line has an `id` of a prompt that was not asked.
         """
         lines = list(self._lines())
         asked = self._asked(lines, past)
@@ -74,7 +77,7 @@ class Corrections(MixedPairs):
                     yield _read_line(line, f"{file}:{number}", file.parent)
 
     def _asked(self, lines: Sequence[_Line], past: Past | None) -> dict[str, Prompt]:
-        """The prompts of lines with an `id` alone."""
+        """The prompts of lines with only an `id`, by their ids."""
         wanted = {line.row["id"]: line.place for line in lines if not line.is_whole}
         if not wanted:
             return {}
@@ -94,20 +97,20 @@ class Corrections(MixedPairs):
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """A line that is as described."""
+    """A line of the file that has passed all checks."""
 
     row: Mapping[str, Any]
     place: str
-    """File and number, for messages."""
+    """File and line number, for messages."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether it says itself what was asked."""
+        """Whether the line holds its prompt, and not only an `id`."""
         return "prompt" in self.row or "turns" in self.row
 
 
 class _Pairs(Sequence[PreferencePair]):
-    """Pairs that are made when they are asked for: images are not kept in memory."""
+    """Pairs that are made on access, so that images are not kept in memory."""
 
     def __init__(self, lines: Sequence[_Line], asked: Mapping[str, Prompt], *, root: Path, margin: float) -> None:
         self._lines, self._asked, self._root, self._margin = lines, asked, root, margin

@@ -1,4 +1,7 @@
-"""What replays share that bring pairs of a finite collection: how many come, which, and where among the round's own."""
+"""Base of replays that add pairs of a finite collection.
+
+It decides how many pairs are added, which ones, and at which places among the round's own examples.
+"""
 
 from __future__ import annotations
 
@@ -20,23 +23,27 @@ from rlsys.seeding import generator
 class MixedPairs(ABC):
     """Base of replays that spread pairs evenly among the round's own examples.
 
-    The collection is gone through from its beginning, again and again: every round goes on where the one before it ended, which
-    the reports in the journal say. So a resumed run brings the pairs that it would have brought.
+    The collection is passed through from its beginning, again and again. Every round continues where the round before it ended,
+    which is known from the reports in the journal. A resumed run therefore adds the same pairs that it would have added without
+    the interruption.
     """
 
     produces: ClassVar[type] = PreferencePair
 
     share: float = 0.5
-    """Of everything that a round trains on, the part that is brought, in [0, 1): after every k examples of its own, as many
-    have come as keep the share (0.25 is o o o x o o o x). A ramp may change it from round to round."""
+    """Share of added pairs among all examples that a round trains on, in [0, 1). After each of the round's own examples, as
+    many pairs are added as the share calls for (0.25 is o o o x o o o x). A ramp may change the share from round to round."""
     minimum: int = 0
-    """Fewest pairs a round; those that its own examples have not called for come after them. A round without examples of its
-    own has these alone; with 0 it trains on nothing. A number as large as the collection brings all of it every round."""
+    """Smallest number of added pairs per round. Pairs that are still missing after the round's own examples come at the end. A
+    round without examples of its own trains on these pairs alone, or on nothing if the minimum is 0. A minimum as large as the
+    collection adds the whole collection every round."""
     shuffle: bool = True
-    """Whether every pass through the collection has an order of its own, drawn from `seed`; `false` keeps that of the file."""
+    """Whether every pass through the collection has a random order of its own, drawn from `seed`; `false` keeps the order of
+    the file."""
     seed: int = 0
     margin: float = 1.0
-    """Margin of pairs that come without one, > 0: their scores are this and 0. Their beta is the objective's, unscaled."""
+    """Margin of pairs that have none in the data, > 0. The scores of such a pair are this number and 0, and its beta is the
+    objective's, unscaled."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
@@ -49,14 +56,14 @@ class MixedPairs(ABC):
     @property
     @abstractmethod
     def sources(self) -> tuple[str]:
-        """The one name under which the pairs are counted."""
+        """The single name under which the pairs are counted."""
 
     @abstractmethod
     def pairs(self, past: Past) -> Sequence[PreferencePair]:
-        """The collection, in a fixed order; an entry is made when it is asked for."""
+        """The collection, in a fixed order. Its entries are made on access."""
 
     def mix(self, examples: Iterator[Any], plan: RoundPlan, past: Past) -> Iterator[Any]:
-        """The round's own examples, and pairs of the collection after those that call for them."""
+        """The round's own examples, and between them pairs of the collection."""
         others = self._from(past.replayed(self.sources[0]), self.pairs(past))
         share = Fraction(str(self.share))  # the decimal as written: 0.1 is 1/10
         brought = 0
@@ -69,7 +76,7 @@ class MixedPairs(ABC):
         yield from _first(self.minimum - brought, others)
 
     def _from(self, place: int, pairs: Sequence[PreferencePair]) -> Iterator[Replayed]:
-        """The collection from a place on, pass after pass; ends only if there is nothing in it."""
+        """The pairs of the collection from a place on, pass after pass. It ends only if the collection is empty."""
         order: Sequence[int] = range(len(pairs))
         drawn = None
         while pairs:
@@ -80,7 +87,7 @@ class MixedPairs(ABC):
             place += 1
 
     def _order(self, number: int, count: int) -> np.ndarray:
-        """Of pass `number`."""
+        """The random order of pass `number`."""
         return generator(self.seed, "replay", self.sources[0], number).permutation(count)
 
 
@@ -95,7 +102,7 @@ def _first(count: int, pairs: Iterator[Replayed]) -> Iterator[Replayed]:
 def text_pair(
     prompt: Prompt, chosen: str, rejected: str, *, scores: tuple[float, float], beta_scale: float
 ) -> PreferencePair:
-    """A pair of which only the texts are known: no engine of the run sampled it, and the learner tokenizes it."""
+    """A pair of which only the texts are known. No engine of the run sampled its responses, and the learner tokenizes them."""
     nothing = np.zeros(0, dtype=np.int32)
     return PreferencePair(
         prompt=prompt,

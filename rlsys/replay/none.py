@@ -1,4 +1,4 @@
-"""A round trains on its own examples alone."""
+"""Trains every round on its own examples alone."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rlsys.records import RoundPlan
 @registry.replay("none")
 @dataclass(kw_only=True)
 class NoReplay:
-    """Brings nothing."""
+    """Adds no examples."""
 
     produces: ClassVar[None] = None
     sources: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
-        """There is nothing that could be missing."""
+        """Check nothing: no data is needed."""
 
     def mix(self, examples: Iterator[Any], plan: RoundPlan, past: Past) -> Iterator[Any]:
         """The round's own examples."""

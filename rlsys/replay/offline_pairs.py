@@ -1,4 +1,4 @@
-"""Pairs of the released preference data sets MM-RLHF, RLHF-V and RLAIF-V (`rlsys.prompts.released` says in which columns).
+"""Pairs of the released preference data sets MM-RLHF, RLHF-V and RLAIF-V; `rlsys.prompts.released` describes their columns.
 
 replay=offline_pairs replay.schema=rlaif_v replay.path=data/RLAIF-V-Dataset replay.share=0.25
 """
@@ -21,10 +21,11 @@ from rlsys.replay.mixing import MixedPairs, text_pair
 @registry.replay("offline_pairs")
 @dataclass(kw_only=True)
 class OfflinePairs(MixedPairs):
-    """Brings the pairs of a data set. Ties, and rows of two equal texts, are left out.
+    """Adds the pairs of a data set. Ties, and rows with two equal texts, are left out.
 
-    Where a row has the scores of both responses, these and their margin are the pair's, and its beta is scaled by the margin;
-    where MM-RLHF has `ls_factor` alone, by `1 + scale_w * ls_factor`. Scores that contradict the row's order do not count.
+    If a row has the scores of both responses, the pair gets these scores and their margin, and its beta is scaled by the
+    margin. If a row of MM-RLHF has only `ls_factor`, the pair's beta is scaled by `1 + scale_w * ls_factor`. Scores that
+    contradict the row's order of preference are ignored.
     """
 
     schema: str
@@ -32,9 +33,9 @@ class OfflinePairs(MixedPairs):
     path: str
     """A .jsonl, .json or .parquet file, a folder of parquet files, or a folder written by `Dataset.save_to_disk`."""
     images: str | None = None
-    """Folder that relative image paths start from; that of the data if not given."""
+    """Folder that relative image paths start from; `null` is the folder of the data."""
     label: str = ""
-    """Name under which the pairs are counted; the schema if empty. Two sets of one schema in a run need one."""
+    """Name under which the pairs are counted; the schema if empty. Two sets of one schema in a run need different labels."""
     scale_w: float = 0.5
     """w of dynamic reward scaling (`rlsys.examples.scaling`); 0 gives every pair the same beta."""
     scale_k: float = 0.5
@@ -49,11 +50,12 @@ class OfflinePairs(MixedPairs):
 
     @property
     def sources(self) -> tuple[str]:
-        """The label, or the schema."""
+        """The label, or the schema if the label is empty."""
         return (self.label or self.schema,)
 
     def check(self) -> None:
-        """
+        """Check the data.
+
         Raises:
             ConfigError: the data or a file that it names is missing, a row does not have the schema, or there is no pair.
         """
@@ -67,13 +69,13 @@ class OfflinePairs(MixedPairs):
         return self._pairs
 
     def pair(self, row: int) -> PreferencePair:
-        """The pair of a row."""
+        """The pair of row number `row`."""
         preferred = self._data.preferred(row)
         scores, scale = self._weighed(preferred)
         return text_pair(self._data.prompt(row), preferred.chosen, preferred.rejected, scores=scores, beta_scale=scale)
 
     def _weighed(self, preferred: Preferred) -> tuple[tuple[float, float], float]:
-        """Scores, and the factor on beta."""
+        """The scores of a pair, and the factor on its beta."""
         scores = preferred.scores
         if scores is not None and scores[0] > scores[1]:
             return scores, beta_scale(scores[0] - scores[1], self.scale_w, self.scale_k)
@@ -90,7 +92,7 @@ class OfflinePairs(MixedPairs):
 
 
 class _Pairs(Sequence[PreferencePair]):
-    """Pairs that are made when they are asked for."""
+    """Pairs that are made on access."""
 
     def __init__(self, source: OfflinePairs, rows: Sequence[int]) -> None:
         self._source, self._rows = source, rows

@@ -1,1 +1,1 @@
-"""Stages, one file each: what makes a model before the rounds of a run."""
+"""Stages, one file each. A stage makes a model before the rounds of a run."""

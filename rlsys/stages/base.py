@@ -1,4 +1,4 @@
-"""What every stage has in common: how its model is named elsewhere, what decides its result, and the tools it works with."""
+"""Code that all stages share: the names of their models, the description that decides their results, and their tools."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ from rlsys.records import Prompt, RolloutGroup
 from rlsys.stages.recipe import Recipe
 
 PREFIX = "stage:"
-"""`stage:NAME`, wherever a model can be named, is the model that the stage NAME makes."""
+"""Wherever a model can be named, `stage:NAME` is the model that the stage NAME makes."""
 MODEL = "model"
-"""Folder of the model within that of its stage."""
+"""Name of the model's folder within the folder of its stage."""
 
 
 class StageTools(Protocol):
-    """What a stage works with. The application stands behind it: engines, learners, and the models of other stages."""
+    """The tools that a stage works with. The application implements them: engines, learners, and the models of other stages."""
 
     seed: int
     """Root seed of the run."""
 
     def model(self, name: str) -> Path:
-        """Hugging Face folder of a model: `stage:NAME`, or a folder or name.
+        """The Hugging Face folder of a model.
+
+        Args:
+            name: `stage:NAME`, or a folder or name.
 
         Raises:
             ConfigError: there is no such model.
@@ -34,12 +37,13 @@ class StageTools(Protocol):
     def respond(
         self, model: Path, prompts: Sequence[Prompt], *, engine: Any, batch: int, num_candidates: int, max_tokens: int
     ) -> Iterator[RolloutGroup]:
-        """A model's responses to prompts, at temperature 1; one group per prompt, in their order.
+        """A model's responses to prompts at temperature 1; one group per prompt, in the order of the prompts.
 
         Args:
             engine: a plug-in of group `engine`.
             batch: prompts per engine call.
-            max_tokens: longest response.
+            num_candidates: responses per prompt.
+            max_tokens: largest number of tokens of a response.
         """
 
     def train(
@@ -52,47 +56,47 @@ class StageTools(Protocol):
         recipe: Recipe,
         learner: Mapping[str, Any] | None,
     ) -> None:
-        """Train from the weights in `model`; `target/model` is then a Hugging Face folder.
+        """Train from the weights in `model`, and write the result to `target/model` as a Hugging Face folder.
 
         Args:
-            learner: options of the learner; those of the run if `None`.
+            learner: options of the learner; `None` takes those of the run.
         """
 
 
 @dataclass(kw_only=True)
 class Stage:
-    """Base of the plug-ins of group `stage`: options of what is done, and `make`."""
+    """Base of the plug-ins of group `stage`. The fields are the options of the work, and `make` does the work."""
 
     needs_learner: ClassVar[bool] = False
-    """Whether `make` trains, so that the learner's code decides what comes out."""
+    """Whether `make` trains, so that the result depends on the learner's code."""
 
     def models(self) -> tuple[str, ...]:
         """Names of the models that this stage works on."""
         return ()
 
     def summary(self) -> str:
-        """What the stage does, in a line.
+        """One line that says what the stage does.
 
         Raises:
-            ConfigError: as `check`.
+            ConfigError: for the reasons of `check`.
         """
         return registry.stage.name_of(self)
 
     def check(self) -> None:
-        """See what can be seen before anything starts.
+        """Check everything that can be checked before anything starts.
 
         Raises:
-            ConfigError: what the stage reads is missing or not as described.
+            ConfigError: data that the stage reads is missing or not as described.
         """
 
     def make(self, target: Path, tools: StageTools) -> None:
-        """Do the work; `target/model` is then a Hugging Face folder."""
+        """Do the work, and write the model to `target/model` as a Hugging Face folder."""
         raise NotImplementedError
 
 
 def describe(plugin: Any) -> dict[str, Any]:
-    """JSON values that decide what a stage, or a plug-in among its options, does: its kind, and the options, those of
-    plug-ins among them likewise."""
+    """JSON values that determine what a stage does: its class and its options. Options that are plug-ins are described in the
+    same way."""
     if hasattr(plugin, "identity"):
         options = plugin.identity()
     else:
@@ -102,7 +106,7 @@ def describe(plugin: Any) -> dict[str, Any]:
 
 
 def stage_named(model: str) -> str | None:
-    """Name of the stage that makes a model; `None` if no stage does.
+    """The name of the stage that makes a model; `None` if no stage makes it.
 
     >>> stage_named("stage:judge")
     'judge'
@@ -111,14 +115,14 @@ def stage_named(model: str) -> str | None:
 
 
 def in_order(stages: Mapping[str, Stage], models: Iterable[str]) -> list[str]:
-    """Names of the stages that some models need, in an order in which each finds the models it works on.
+    """Names of the stages that some models need, ordered so that each stage comes after the stages whose models it needs.
 
     Args:
-        stages: all there are, by name.
-        models: names of models; those that no stage makes need none.
+        stages: all stages, by name.
+        models: names of models; a model that no stage makes needs no stage.
 
     Raises:
-        ConfigError: there is no stage of a name, or stages need each other.
+        ConfigError: a named stage does not exist, or stages need each other.
     """
     done: list[str] = []
 

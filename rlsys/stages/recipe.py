@@ -1,4 +1,4 @@
-"""How long to train on a set of examples, and at which rates."""
+"""Options for how long to train on a set of examples, and at which learning rates."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class Recipe:
     lr: float = 1e-5
     """Highest learning rate."""
     lr_schedule: str = "cosine"
-    """After the warmup: `constant`, or falling to 0 `linear` or `cosine`."""
+    """The learning rate after the warmup: `constant`, or a fall to 0 that is `linear` or `cosine`."""
     warmup: float = 0.03
-    """Share of the steps over which the rate rises linearly."""
+    """Share of the steps over which the learning rate rises linearly."""
     batch_size: int = 32
     """Examples per optimizer step, all ranks together."""
     shuffle: bool = True
-    """Take the examples of the first epoch in an order that is drawn from the seed, instead of in the order of the data.
-    Later epochs take the same batches in an order of their own."""
+    """Whether the first epoch takes the examples in an order drawn from the seed; `false` takes the order of the data. Later
+    epochs take the same batches in other orders."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "epochs"):
@@ -38,5 +38,5 @@ class Recipe:
             raise ConfigError(f"train.lr_schedule must be one of {', '.join(LR_SCHEDULES)}, got {self.lr_schedule!r}")
 
     def num_steps(self, num_examples: int) -> int:
-        """Optimizer steps of all epochs."""
+        """Number of optimizer steps of all epochs together."""
         return -(-num_examples // self.batch_size) * self.epochs

@@ -1,4 +1,4 @@
-"""The scenes world's policy before any training."""
+"""Makes the scenes world's policy as it is before any training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlsys.worlds.scenes.policy import make_policy
 @registry.stage("scenes_weights")
 @dataclass(kw_only=True)
 class ScenesWeights(Stage):
-    """Writes a small Qwen2.5-VL of random weights, drawn from the seed, with the world's tokenizer and processor."""
+    """Writes a small Qwen2.5-VL with random weights, drawn from the seed, and the world's tokenizer and processor."""
 
     def make(self, target: Path, tools: StageTools) -> None:
         """See `Stage.make`."""

@@ -1,4 +1,4 @@
-"""Training on a set of examples: supervised fine-tuning, reward models, continued pre-training, offline preferences."""
+"""Trains on a set of examples: supervised fine-tuning, reward models, continued pre-training, offline preferences."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from rlsys.stages.recipe import Recipe
 @registry.stage("train")
 @dataclass(kw_only=True)
 class Train(Stage, Recipe):
-    """Trains a model on `data` with `objective`, which must learn from the records that the data has."""
+    """Trains a model on `data` with `objective`, which must learn from the record class of the data."""
 
     needs_learner: ClassVar[bool] = True
 
     model: str = MISSING
-    """Where training starts: `stage:NAME`, or a Hugging Face folder or name."""
+    """The model that training starts from: `stage:NAME`, or a Hugging Face folder or name."""
     data: Any = MISSING
     """A plug-in of group `data`."""
     objective: Any = MISSING
     """A plug-in of group `objective`."""
     learner: dict[str, Any] | None = None
-    """Options of the learner, those that are not given at their defaults, so that the model is the same whatever run it is
-    made for; the run decides the device alone. `null` takes the run's own learner."""
+    """Options of the learner; options that are not given have their defaults. So the model does not depend on the run that it
+    is made for; only the device is taken from the run. `null` takes the run's own learner options."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,10 +64,10 @@ class Train(Stage, Recipe):
 
 
 def check_match(data: Any, objective: Any) -> None:
-    """See that an objective learns from the records that a source has.
+    """Check that an objective learns from the record class that a source produces.
 
     Raises:
-        ConfigError: one of them is no such plug-in, or it does not.
+        ConfigError: one of the two is not such a plug-in, or the record classes differ.
     """
     if not hasattr(data, "produces"):
         raise ConfigError(f"train.data must be a source of examples, got {data!r}")

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-from actors.judge import JudgeWorker
 from benchmarks import device
 from benchmarks.harness import Bound, Options, Row, seconds
 from benchmarks.processes import Child, compare, serve_turns
@@ -80,21 +79,26 @@ class Ours:
     """A feedback stage with one actor."""
 
     def __init__(self, work: Work) -> None:
-        from actors.stages import FeedbackStage
+        from actors.feedback import FeedbackStage
+        from actors.roles import EngineRole
 
         self._work = work
-        self._stage = FeedbackStage(
-            feedback=work.feedback, engine=work.engine, model=work.judge, placements=[device.place()], batch=PROMPTS
-        )
-        self.pids, self.close = self._stage.pids, self._stage.close
+        judge = EngineRole("judge", engine=work.engine, model=work.judge, placements=[device.place()], raw_logits=True)
+        self._stage = FeedbackStage(feedback=work.feedback, roles={"judge": judge}, own=[judge], batch=PROMPTS)
+        self.pids, self.close = judge.pids, judge.close
 
     def __call__(self, turn: int) -> Judged:
         groups = wire.decode_many(self._work.turns[turn], RolloutGroup)
         began = time.perf_counter()
         scored = list(self._stage.stream(groups))
         taken = time.perf_counter() - began
-        found = [critique for one in scored for verdict in one.verdicts for critique in verdict.critiques]
-        return Judged(seconds=taken, critiques=tuple((one.text, one.score) for one in found))
+        # Responses of the same text have been judged once, and have the same verdict.
+        distinct = [
+            {response.text: verdict for response, verdict in zip(one.group.responses, one.verdicts, strict=True)}
+            for one in scored
+        ]
+        found = [critique for own in distinct for verdict in own.values() for critique in verdict.critiques]
+        return Judged(seconds=taken, critiques=tuple((one.text, one.score) for one in found if one.score is not None))
 
 
 class TwoPasses:
@@ -107,7 +111,7 @@ class TwoPasses:
         from learners.tokens import Processor
 
         self._work = work
-        self._worker = JudgeWorker(feedback=work.feedback, engine=work.engine, model=work.judge)
+        self._engine = work.engine.open(work.judge, raw_logits=True)
         self._processor = Processor(Path(work.judge))
         model = AutoModelForImageTextToText.from_pretrained(work.judge, dtype=torch.float32)
         self._model = model.to(device.name()).eval()
@@ -133,12 +137,12 @@ class TwoPasses:
 
     def _critiques(self, groups: Sequence[RolloutGroup]) -> list[Written]:
         """The first pass: critiques that came to their end."""
-        requests = [ask for group in groups for ask in self._work.feedback.requests(group)]
+        asks = [ask for group in groups for ask in next(self._work.feedback.judge(group))]
         # It need not ask the engine for scores.
-        unscored = [(prompt, replace(wanted, score_token=None)) for prompt, wanted in requests]
+        unscored = [(ask.prompt, replace(ask.sampling, score_token=None)) for ask in asks]
         return [
-            (prompt, generation.prompt_token_ids, one)
-            for (prompt, _), generation in zip(requests, self._worker._engine.generate(unscored), strict=True)
+            (ask.prompt, generation.prompt_token_ids, one)
+            for ask, generation in zip(asks, self._engine.generate(unscored), strict=True)
             for one in generation.completions
             if one.finish_reason == "stop_token"
         ]
@@ -241,7 +245,7 @@ def rows(options: Options) -> Iterator[Row]:
     config, repeats = preset([]), options.repeats
     with cluster(None):
         # In float32 on a GPU too: scores of the two sides are compared.
-        engine = replace(config.critic.engine, dtype="float32")
+        engine = replace(config.engines["judge"].engine, dtype="float32")
         turns = responses(policy, repeats + 1)
         work = Work(judge=str(judge), feedback=config.feedback, engine=engine, turns=turns)
         for case, eager in CASES.items():

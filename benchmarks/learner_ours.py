@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.device import precision, synchronized
 from benchmarks.learner_work import Work
 from benchmarks.processes import ANSWER, READY
-from rlsys.records import PreferencePair, Rollout
+from rlsys.records import PreferencePair, Response
 
 WARMUP = 1
 """Turns of a side that do not count."""
@@ -79,7 +79,7 @@ def serve_ours(pipe: Any, job: Job) -> None:
         batches = next(waiting)
 
         def steps() -> None:
-            learner.begin(FitPlan(lr=TIMED_LR, beta=BETA))
+            learner.begin(FitPlan(lr=TIMED_LR))
             for number, frame in enumerate(batches):
                 learner.step(frame, lr=TIMED_LR, batch=number)
 
@@ -140,16 +140,16 @@ def recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferencePa
     from rlsys import wire
     from rlsys.records import Probe
 
-    def scored(pair: PreferencePair, rollout: Rollout) -> Probe:
-        prompt_ids, ids = tuple(pair.prompt_token_ids.tolist()), tuple(rollout.token_ids.tolist())
+    def scored(pair: PreferencePair, response: Response) -> Probe:
+        prompt_ids, ids = tuple(pair.prompt_token_ids.tolist()), tuple(response.token_ids.tolist())
         return Probe(prompt=pair.prompt, prompt_token_ids=prompt_ids, response_token_ids=ids)
 
-    probes = [scored(pair, rollout) for pair in pairs for rollout in (pair.chosen, pair.rejected)]
+    probes = [scored(pair, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
     starts = range(0, len(probes), _AT_ONCE)
     found = iter([one for i in starts for one in learner.logprobs(wire.encode_many(probes[i : i + _AT_ONCE]))])
 
-    def with_logprobs(rollout: Rollout) -> Rollout:
-        return replace(rollout, logprobs=next(found))
+    def with_logprobs(response: Response) -> Response:
+        return replace(response, sampled=replace(response.sampled, logprobs=next(found)))
 
     return [replace(p, chosen=with_logprobs(p.chosen), rejected=with_logprobs(p.rejected)) for p in pairs]
 
@@ -175,7 +175,7 @@ def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:
     # TRL's trace does not clip either: beside AdamW's epsilon a small gradient that was scaled down takes another step.
     engine.step, engine._grad_clip = watched, 0.0
     before = arrays(engine.module, master)
-    learner.begin(FitPlan(lr=CHECKED_LR, beta=BETA))
+    learner.begin(FitPlan(lr=CHECKED_LR))
     for number, frame in enumerate(frames):
         output = learner.step(frame, lr=CHECKED_LR, batch=number)
         losses.append(output.sums["loss"] / output.denominator)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.records import Image, PreferencePair, Prompt, Rollout, Turn
+from rlsys.records import Image, PreferencePair, Prompt, Response, Sampled, Turn
 from rlsys.worlds.scenes.language import vocabulary
 from rlsys.worlds.scenes.policy import CHAT_TEMPLATE, END_TOKEN, Shape, make_policy
 from rlsys.worlds.scenes.source import make_prompt
@@ -94,22 +94,16 @@ class Work:
         text = " ".join(rng.choice(words, self.prompt_words))
         return Prompt(id=f"{self.name}/{number}", turns=(Turn(role="user", text=text),), images=(image,))
 
-    def _response(self, rng: np.random.Generator, words: Sequence[str], processor: object) -> Rollout:
+    def _response(self, rng: np.random.Generator, words: Sequence[str], processor: object) -> Response:
         low, high = self.response_tokens
         text = " ".join(rng.choice(words, int(rng.integers(low, high + 1)) - 1))
         ids = processor.response_ids(text)
-        return Rollout(
-            text=text,
-            token_ids=ids,
-            logprobs=np.zeros(len(ids), np.float32),
-            count=1,
-            finish_reason="stop",
-            temperature=1.0,
-            seed=0,
-        )
+        unknown = np.zeros(len(ids), np.float32)
+        sampled = Sampled(policy_version=0, logprobs=unknown, temperature=1.0, seed=0)
+        return Response(text=text, token_ids=ids, sampled=sampled)
 
 
-def _pair(prompt: Prompt, ids: np.ndarray, chosen: Rollout, rejected: Rollout) -> PreferencePair:
+def _pair(prompt: Prompt, ids: np.ndarray, chosen: Response, rejected: Response) -> PreferencePair:
     return PreferencePair(
         prompt=prompt,
         prompt_token_ids=ids,
@@ -120,7 +114,6 @@ def _pair(prompt: Prompt, ids: np.ndarray, chosen: Rollout, rejected: Rollout) -
         margin=1.0,
         beta_scale=1.0,
         round=0,
-        policy_version=0,
     )
 
 

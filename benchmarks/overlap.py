@@ -71,12 +71,12 @@ class Rounds:
         """Seconds of the slowest stage of a round whose stages wait for each other."""
         parts, plan = self.parts, self.parts.schedule.plan(self.alone_round)
         prompts = parts.prompts.take(parts.schedule.first_prompt(plan.round), plan.num_prompts)
-        build = registry.pairs.make(plan.pairs)
+        build = registry.examples.configured(parts.builder, plan.options.get("examples", {}))
         begun = time.perf_counter()
         groups = Stream(parts.rollouts.stream(prompts, plan), ahead=AHEAD)
-        scored = list(parts.feedback.stream(groups))
+        scored = list(parts.feedback.stream(groups, plan.options.get("feedback", {})))
         generated = time.perf_counter()
-        pairs = [pair for group in scored for pair in build(group, plan)]
+        pairs = [pair for group in scored for pair in build(group)]
         before = time.perf_counter()
         parts.learner.fit(iter(pairs), plan, version=self.version)
         trained = time.perf_counter()

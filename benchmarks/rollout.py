@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from actors.rollout import RolloutTask, RolloutWorker, merged
 from benchmarks import device
 from benchmarks.harness import Options, Row, Target
 from benchmarks.learner_work import SMALL
 from benchmarks.processes import Child, compare, serve_turns
 from benchmarks.runs import scenes_models
 from rlsys.app.cluster import cluster
-from rlsys.records import Prompt, Rollout, RoundPlan
+from rlsys.conversations.single_turn import completions_of, first_samplings, merged
+from rlsys.records import Prompt, Response, RoundPlan
 from rlsys.schedules.phases import Phase
 from rlsys.worlds.scenes.policy import make_policy
 from rlsys.worlds.scenes.source import make_prompt
@@ -81,9 +81,9 @@ class Turn:
     """For every prompt, its distinct responses: how often each was sampled, and its token ids."""
 
     @classmethod
-    def of(cls, seconds: float, found: Iterable[Sequence[Rollout]]) -> Turn:
-        responses = [[(one.count, one.token_ids.astype(np.int32).tobytes()) for one in rollouts] for rollouts in found]
-        tokens = sum(count * len(ids) // 4 for rollouts in responses for count, ids in rollouts)
+    def of(cls, seconds: float, found: Iterable[Sequence[Response]]) -> Turn:
+        responses = [[(one.count, one.token_ids.astype(np.int32).tobytes()) for one in own] for own in found]
+        tokens = sum(count * len(ids) // 4 for own in responses for count, ids in own)
         return cls(seconds=seconds, num_tokens=tokens, responses=responses)
 
     @property
@@ -111,29 +111,27 @@ class Ours:
         prompts, plan = self._case.prompts(turn), self._case.plan(turn)
         started = time.perf_counter()
         groups = list(self._stage.stream(prompts, plan))
-        return Turn.of(time.perf_counter() - started, [group.rollouts for group in groups])
+        return Turn.of(time.perf_counter() - started, [group.responses for group in groups])
 
 
 def bare(case: Case) -> Any:
     """The other side: makes the requests as the actor does, and times `generate`."""
-    worker = RolloutWorker(engine=case.engine(), model=case.folder, version=0, seed=SEED)
-    engine, translator = worker._engine, worker._engine._translator
+    engine = case.engine().open(case.folder)
+    translator = engine._translator
 
     def work(turn: int) -> Turn:
-        task = RolloutTask.of(case.plan(turn), 0)
-        requests = [worker._request(prompt, task, 0, RESPONSES) for prompt in case.prompts(turn)]
-        prompts = [translator.prompt(prompt) for prompt, _ in requests]
-        sampling = [translator.sampling(wanted) for _, wanted in requests]
+        plan = case.plan(turn)
+        asked = [(prompt, first_samplings(prompt, plan, SEED)) for prompt in case.prompts(turn)]
+        samplings = [wanted for _, (wanted,) in asked]  # a plan of one temperature
+        prompts = [translator.prompt(prompt) for prompt, _ in asked]
+        sampling = [translator.sampling(wanted) for wanted in samplings]
         started = time.perf_counter()
         engine._forget()
         outputs = engine._llm.generate(prompts, sampling, use_tqdm=False)
         seconds = time.perf_counter() - started
-        generations = translator.generations(outputs, [wanted for _, wanted in requests])
-        found = [
-            merged([(one, wanted) for one in generation.completions])
-            for generation, (_, wanted) in zip(generations, requests, strict=True)
-        ]
-        return Turn.of(seconds, found)
+        generations = translator.generations(outputs, samplings)
+        found = zip(generations, samplings, strict=True)
+        return Turn.of(seconds, [merged(completions_of([generation], [wanted])) for generation, wanted in found])
 
     return work
 

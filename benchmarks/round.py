@@ -42,9 +42,9 @@ this small the default would pass half of the responses through the policy once 
 UNJUDGED = (*TWO_CORES, "rollout.cores=0.5", "learner.cores=0.5")
 JUDGED = (
     *TWO_CORES,
-    "critic.num_actors=2",
-    "critic.engine.enforce_eager=false",
-    *(f"{role}.cores=0.3" for role in ("rollout", "critic", "learner")),
+    "engines.judge.num_actors=2",
+    "engines.judge.engine.enforce_eager=false",
+    *(f"{role}.cores=0.3" for role in ("rollout", "engines.judge", "learner")),
 )
 GPU_TARGET = Target(at_least=5.0)
 LARGEST_LOSS_GAP = 0.005
@@ -161,6 +161,6 @@ def rows(options: Options) -> Iterator[Row]:
         for case, job in CASES.items():
             if options.wants(case):
                 batch = job.num_prompts // 2
-                words = (*job.words, f"rollout.batch={batch}", f"critic.batch={batch}")
+                words = (*job.words, f"rollout.batch={batch}", f"engines.judge.batch={batch}")
                 job = replace(job, words=() if device.on_gpu() else words)
                 yield measure(case, replace(job, folder=folders[job.folder], judge=folders[job.judge]), options.repeats)

@@ -6,7 +6,6 @@ import hashlib
 import os
 import statistics
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from actors.engines.vllm_records import FORBIDDEN_BIAS
 from benchmarks import device
 from benchmarks.runs import preset, started
 from rlsys.app.cores import CoreClock
-from rlsys.records import Critique, Generation, PreferencePair, RolloutGroup, Verdict
+from rlsys.contracts import Asking
+from rlsys.records import PreferencePair, RolloutGroup, Verdict
 from rlsys.worlds.scenes.source import read_id
 from rlsys.worlds.scenes.truth import check, parse
 from rlsys.worlds.scenes.world import sample
@@ -91,17 +91,14 @@ def reward(prompt_id: str, question: str, response: str) -> float:
 class Truth:
     """The world's truth instead of a judge: asks no engine."""
 
-    needs_engine: ClassVar[bool] = False
+    roles: ClassVar[tuple[str, ...]] = ()
 
-    def requests(self, group: RolloutGroup) -> list:
-        """Nothing to ask."""
-        return []
-
-    def verdicts(self, group: RolloutGroup, generations: Sequence[Generation]) -> tuple[Verdict, ...]:
-        """One for each response."""
+    def judge(self, group: RolloutGroup) -> Asking[tuple[Verdict, ...]]:
+        """One verdict for each response."""
+        yield from ()
         prompt = group.prompt
-        scores = [reward(prompt.id, prompt.question, rollout.text) for rollout in group.rollouts]
-        return tuple(Verdict(critiques=(Critique(text="", score=score),)) for score in scores)
+        scores = [reward(prompt.id, prompt.question, response.text) for response in group.responses]
+        return tuple(Verdict(scores={Verdict.MAIN: score}) for score in scores)
 
 
 @dataclass(kw_only=True)
@@ -149,8 +146,8 @@ class Ours:
             if report.staleness:
                 raise ValueError(f"round {report.round} trained on responses that were {report.staleness} versions old")
         pairs = [pair for report in reports for pair in parts.journal.read(report.round, PreferencePair)]
-        rollouts = [rollout for pair in pairs for rollout in (pair.chosen, pair.rejected)]
-        lengths = tuple(len(rollout.token_ids) for rollout in rollouts)
+        responses = [response for pair in pairs for response in (pair.chosen, pair.rejected)]
+        lengths = tuple(len(response.token_ids) for response in responses)
         stages = {name: statistics.mean(report.seconds[name] for report in reports) for name in reports[0].seconds}
         return Turn(
             seconds=seconds / len(reports),
@@ -158,7 +155,7 @@ class Ours:
             lengths=lengths,
             scores=tuple(score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)),
             loss=statistics.mean(report.loss for report in reports),
-            logprob=sum(float(rollout.logprobs.sum()) for rollout in rollouts) / sum(lengths),
+            logprob=sum(response.logprob for response in responses) / sum(lengths),
             cores=cores,
             stages=stages | {"proof": statistics.mean(parts.weights.proof_s[-len(reports) :])},
         )
@@ -170,14 +167,10 @@ def configuration(job: Job) -> Any:
         "num_prompts": job.num_prompts,
         "num_candidates": 2,
         "max_tokens": job.max_tokens,
-        "pairs": "best_worst",
-        "min_margin": 0,
-        "max_pairs_per_prompt": 0,
-        "scale_w": 0,
-        "beta": BETA,
         "lag": 0,
     }
     given = [f"schedule.{name}={value}" for name, value in schedule.items()]
+    given += ["examples=best_worst", "examples.min_margin=0", "examples.scale_w=0", f"objective.beta={BETA}"]
     precision = device.precision()
     own = [f"learner.batch_size={job.batch}", f"learner.precision={precision}"]
     config = preset([*given, *own, f"rollout.engine.dtype={DTYPES[precision]}", *job.words])

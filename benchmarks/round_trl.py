@@ -18,8 +18,8 @@ from benchmarks.processes import ANSWER
 from benchmarks.round_ours import BETA, Job, Turn, reward
 from benchmarks.runs import LR, MOST_ROUNDS, preset
 from benchmarks.trl import Ask, Tuning, between_turns, dataset, forget_compiled, options, serve, turns_of
+from rlsys.asking.prompts import judge_prompt
 from rlsys.chat import Chat
-from rlsys.feedback.asking import judge_prompt
 from rlsys.worlds.scenes.source import make_prompt, read_id
 
 TRIED_STEPS = 2

@@ -30,7 +30,7 @@ class Silent:
 
 
 GIVEN = "RLSYS_BENCH_MODELS"
-"""Environment variable: a folder with Hugging Face folders `policy` and `critic`, taken instead of making them."""
+"""Environment variable: a folder with Hugging Face folders `policy` and `judge`, taken instead of making them."""
 
 
 def preset(words: Sequence[str]) -> Any:
@@ -52,17 +52,16 @@ def scenes_models() -> tuple[Path, Path]:
     """
     given = os.environ.get(GIVEN)
     if given:
-        return Path(given) / "policy", Path(given) / "critic"
+        return Path(given) / "policy", Path(given) / "judge"
     from rlsys.app.cluster import cluster
-    from rlsys.app.models import judge_folder, policy_folder
+    from rlsys.app.models import role_folders
     from rlsys.app.starting import Context
     from rlsys.report.progress import Progress
 
     config = preset([])
     with cluster(None) as machine, Progress() as progress:
-        host = Context(machine=machine, progress=progress)
-        policy = policy_folder(config, host)
-        return policy, judge_folder(config, host, policy)
+        folders = role_folders(config, Context(machine=machine, progress=progress))
+        return folders["policy"], folders["judge"]
 
 
 @contextmanager
@@ -83,8 +82,7 @@ def started(config: Any, policy: Path, judge: Path | None) -> Iterator[Any]:
             Context(machine=machine, progress=progress),
             Path(scratch),
             schedule=config.schedule.build(),
-            policy=policy,
-            critic=judge,
+            models={"policy": policy} if judge is None else {"policy": policy, "judge": judge},
             gate=MetricGate(config=GateConfig()),
         ) as (parts, _),
     ):

@@ -76,8 +76,8 @@ def one_round(num_prompts: int) -> dict[str, float]:
     from rlsys.rounds import run_rounds
 
     with tempfile.TemporaryDirectory(prefix="rlsys-scaling-") as scratch, cluster(None) as machine:
-        parts = _parts(Path(scratch), num_prompts, cores=machine.cores[:1])
-        stages = {"rollout": parts.rollouts, "judge": parts.feedback}
+        parts, judge = _parts(Path(scratch), num_prompts, cores=machine.cores[:1])
+        stages = {"rollout": parts.rollouts, "judge": judge}
         processes = {name: stage.pids()[0] for name, stage in stages.items()}
         clock = CoreClock({"all": lambda: [os.getpid(), *processes.values()]})
         rounds = run_rounds(parts)
@@ -104,39 +104,47 @@ def one_round(num_prompts: int) -> dict[str, float]:
     return found
 
 
-def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> Any:
-    """The parts of a run of two rounds, whose actors share `cores`."""
+def _parts(root: Path, num_prompts: int, *, cores: tuple[int, ...]) -> tuple[Any, Any]:
+    """The parts of a run of two rounds, whose actors share `cores`, and the engine that judges."""
     from actors.engines import discover, engine
-    from actors.stages import FeedbackStage, RolloutStage
+    from actors.feedback import FeedbackStage
+    from actors.roles import EngineRole
+    from actors.stages import RolloutStage
     from rlsys import registry
     from rlsys.checkpoints.run import Checkpoints
+    from rlsys.examples.all_pairs import AllPairs
     from rlsys.feedback.critique import CritiqueFeedback
     from rlsys.journal import Journal
     from rlsys.placement import Placement
     from rlsys.prompts.scenes import ScenesPrompts
+    from rlsys.replay.none import NoReplay
     from rlsys.run.components import RunComponents
     from rlsys.schedules.gate import GateConfig, MetricGate
     from rlsys.schedules.phases import Phase, Schedule
 
     registry.discover()
     discover()
-    rules = {"rounds": 1, "num_candidates": RESPONSES, "max_tokens": MAX_TOKENS, "max_pairs_per_prompt": 6}
+    rules = {"rounds": 1, "num_candidates": RESPONSES, "max_tokens": MAX_TOKENS}
     scripted = {"engine": engine.make("scripted"), "placements": [Placement(num_cpus=0.5, cores=cores)]}
+    judge = EngineRole("judge", model="scripted", raw_logits=True, **scripted)
     feedback = CritiqueFeedback(max_tokens=MAX_TOKENS)
-    return RunComponents(
+    parts = RunComponents(
         schedule=Schedule([Phase(num_prompts=count, **rules) for count in (WARM_UP, num_prompts)]),
         prompts=ScenesPrompts(),
         fingerprint="scripted",
         rollouts=RolloutStage(current=lambda: ("scripted", 0), seed=0, **scripted),
-        feedback=FeedbackStage(feedback=feedback, model="scripted", **scripted),
+        feedback=FeedbackStage(feedback=feedback, roles={"judge": judge}, own=[judge]),
+        builder=AllPairs(max_per_prompt=6),
+        replay=NoReplay(),
         learner=CountingLearner(),
         weights=NoSync(),
-        evaluate=lambda round: {},
+        evaluate=lambda round, *, ends=False: {},
         gate=MetricGate(config=GateConfig()),
         journal=Journal(root / JOURNAL),
         checkpoints=Checkpoints(root / "checkpoints", initial_policy=root),
         tracker=Silent(),
     )
+    return parts, judge
 
 
 def peak_mib(process: str) -> float:

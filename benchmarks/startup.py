@@ -26,7 +26,7 @@ TARGET = Target(at_most=30.0)
 DEADLINE_S = 300.0
 POLL_S = 0.02
 CASES = {
-    "to the first responses": ("evaluation=none",),
+    "to the first responses": ("evaluations=none",),
     "with the first evaluation, of 500 scenes": (),
 }
 """What is added to the command."""
@@ -72,7 +72,7 @@ def rows(options: Options) -> Iterator[Row]:
     policy, judge = scenes_models()
     with tempfile.TemporaryDirectory(prefix="rlsys-startup-") as scratch:
         # In the cache the command finds them by itself, as a user's does.
-        given = [f"policy.model={policy}", f"critic.model={judge}"] if GIVEN in os.environ else []
+        given = [f"policy.model={policy}", f"engines.judge.model={judge}"] if GIVEN in os.environ else []
         common = [f"output.runs_dir={scratch}", *given]
         command = [sys.executable, "-m", "rlsys", "align", "preset=scenes", *device.cluster_words(), *common]
         for number, (case, words) in enumerate(CASES.items()):

@@ -12,11 +12,15 @@ from benchmarks.learner_ours import WARMUP
 from benchmarks.learner_trl import Setting, _warmup
 from benchmarks.learner_work import Work
 from benchmarks.overlap import Rounds
-from benchmarks.round import bound, check
-from benchmarks.round_ours import Job, Turn, reward
+from benchmarks.round import JUDGED, UNJUDGED, bound, check
+from benchmarks.round_ours import Job, Truth, Turn, configuration, reward
 from benchmarks.round_trl import Meter, _length
 from benchmarks.runs import ClockedWeights
 from benchmarks.trl import END, Tuning, forget_compiled, turns_of
+from rlsys.asking.driver import without_asking
+from rlsys.examples.best_worst import BestWorst
+from rlsys.worlds.scenes.source import make_prompt
+from tests.fakes import make_group
 
 JOB = Job(folder="nowhere", num_prompts=4, max_tokens=3)
 PROMPT = "scenes/online/0/describe"
@@ -41,6 +45,23 @@ def test_rewards_are_shares_of_true_claims_and_differ_where_words_do():
     true, false = "northeast circle blue .", "center square black ."
     said = [reward(PROMPT, "describe the picture .", answer) for answer in (true, false, f"{true} {false}")]
     assert said == pytest.approx([1.0, 0.0, 0.5], abs=0.001)
+
+
+def test_the_truth_judges_without_an_engine():
+    texts = ("northeast circle blue .", "center square black .")
+    group = make_group(texts=texts, prompt=make_prompt("online", 0, "describe"))
+    found = [verdict.score for verdict in without_asking(Truth().judge(group))]
+    assert found == pytest.approx([1.0, 0.0], abs=0.001)
+
+
+@pytest.mark.parametrize(("words", "judge"), [(UNJUDGED, ""), (JUDGED, "judge")])
+def test_our_rounds_are_configured_as_the_rivals_are(words, judge):
+    config = configuration(replace(JOB, judge=judge, batch=8, words=words))
+    plan = config.schedule.build().plan(0)
+    assert (plan.num_prompts, plan.num_candidates, plan.max_tokens, plan.lag, plan.options) == (4, 2, 3, 0, {})
+    assert config.roles() == ([judge] if judge else []) and isinstance(config.feedback, Truth) != bool(judge)
+    assert config.examples == BestWorst(min_margin=0.0, scale_w=0.0) and config.objective.beta == 0.1
+    assert (config.rollout.num_actors, config.learner.num_ranks, config.learner.batch_size) == (2, 2, 8)
 
 
 def test_rounds_of_other_counts_or_lengths_are_not_compared():

@@ -1,78 +1,139 @@
-"""All benchmarks that fit this machine, those on its GPU too, one after another, each in a process of its own; then the page.
+"""The driver: runs programs one after another, each in a process of its own, then writes the page.
 
-python -m benchmarks                     # all
-python -m benchmarks wire overlap        # some
-python -m benchmarks wire --repeats 1    # options after the names go to each of them
+python -m benchmarks                              # all that fit this machine, with results and page
+python -m benchmarks learner round                # some
+python -m benchmarks learner --only "long"        # some of a program's cases; nothing is written
+python -m benchmarks --device gpu                 # the same on a machine with one GPU
 """
 
 from __future__ import annotations
 
+import argparse
+import importlib
+import os
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 
-from benchmarks import tables
-from benchmarks.arguments import CORES
-from benchmarks.gpu_setup import on_gpu
-from benchmarks.running import run_all, start
+from benchmarks import device, page
+from benchmarks.harness import MIN_REPEATS, Options, commit_at_start, line, write
+from benchmarks.page import PROGRAMS, Program
+from benchmarks.processes import end_with_parent
 from rlsys.placement.machine import this_machine
+from rlsys.report.progress import quiet_libraries
 
-RIVAL = "trl"
-AGAINST_RIVAL = ("learner", "round", "gpu_learner", "gpu_round")
-NAMES = (*tables.NAMES, *tables.ON_GPU)
-WITH_VLLM_ON_CPU = ("rollout", "critic", "weight_sync", "round", "overlap", "startup")
-"""An environment whose torch sees a GPU has the vLLM for GPUs instead."""
-ON_SEVERAL_CORES = ("learner", "weight_sync", "round", "overlap")
-"""Whose two sides, or ends, have cores of their own or threads for all of them."""
+INSIDE = "--inside"
+"""The driver's own option: run one program in this process."""
 
 
-def main(words: Sequence[str], *, run: Callable[[str, Sequence[str]], int] | None = None) -> int:
-    """Run benchmarks by name.
+def main(words: Sequence[str], *, start: Callable[[str, Sequence[str]], int] | None = None) -> int:
+    """Run programs by name.
 
     Args:
-        words: names, then options for each of them; no name means all.
-        run: starts one and returns its exit status; another is for tests.
+        start: runs one with these options and returns its exit status; another is for tests.
 
     Returns:
-        0, or 1 if one failed; 2 if a name is not known.
+        0, or 1 if one failed; 2 if the command line is wrong.
     """
-    at = next((i for i, word in enumerate(words) if word.startswith("-")), len(words))
-    names, options = list(words[:at]) or _fitting(), words[at:]
-    unknown = [name for name in names if name not in NAMES]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(PROGRAMS))
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="two cores, or the machine's one GPU")
+    parser.add_argument("--repeats", type=int, help=f"counted turns; with fewer than {MIN_REPEATS} nothing is written")
+    parser.add_argument("--only", default="", help="only cases whose name contains this; nothing is written")
+    parser.add_argument(INSIDE, action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(words)
+    unknown = [name for name in given.names if name not in PROGRAMS]
     if unknown:
-        print(f"no benchmark {', '.join(unknown)}; there are: {', '.join(NAMES)}", file=sys.stderr)
-        return 2
-    failed = run_all(names, options, run=run or start)
-    tables.main()
+        parser.error(f"no program {', '.join(unknown)}; there are: {', '.join(PROGRAMS)}")
+    if given.repeats is not None and given.repeats < 1:
+        parser.error(f"--repeats must be at least 1, got {given.repeats}")
+    options = Options(device=given.device, repeats=given.repeats or MIN_REPEATS, only=given.only)
+    if given.inside:
+        name = given.names[0]
+        return run(name, replace(options, repeats=given.repeats or PROGRAMS[name].repeats))
+    words = ["--device", given.device, "--only", given.only]
+    words += [] if given.repeats is None else ["--repeats", str(given.repeats)]
+    failed = run_all(given.names or fitting(options), words, start=start or _start)
+    if options.written:
+        page.main()
     return 1 if failed else 0
 
 
-def _fitting() -> list[str]:
-    """All that fit this machine; says which do not, and why."""
-    num_cores, has_gpu = int(this_machine().num_cpus), on_gpu()
-    reasons = {name: unfit(name, num_cores=num_cores, has_gpu=has_gpu) for name in NAMES}
-    for name, reason in reasons.items():
-        if reason:
-            print(f"== {name}: left out: {reason}")
+def fitting(options: Options) -> list[str]:
+    """All programs that fit this machine; says which do not, and why."""
+    has_gpu, has_rival, num_cores = device.on_gpu(), find_spec("trl") is not None, int(this_machine().num_cpus)
+    given = {"num_cores": num_cores, "has_gpu": has_gpu, "has_rival": has_rival}
+    reasons = {name: unfit(program, options, **given) for name, program in PROGRAMS.items()}
+    for name in filter(reasons.get, reasons):
+        print(f"== {name}: left out: {reasons[name]}")
     return [name for name, reason in reasons.items() if not reason]
 
 
-def unfit(name: str, *, num_cores: int, has_gpu: bool, has_rival: bool | None = None) -> str:
-    """Why a benchmark cannot be run here; empty if it can.
+def unfit(program: Program, options: Options, *, num_cores: int, has_gpu: bool, has_rival: bool) -> str:
+    """Why a program cannot be run here; empty if it can.
 
     Args:
         has_gpu: whether torch sees one.
-        has_rival: whether TRL is installed; looked up if `None`.
+        has_rival: whether TRL is installed.
     """
-    if name in tables.ON_GPU and not has_gpu:
-        return "torch sees no GPU"
-    if name in WITH_VLLM_ON_CPU and has_gpu:
-        return "vLLM here is the one for GPUs"
-    if name in AGAINST_RIVAL and not (find_spec(RIVAL) if has_rival is None else has_rival):
-        return f"{RIVAL} is not installed"
-    if name in ON_SEVERAL_CORES and num_cores < CORES:
-        return f"it takes {CORES} cores, there is {num_cores}"
-    return ""
+    on_gpu = options.device == "gpu"
+    reasons = {
+        "torch sees no GPU": on_gpu and not has_gpu,
+        "it has no case for a GPU": on_gpu and not program.on_gpu,
+        "vLLM here is the one for GPUs": has_gpu and program.vllm and not on_gpu,
+        "trl is not installed": program.rival and not has_rival,
+        f"it takes {program.cores} cores, there is {num_cores}": num_cores < program.cores,
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
+
+
+def run_all(names: Sequence[str], words: Sequence[str], *, start: Callable[[str, Sequence[str]], int]) -> list[str]:
+    """Run programs one after another; says, and returns, which have failed."""
+    failed = []
+    for name in names:
+        print(f"== {name}", flush=True)
+        started = time.monotonic()
+        status = start(name, words)
+        print(f"== {name}: {'done' if status == 0 else f'FAILED ({status})'} in {time.monotonic() - started:.0f} s")
+        failed += [name] if status else []
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return failed
+
+
+def _start(name: str, words: Sequence[str]) -> int:
+    return subprocess.run([sys.executable, "-m", "benchmarks", name, *words, INSIDE], check=False).returncode
+
+
+def run(name: str, options: Options) -> int:
+    """Run one program in this process, and write its results if they count; 2 if it has no such case."""
+    end_with_parent()
+    commit_at_start()
+    if options.device == "cpu":
+        device.confine()
+    elif not device.on_gpu():
+        print("torch sees no GPU: not measured", file=sys.stderr)
+        return 2
+    else:
+        os.environ.update(device.ENVIRONMENT)
+    quiet_libraries()
+    program = importlib.import_module(f"benchmarks.{name}")
+    cases = list(program.cases(options))
+    if not any(map(options.wants, cases)):
+        print(f"--only {options.only}: no such case; there are: {'; '.join(cases)}", file=sys.stderr)
+        return 2
+    rows = []
+    for row in program.rows(options):
+        rows.append(row)
+        print(line(row), flush=True)
+    if options.written:
+        write(page.file_name(name, options.device), PROGRAMS[name].question, rows, repeats=options.repeats)
+    else:
+        print(f"not written: a file needs all cases, and {MIN_REPEATS} turns")
+    return 0
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """How everything here is measured: two sides in turn, several times, in one run, and a ratio per turn.
 
-Machines drift, so an absolute speed says little and a ratio of two medians taken minutes apart hardly more. Where there
-is another side, the figure is therefore a ratio of two measurements made next to each other; every figure is the median
-over the repeats with its smallest and largest.
+The speed of a machine drifts, so an absolute speed says little. Where a row has another side, its figure is therefore the
+ratio of two measurements that were made next to each other. Every figure is the median over the turns, with the smallest
+and the largest.
 """
 
 from __future__ import annotations
@@ -16,18 +16,40 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks import cpu
+from benchmarks import device
 from rlsys.report.metrics import versions
 
 RESULTS = Path(__file__).parent / "results"
 MIN_REPEATS = 5
-"""Fewer are allowed for a first look, and are then not written down."""
+"""A run with fewer turns is a first look: its results are not written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The command line of a program."""
+
+    device: str = "cpu"
+    repeats: int = MIN_REPEATS
+    """Counted turns of a case."""
+    only: str = ""
+    """Cases whose name contains this text."""
+
+    def wants(self, case: str) -> bool:
+        """Whether a case is to be run."""
+        return self.only in case
+
+    @property
+    def written(self) -> bool:
+        """Whether the results count: all cases, and enough turns."""
+        return not self.only and self.repeats >= MIN_REPEATS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +71,7 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What a row's ratio should reach."""
+    """What a row's ratio, or its figure where there is no ratio, should reach."""
 
     at_least: float | None = None
     at_most: float | None = None
@@ -64,8 +86,16 @@ class Target:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The ratio that no arrangement of the same work could pass, as the same run measured it."""
+
+    ratio: float
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a benchmark's table."""
+    """One line of a program's table."""
 
     case: str
     ours: Spread
@@ -77,12 +107,19 @@ class Row:
     """Ours over the other side's, turn by turn."""
     unit: str = ""
     target: Target | None = None
+    bound: Bound | None = None
+    """Stands in the place of a target."""
     checked: str = ""
     """What shows that both sides did the same work."""
     note: str = ""
-    """Why a target was missed, or what else must be known to read the figures."""
+    """What else must be known to read the figures."""
     extra: dict[str, float] = field(default_factory=dict)
-    """More figures, such as the bound by FLOPs."""
+    """Further figures."""
+
+    @classmethod
+    def versus(cls, figures: tuple[Spread, Spread, Spread], **more: Any) -> Row:
+        """The row of what `in_turn` has measured."""
+        return cls(ours=figures[0], other=figures[1], ratio=figures[2], **more)
 
     @property
     def met(self) -> bool | None:
@@ -90,12 +127,6 @@ class Row:
         if self.target is None:
             return None
         return self.target.met((self.ratio or self.ours).median)
-
-
-def of_the_fastest(modes: Sequence[Row], target: Target) -> list[Row]:
-    """Rows of one thing run in several ways; the fastest, which is the one to take, has the target."""
-    fastest = max((row.ours.median for row in modes), default=0.0)
-    return [replace(row, target=target) if row.ours.median == fastest else row for row in modes]
 
 
 def in_turn(
@@ -130,37 +161,22 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def environment() -> dict[str, Any]:
     """What a figure depends on besides the code: commit, versions, cores, memory, GPU."""
+    import torch
+
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": measured_commit(),
         "cores": len(os.sched_getaffinity(0)),
-        "processor": cpu.name(),
-        "memory_gib": round(memory_gib(), 1),
-        "gpus": _gpus(),
+        "processor": device.processor(),
+        "memory_gib": round(device.memory_gib(), 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "python": platform.python_version(),
-        "versions": versions() | _version("trl"),
+        "versions": versions() | ({"trl": metadata.version("trl")} if find_spec("trl") else {}),
     }
 
 
-def memory_gib() -> float:
-    """Of this machine, used or free."""
-    with open("/proc/meminfo") as lines:
-        return int(next(line for line in lines if line.startswith("MemTotal")).split()[1]) / (1 << 20)
-
-
-def write(name: str, title: str, rows: Sequence[Row], *, repeats: int, directory: Path = RESULTS) -> Path | None:
-    """Print a benchmark's table and write it to `<directory>/<name>.json`.
-
-    Args:
-        repeats: turns that count; 0 if cases were left out.
-
-    Returns:
-        The file, or `None` if there were fewer than `MIN_REPEATS` repeats and nothing was written.
-    """
-    print(table(title, rows))
-    if repeats < MIN_REPEATS:
-        print(f"not written: a file needs all cases, and {MIN_REPEATS} repeats")
-        return None
+def write(name: str, title: str, rows: Sequence[Row], *, repeats: int, directory: Path = RESULTS) -> Path:
+    """Write a program's rows to `<directory>/<name>.json`."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
     content = {
@@ -168,41 +184,36 @@ def write(name: str, title: str, rows: Sequence[Row], *, repeats: int, directory
         "title": title,
         "repeats": repeats,
         "measured": environment(),
-        "rows": [_plain(r) for r in rows],
+        "rows": [{**asdict(row), "met": row.met} for row in rows],
     }
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return path
 
 
-def table(title: str, rows: Sequence[Row]) -> str:
-    """A benchmark's rows for a terminal."""
-    lines = [title]
-    for row in rows:
-        ratio = "" if row.ratio is None else f"  x{_range(row.ratio)}"
-        other = "" if row.other is None else f"  {row.other_name} {_range(row.other)}"
-        verdict = {None: "", True: f"  target {row.target}: met", False: f"  target {row.target}: MISSED"}[row.met]
-        lines.append(f"  {row.case}: {_range(row.ours)} {row.unit}{other}{ratio}{verdict}")
-        extra = ", ".join(f"{name} {_short(value)}" for name, value in row.extra.items())
-        lines += [f"      {text}" for text in (extra, row.checked, row.note) if text]
-    return "\n".join(lines)
-
-
-def _plain(row: Row) -> dict[str, Any]:
-    return {**asdict(row), "met": row.met}
+def line(row: Row) -> str:
+    """A row for a terminal."""
+    ratio = "" if row.ratio is None else f"  x{_range(row.ratio)}"
+    other = "" if row.other is None else f"  {row.other_name} {_range(row.other)}"
+    verdict = {None: "", True: f"  target {row.target}: met", False: f"  target {row.target}: MISSED"}[row.met]
+    bound = "" if row.bound is None else f"  bound {row.bound.ratio:.3g}"
+    extra = ", ".join(f"{name} {short(value)}" for name, value in row.extra.items())
+    told = [f"\n      {text}" for text in (extra, row.checked, row.note) if text]
+    return f"  {row.case}: {_range(row.ours)} {row.unit}{other}{ratio}{verdict}{bound}" + "".join(told)
 
 
 def _range(spread: Spread) -> str:
-    return f"{_short(spread.median)} ({_short(spread.low)} to {_short(spread.high)})"
+    return f"{short(spread.median)} ({short(spread.low)} to {short(spread.high)})"
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """A number with three digits."""
     if value == 0 or not math.isfinite(value):
-        return str(value)
+        return f"{value:g}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _commit() -> str:
-    """What was measured; "-dirty" if it is not what was committed, but for the results that earlier benchmarks left."""
+    """What was measured; "-dirty" if the tree differs from what was committed, other than by results and their page."""
 
     def git(*words: str) -> str:
         run = ["git", "-C", str(RESULTS.parent.parent), *words]
@@ -217,26 +228,11 @@ def _commit() -> str:
 
 @functools.cache
 def commit_at_start() -> str:
-    """What is there when a program begins, which asks for it before it measures anything."""
+    """The commit when a program begins; a program asks for it before it measures anything."""
     return _commit()
 
 
 def measured_commit() -> str:
-    """What was measured; "-dirty" too if it changed meanwhile, as processes that were started later had the changes."""
+    """The commit at the start; "-dirty" too if the tree has changed since, as processes that started later saw that."""
     began = commit_at_start()
     return began if _commit() == began else f"{began.removesuffix('-dirty')}-dirty"
-
-
-def _gpus() -> list[str]:
-    import torch
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-
-
-def _version(package: str) -> dict[str, str]:
-    from importlib import metadata
-
-    try:
-        return {package: metadata.version(package)}
-    except metadata.PackageNotFoundError:  # the rival is not needed on a user's machine
-        return {}

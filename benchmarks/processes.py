@@ -1,4 +1,4 @@
-"""Sides in processes of their own: how results and failures come across, and one that takes up jobs."""
+"""Sides in processes of their own, which stand still while the other side is measured."""
 
 from __future__ import annotations
 
@@ -6,27 +6,26 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import psutil
 
-from rlsys.placement import Placement
-from rlsys.placement.machine import this_machine
+from benchmarks.device import whole_machine
+from benchmarks.harness import Spread, in_turn
 from rlsys.report.progress import quiet_libraries
 
-START_S = 600.0
-"""How long a process may take to be ready; compiling a model takes minutes."""
+START_S = 3600.0
+"""How long a process may take to be ready; trials of settings, each compiled, take a quarter of an hour."""
 END_S = 10.0
-"""How long one that was told to end may take, before it is killed."""
+"""How long a process that should end may take, before it is killed."""
 READY = "ready"
-END = "end"
-"""The question that ends a job."""
-ANSWER, NO_MEMORY, FAILURE = "answer", "no memory", "failure"
+ANSWER, FAILURE = "answer", "failure"
 """What a process sends: one of these, and a value."""
 PR_SET_PDEATHSIG = 1
 """Linux: which signal a process gets when the one that started it is gone."""
@@ -36,13 +35,10 @@ def received(pipe: Any) -> Any:
     """The next answer of a process.
 
     Raises:
-        MemoryError: the GPU is too small for it.
-        RuntimeError: it failed otherwise; with its traceback.
+        RuntimeError: it failed; with its traceback.
         EOFError: it is gone.
     """
     kind, value = pipe.recv()
-    if kind == NO_MEMORY:
-        raise MemoryError(value)
     if kind == FAILURE:
         raise RuntimeError(value)
     return value
@@ -50,34 +46,48 @@ def received(pipe: Any) -> Any:
 
 @contextmanager
 def failures_sent(pipe: Any) -> Iterator[None]:
-    """In the other process: what goes wrong in here is raised by `received`, if anybody is still there."""
-    import torch
-
+    """In the other process: what goes wrong in here is raised by `received`, if the program is still there."""
     with suppress(ConnectionError):
         try:
             yield
-        except torch.OutOfMemoryError as error:
-            pipe.send((NO_MEMORY, str(error)))
         except BaseException:
             pipe.send((FAILURE, traceback.format_exc()))
 
 
-def whole_machine() -> Placement:
-    """All cores of this machine, or what a quota leaves of them, with as many threads."""
-    machine = this_machine()
-    return Placement(num_cpus=machine.num_cpus, cores=machine.cores, num_threads=max(1, int(machine.num_cpus)))
+class Halted:
+    """Processes that stand still until `end`, or until this program is gone.
+
+    A process that stands still cannot see that the program was killed, and the kernel sends no signal to engines, which are
+    children of Ray. A shell of a session of its own therefore waits for the program, and then lets them go on.
+    """
+
+    def __init__(self, pids: Iterable[int]) -> None:
+        self._pids = list(pids)
+        words = ["sh", "-c", 'read _; kill -CONT "$@" 2>/dev/null', "guard", *map(str, self._pids)]
+        self._guard = subprocess.Popen(words, stdin=subprocess.PIPE, start_new_session=True)
+        _each(self._pids, psutil.Process.suspend)
+
+    def end(self) -> None:
+        """Let them go on."""
+        _each(self._pids, psutil.Process.resume)
+        self._guard.communicate()
 
 
 @contextmanager
 def stopped(pids: Iterable[int]) -> Iterator[None]:
-    """These processes stand still within: an engine or a rank that only waits still wakes up a hundred times a second to look
-    whether something came.
+    """These processes stand still within: an engine or a rank that only waits still wakes up a hundred times a second to
+    look whether something came.
     """
-    _each(pids, psutil.Process.suspend)
+    halted = Halted(pids)
     try:
         yield
     finally:
-        _each(pids, psutil.Process.resume)
+        halted.end()
+
+
+def end_with_parent(number: int = signal.SIGINT) -> None:
+    """Let the kernel send this process a signal when its parent is gone; SIGINT ends a program so that it cleans up."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 class Child:
@@ -85,46 +95,76 @@ class Child:
     answers it stands still, with all processes that it has started.
     """
 
-    def __init__(self, serve: Callable[..., None], work: Callable[..., Any], *arguments: Any) -> None:
-        """Start the process; the first message waits until it is ready.
+    def __init__(self, serve: Callable[..., None], *arguments: Any, stops: bool = True) -> None:
+        """Start the process.
 
         Args:
-            serve: called in the other process with its end of the pipe, `work` and `arguments`; sends `READY`, then an
-                answer to each message.
-            work: what the process is for.
+            serve: called in the other process with its end of the pipe and `arguments`; sends a first answer when it is
+                ready, then one to each message.
+            stops: whether the process stands still between answers. To let it go on takes a few milliseconds.
         """
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_run, args=(theirs, serve, work, *arguments))
+        self._process = context.Process(target=_run, args=(theirs, serve, *arguments))
         self._process.start()
         theirs.close()
-        self._work, self._ready = work, False
+        self._serve, self._stops, self._first = serve, stops, None
+        self._halted: Halted | None = None
+
+    def first(self) -> Any:
+        """The first answer, when the process is ready.
+
+        Raises:
+            TimeoutError: the process does not start.
+            RuntimeError: as `received`.
+        """
+        if self._first is None:
+            if not self._pipe.poll(START_S):
+                raise TimeoutError(f"{self._serve.__qualname__} did not start within {START_S:g} s")
+            self._first = (self.hear(),)
+        return self._first[0]
 
     def say(self, message: Any) -> Any:
         """The answer to a message.
 
         Raises:
-            TimeoutError: the process does not start.
-            MemoryError, RuntimeError: as `received`.
+            TimeoutError, RuntimeError: as `first`.
         """
-        if not self._ready and not self._pipe.poll(START_S):
-            raise TimeoutError(f"{self._work.__qualname__} did not start within {START_S:g} s")
-        self._ready = self._ready or received(self._pipe) == READY
-        _each(self._pids(), psutil.Process.resume)
+        self.tell(message)
+        return self.hear()
+
+    __call__ = say
+
+    def pids(self) -> list[int]:
+        """None: the process stands still by itself when it has answered, and nothing is counted while it starts."""
+        return []
+
+    def tell(self, message: Any) -> None:
+        """Let the process go on with a message."""
+        self.first()
+        self._go_on()
         self._pipe.send(message)
+
+    def hear(self) -> Any:
+        """The next answer."""
         try:
             return received(self._pipe)
         finally:
-            _each(self._pids(), psutil.Process.suspend)
+            self._halted = Halted(self._pids()) if self._stops else None
 
     def close(self) -> None:
         """End the process, and those that it has started, which may not see that their parent is gone."""
         pids = self._pids()
-        _each(pids, psutil.Process.resume)
+        self._go_on()
         self._pipe.close()  # it waits for a message, finds that none will come, and cleans up
         self._process.join(END_S)
         _each(pids, psutil.Process.kill)
         self._process.join()
+
+    def _go_on(self) -> None:
+        if self._halted is not None:
+            self._halted.end()
+            self._halted = None
 
     def _pids(self) -> list[int]:
         """Of the process, and of those that it has started."""
@@ -141,42 +181,48 @@ def _each(pids: Iterable[int], do: Callable[[psutil.Process], None]) -> None:
             do(psutil.Process(pid))
 
 
-class JobSide(Child):
-    """A child process that takes up one job after another, and answers questions about it one at a time."""
+def serve_turns(pipe: Any, opened: Callable[..., Callable[[int], Any]], *arguments: Any) -> None:
+    """Answers with what a function, which `opened` makes of the arguments, returns for the number of a turn.
 
-    def __init__(self, serve: Callable[[Any, Any], None]) -> None:
-        super().__init__(_jobs, serve)
-
-    def begin(self, job: Any) -> Any:
-        """Give the process a job; returns, when it is ready for questions, what it has to say of itself."""
-        return self.say(job)
-
-    def ask(self, question: str) -> Any:
-        """
-        Raises:
-            MemoryError, RuntimeError: as `received`.
-        """
-        return self.say(question)
-
-    def end(self) -> None:
-        """The job is done."""
-        self.say(END)
-
-
-def _jobs(pipe: Any, serve: Callable[[Any, Any], None]) -> None:
+    Child(serve_turns, open_work, argument)
+    """
+    work = opened(*arguments)
     pipe.send((ANSWER, READY))
     while True:
-        serve(pipe, pipe.recv())
-        pipe.send((ANSWER, None))
+        pipe.send((ANSWER, work(pipe.recv())))
+
+
+def compare(ours: Any, other: Any, *, repeats: int) -> tuple[tuple[Spread, Spread, Spread], list[Any], list[Any]]:
+    """Let both sides do turns 0, 1, ... and close them. The side that waits stands still.
+
+    Args:
+        ours, other: a `Child`, or an object of this process whose actors work: it is called with a turn's number, and
+            has `pids` (what has to be stopped while the other side is measured) and `close`. A turn's result has a `speed`.
+
+    Returns:
+        What `harness.in_turn` says of the speeds, and what ours and the other side returned, turn by turn.
+    """
+    done: tuple[list[Any], list[Any]] = ([], [])
+
+    def side(number: int, work: Any, waiting: Any) -> float:
+        with stopped(waiting.pids()):
+            done[number].append(work(len(done[number])))
+        return done[number][-1].speed
+
+    with ExitStack() as stack:
+        for work in (ours, other):
+            stack.callback(work.close)
+        speeds = in_turn(lambda: side(0, ours, other), lambda: side(1, other, ours), repeats=repeats)
+    return speeds, *done
 
 
 def _run(pipe: Any, serve: Callable[..., None], *arguments: Any) -> None:
     # If the program is killed nobody lets this process go on, so that it would never see that its pipe is closed.
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
+    end_with_parent(signal.SIGCONT)
     quiet_libraries()
     warnings.filterwarnings("ignore")
     os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1", TOKENIZERS_PARALLELISM="false")
-    # Inductor puts what follows `--only` between quotes in the code it writes: a case's apostrophe would end it.
+    # Inductor puts what follows `--only` between quotes in the code it writes: an apostrophe there would end it.
     sys.argv = sys.argv[:1]
     placement = whole_machine()
     placement.apply()

@@ -1,173 +1,202 @@
-"""Seconds of a whole weight update between a real learner and a real engine, against a bare copy of the same bytes.
+"""Seconds of a weight transfer against a bare copy of the same bytes, and the share of a round that its proof takes.
 
-python -m benchmarks.weight_sync
+Transfer: both ends of the transport in two processes on one core each, without an engine, digests at both ends included.
+The other side is the least that it can cost: the bytes over one TCP connection between the same cores. On a GPU the
+transport is `ipc`, and the other side a copy in the device's memory.
+
+Proof: real rounds of preset `scenes`, whose every weight update is proven by digest and probes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
-from benchmarks.arguments import parse
-from benchmarks.harness import Row, Spread, Target, in_turn, write
-from benchmarks.socket_copy import SocketCopy
-from benchmarks.weight_sync_ends import NUM_PROBES, Bare, Took, UnprovenSync, both_ends
-from rlsys.app.cluster import cluster
-from rlsys.worlds.scenes.policy import Shape
+from benchmarks import device
+from benchmarks.harness import Options, Row, Spread, Target, in_turn, seconds
+from benchmarks.processes import ANSWER, READY, Child
+from benchmarks.runs import preset, scenes_models, started
+from rlsys.rounds import run_rounds
+from rlsys.worlds.scenes.policy import Shape, make_policy
 
-TITLE = "Weight updates: learner to engine over gloo, between two processes on one core each"
 SHAPES = {
     "10 MB": Shape(hidden=192, layers=5, mlp=576),
     "100 MB": Shape(hidden=512, layers=8, mlp=1536),
     "1 GB": Shape(hidden=1024, layers=20, mlp=3072),
 }
-
-Compared = tuple[Spread, Spread, Spread]
-"""Seconds of ours and of the other side, and their ratio."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """All there is to say of one size of model."""
-
-    num_bytes: int
-    transport: Compared
-    """Both ends of the transport, against the socket copy."""
-    transfer: Compared
-    """Into an engine, against the socket copy."""
-    packed: Compared
-    """Whole updates without proof, in buckets and tensor by tensor."""
-    verified: Compared
-    """Whole updates with and without proof."""
-    proof: dict[str, float]
-    took: Sequence[Took]
-    """Updates with proof."""
-    gaps: dict[str, float]
-    """Between engine and learner after updates without proof, nats."""
+TARGET = Target(at_most=2.0)
+NOTE = "Packed, fingerprinted at both ends and announced bucket by bucket."
+PROOF_CASE = "proof of the weights in a round of preset scenes"
+PROOF_TARGET = Target(at_most=0.02)
 
 
-def measure(shape: Shape, repeats: int) -> Measured:
-    """Measure one size of model.
+def transport(device_name: str) -> str:
+    """The transport of a run on `cpu` or `gpu`."""
+    return "ipc" if device_name == "gpu" else "gloo"
+
+
+def _opened(name: str, file: str, core: int | None) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """Pins this process; returns the transport, the weights of a file on the device, and the buckets in which they travel."""
+    import torch
+    from safetensors.torch import load_file
+
+    from rlsys import registry
+    from rlsys.transports.buckets import make_manifest
+
+    if core is not None:
+        os.sched_setaffinity(0, {core})
+        torch.set_num_threads(1)
+    registry.discover()
+    made = registry.transport.make(name, host="127.0.0.1")
+    weights = {name: tensor.to(device.name()) for name, tensor in load_file(file).items()}
+    return made, weights, make_manifest([(n, t.dtype, t.shape) for n, t in weights.items()], made.bucket_bytes)
+
+
+def serve_sender(pipe: Any, *given: Any) -> None:
+    """The learner's end: says its offer, then sends the weights for every message, and says their digest."""
+    made, weights, manifest = _opened(*given)
+    buckets = [[(name, weights[name]) for name in bucket["names"]] for bucket in manifest["buckets"]]
+    sender = made.sender(1)
+    pipe.send((ANSWER, sender.offer()))
+    sender.connect()
+    while True:
+        pipe.recv()
+        for bucket in buckets:
+            sender.send_bucket(bucket)
+        pipe.send((ANSWER, sender.finish()["digest"]))
+
+
+def serve_receiver(pipe: Any, offer: dict[str, Any], *given: Any) -> None:
+    """The engine's end: takes the weights for every message, and says their digest."""
+    import torch
+
+    from rlsys.transports.base import open_receiver
+
+    _, weights, manifest = _opened(*given)
+    receiver = open_receiver({**offer, "receiver": 0}, torch.device(device.name()))
+    pipe.send((ANSWER, sum(tensor.nbytes for tensor in weights.values())))
+    while True:
+        pipe.recv()
+        for _ in receiver.receive(manifest):
+            pass
+        pipe.send((ANSWER, receiver.report()["digest"]))
+
+
+def serve_copy_in(pipe: Any, num_bytes: int, core: int) -> None:
+    """A TCP connection's receiving end: says its port, then takes so many bytes again and again into a buffer that it has
+    touched, and acknowledges them.
+    """
+    os.sched_setaffinity(0, {core})
+    buffer = memoryview(np.ones(num_bytes, np.uint8))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pipe.send((ANSWER, listener.getsockname()[1]))
+        connection, _ = listener.accept()
+    taken = 0
+    while count := connection.recv_into(buffer[taken:]):
+        taken = (taken + count) % num_bytes
+        if not taken:
+            connection.sendall(b"!")
+
+
+def serve_copy_out(pipe: Any, num_bytes: int, core: int, port: int) -> None:
+    """The sending end: seconds until all has been acknowledged, for every message."""
+    os.sched_setaffinity(0, {core})
+    buffer = memoryview(np.ones(num_bytes, np.uint8))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        pipe.send((ANSWER, READY))
+        while True:
+            pipe.recv()
+            took = seconds(lambda: (connection.sendall(buffer), connection.recv(1)))
+            pipe.send((ANSWER, took))
+
+
+def transfer(sender: Child, receiver: Child) -> float:
+    """Seconds until the receiver has all, and has fingerprinted it.
 
     Raises:
-        SyncError: an update did not arrive, with or without proof.
+        ValueError: something else arrived than was sent.
     """
-    from benchmarks.unproven import PerTensorGloo, UnprovenGloo
-    from rlsys.transports.gloo import Gloo
+    began = time.perf_counter()
+    receiver.tell("take")
+    sender.tell("send")
+    arrived = receiver.hear()
+    took, sent = time.perf_counter() - began, sender.hear()
+    if arrived != sent:
+        raise ValueError(f"{arrived} arrived where {sent} was sent")
+    return took
 
-    available = sorted(os.sched_getaffinity(0))
-    cores = available[0], available[-1]
-    with both_ends(shape, cores) as (ends, file):
-        proven, bare = ends.sync(Gloo()), ends.sync(UnprovenGloo(), UnprovenSync)
-        one_by_one = ends.sync(PerTensorGloo(), UnprovenSync)
-        gaps = {"in buckets": ends.gap(bare), "per tensor": ends.gap(one_by_one)}
-        took: list[Took] = []
 
-        def update() -> Took:
-            took.append(ends.publish(proven))
-            return took[-1]
+def measure(case: str, shape: Shape, options: Options) -> Row:
+    """The row of one transfer."""
+    available, name = sorted(os.sched_getaffinity(0)), transport(options.device)
+    engine, learner = (None, None) if device.on_gpu() else (available[0], available[-1])
+    with tempfile.TemporaryDirectory(prefix="rlsys-weights-") as scratch, ExitStack() as stack:
+        file = str(make_policy(Path(scratch), seed=0, shape=shape) / "model.safetensors")
 
-        # behind the file's header stand the tensors, and nothing else
-        data = np.fromfile(file, np.uint8)[-update().report.num_bytes :]
-        with SocketCopy(data.nbytes, core=cores[0]) as copy:
-            transfer = in_turn(lambda: update().transfer, lambda: copy.send(data, core=cores[1]), repeats=repeats)
-            both = Bare(Gloo(), load_file(file), cores, updates=1 + repeats)
-            transport = in_turn(both.send, lambda: copy.send(data, core=cores[1]), repeats=repeats)
-            both.close()
-        packed = in_turn(lambda: ends.publish(bare).whole, lambda: ends.publish(one_by_one).whole, repeats=repeats)
-        verified = in_turn(lambda: update().whole, lambda: ends.publish(bare).whole, repeats=repeats)
-        proofs = [ends.proof() for _ in range(1 + repeats)][1:]
-    return Measured(
-        num_bytes=data.nbytes,
-        transport=transport,
-        transfer=transfer,
-        packed=packed,
-        verified=verified,
-        proof={part: float(np.median([one[part] for one in proofs])) for part in proofs[0]},
-        took=took,
-        gaps=gaps,
+        def child(*words: Any) -> Child:
+            return stack.enter_context(closing(Child(*words, stops=False)))
+
+        sender = child(serve_sender, name, file, learner)
+        receiver = child(serve_receiver, sender.first(), name, file, engine)
+        num_bytes = receiver.first()
+        if device.on_gpu():
+            other = partial(device.copy_seconds, num_bytes)
+        else:
+            taking = child(serve_copy_in, num_bytes, engine)
+            other = partial(child(serve_copy_out, num_bytes, learner, taking.first()).say, "send")
+        figures = in_turn(lambda: transfer(sender, receiver), other, repeats=options.repeats)
+    return Row.versus(
+        figures,
+        case=case,
+        other_name="copy on the device" if device.on_gpu() else "TCP copy",
+        unit="s",
+        target=TARGET,
+        checked="in every turn the digest of what has arrived is that of what was sent",
+        note=NOTE,
+        extra={"gb": num_bytes / 1e9, "gb_per_s": num_bytes / 1e9 / figures[0].median},
     )
 
 
-def rows(name: str, found: Measured) -> list[Row]:
-    """The lines of one size of model."""
-    size, report, proof = found.num_bytes / 1e9, found.took[0].report, found.proof
-    gap = max(took.report.max_logprob_gap for took in found.took)
-    proven = (
-        f"{report.num_tensors} tensors, digest {report.digest[:12]} on both ends; engine and learner at most {gap:.1e} "
-        f"nats apart on {report.num_probe_tokens} tokens"
+def proof(repeats: int) -> Row:
+    """The row of the proof's share of a round; the first round connects, and is not counted."""
+    with started(preset([]), *scenes_models()) as parts:
+        with closing(run_rounds(parts)) as rounds:
+            reports = list(islice(rounds, 1 + repeats))[1:]
+        proofs = parts.weights.proof_s[-repeats:]
+    whole = [report.seconds["round"] for report in reports]
+    gap = max(report.sync.max_logprob_gap for report in reports)
+    ratio = Spread.of([a / b for a, b in zip(proofs, whole, strict=True)])
+    return Row.versus(
+        (Spread.of(proofs), Spread.of(whole), ratio),
+        case=PROOF_CASE,
+        other_name="whole round",
+        unit="s",
+        target=PROOF_TARGET,
+        checked=f"engine and learner at most {gap:.1e} nats apart on {reports[0].sync.num_probe_tokens} tokens",
+        note="The proof counts from the moment when the engine holds the new weights; the digests at both ends are added.",
     )
-    unproven = ", ".join(f"{way} {value:.1e} nats" for way, value in found.gaps.items())
-    arrived = f"after one update of an engine with other weights it is this far from the learner: {unproven}"
-    whole, without = found.verified[0].median, found.verified[1].median
-    return [
-        _row(
-            f"{name}: transfer, both ends of the transport with digest, against a socket copy",
-            found.transport,
-            other_name="TCP copy",
-            target=Target(at_most=2.0),
-            checked="in every turn the digest of what has arrived is that of what was sent",
-            note="packed, fingerprinted at both ends and announced bucket by bucket, on the same two cores as the copy",
-            extra={
-                "gb": size,
-                "gb_per_s": size / found.transport[0].median,
-                "tcp_gb_per_s": size / found.transport[1].median,
-            },
-        ),
-        _row(
-            f"{name}: transfer into an engine that loads meanwhile, against a socket copy",
-            found.transfer,
-            other_name="TCP copy",
-            target=Target(at_most=2.0),
-            checked=proven,
-            note=(
-                f"of {found.transfer[0].median:.2g} s the transport takes {found.transport[0].median:.2g} by itself; the core "
-                "that receives also writes what came into the layers, and vLLM makes each of them another packed copy"
-            ),
-            extra={"gb_per_s": size / found.transfer[0].median},
-        ),
-        _row(
-            f"{name}: whole update against one broadcast per tensor, neither proven",
-            found.packed,
-            other_name="per tensor",
-            checked=arrived,
-            extra={"gb_per_s": size / found.packed[0].median},
-        ),
-        _row(
-            f"{name}: whole update against one without digest and probes",
-            found.verified,
-            other_name="unproven",
-            target=Target(at_most=1.1),
-            checked=f"{proven}; {arrived}",
-            note=(
-                f"the proof adds {whole - without:.2g} s. By themselves, on one core each: the engine's pass over the "
-                f"{NUM_PROBES} probes {proof['engine_probes_s']:.2g} s, the learner's, which begins when all is sent, "
-                f"{proof['learner_probes_s']:.2g} s, the digest {size * proof['digest_s_per_gb']:.2g} s at each end"
-            ),
-            extra={**proof, "exposed_s_per_round": whole},
-        ),
-    ]
 
 
-def _row(case: str, measured: Compared, **more: Any) -> Row:
-    ours, other, ratio = measured
-    return Row(case=case, ours=ours, other=other, ratio=ratio, unit="s", **more)
+def cases(options: Options) -> list[str]:
+    """Names of all cases."""
+    return [*(f"{size}: transfer by {transport(options.device)}" for size in SHAPES), PROOF_CASE]
 
 
-def main() -> None:
-    options = parse(__doc__.splitlines()[0], cases=SHAPES)
-    os.environ["RLSYS_PLUGINS"] = "benchmarks.unproven"  # engines must find it by name
-    found: list[Row] = []
-    with cluster(None):
-        for name in options.cases:
-            found += rows(name, measure(SHAPES[name], options.repeats))
-    write("weight_sync", TITLE, found, repeats=options.written)
-
-
-if __name__ == "__main__":
-    main()
+def rows(options: Options) -> Iterator[Row]:
+    """Measure."""
+    for case, shape in zip(cases(options), SHAPES.values(), strict=False):
+        if options.wants(case):
+            yield measure(case, shape, options)
+    if options.wants(PROOF_CASE):
+        yield proof(options.repeats)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from actors.stages import RolloutStage
-from benchmarks import gpu_gap, gpu_setup
+from benchmarks import device
 from learners import flash
 from learners.attention import TreeLayout, attend, attend_from_predictors
 from learners.config import LearnerConfig
@@ -19,9 +20,12 @@ from learners.group import LearnerGroup
 from rlsys.app.cluster import cluster
 from rlsys.objectives.dpo import DPO
 from rlsys.placement import Placement
+from rlsys.records import Probe
 from rlsys.run.sync import WeightSync
+from rlsys.schedules.phases import Phase
 from rlsys.transports.ipc import Ipc
 from rlsys.transports.nccl import Nccl
+from rlsys.worlds.scenes.source import make_prompt
 from tests.integration.small_model import make_prompts, make_small
 
 pytestmark = [pytest.mark.integration, pytest.mark.gpu, pytest.mark.slow]
@@ -42,7 +46,7 @@ ONE_HOST_EACH = {  # NCCL refuses two ranks on one GPU of one host
 @pytest.fixture(scope="module")
 def machine():
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in gpu_setup.ENVIRONMENT.items():
+        for name, value in device.ENVIRONMENT.items():
             patch.setenv(name, value)
         with cluster(None) as found:
             yield found
@@ -57,7 +61,7 @@ def publish_twice(tmp_path, transport):
     and after, and the two reports."""
     old, new = (make_small(tmp_path / f"seed{seed}", seed=seed) for seed in (1, 2))
     stage = RolloutStage(
-        engine=gpu_setup.engine(max_model_len=256, max_num_batched_tokens=2048, gpu_memory_utilization=0.1),
+        engine=device.engine(max_model_len=256, max_num_batched_tokens=2048, gpu_memory_utilization=0.1),
         current=lambda: (str(old), 0),
         placements=[placement(0.4, "engine")],
         seed=1,
@@ -108,11 +112,32 @@ def test_flash_attention_of_a_row_is_that_of_padded_blocks():
 
 
 def test_bfloat16_sets_engine_and_learner_apart_by_no_more_than_a_run_allows(machine, tmp_path):
-    case = gpu_gap.Case(name="small", folder=str(make_small(tmp_path / "small")), bf16=True, num_prompts=16)
-    [(tokens, answers)] = gpu_gap.gaps(case, repeats=1)
-    assert len(answers) > 16 and len(tokens) > len(answers)
-    assert tokens.max() <= TOLERANCE
-    assert answers.max() <= LearnerConfig(precision="bf16").tolerance
+    folder = str(make_small(tmp_path / "small"))
+    plan = Phase(num_prompts=16, num_candidates=4, max_tokens=64).plan(0, 0)
+    stage = RolloutStage(
+        engine=device.engine(max_model_len=512, gpu_memory_utilization=0.1),
+        current=lambda: (folder, 0),
+        placements=[placement(0.4, "engine")],
+        seed=0,
+    )
+    with closing(stage):
+        config = LearnerConfig(precision="bf16")
+        with closing(LearnerGroup(config, DPO(), folder, placements=[placement(0.6, "learner")])) as learner:
+            groups = list(stage.stream([make_prompt("online", index, "describe") for index in range(16)], plan))
+            recorded = [(group, rollout) for group in groups for rollout in group.rollouts]
+            probes = [
+                Probe(
+                    prompt=group.prompt,
+                    prompt_token_ids=tuple(group.prompt_token_ids.tolist()),
+                    response_token_ids=tuple(rollout.token_ids.tolist()),
+                )
+                for group, rollout in recorded
+            ]
+            found = learner.logprobs(probes)
+    gaps = [ours - rollout.logprobs for ours, (_, rollout) in zip(found, recorded, strict=True)]
+    assert len(gaps) > 16
+    assert max(np.abs(gap).max() for gap in gaps) <= TOLERANCE
+    assert max(np.abs(gap).mean() for gap in gaps) <= config.tolerance
 
 
 def test_a_whole_run_on_one_gpu_ends_well(tmp_path):
@@ -120,7 +145,7 @@ def test_a_whole_run_on_one_gpu_ends_well(tmp_path):
     found = subprocess.run(
         [sys.executable, "-m", "rlsys.app.align", *words],
         cwd=ROOT,
-        env={**os.environ, **gpu_setup.ENVIRONMENT},
+        env={**os.environ, **device.ENVIRONMENT},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

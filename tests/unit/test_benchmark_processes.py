@@ -9,10 +9,8 @@ import time
 
 import psutil
 import pytest
-import torch
 
-from benchmarks.processes import ANSWER, JobSide, failures_sent, received, stopped
-from benchmarks.sides import Side, compare
+from benchmarks.processes import ANSWER, Child, compare, failures_sent, received, serve_turns, stopped
 
 WHILE_PARENT_IS_THERE = "import os, time\nparent = os.getppid()\nwhile os.getppid() == parent: time.sleep(0.01)"
 
@@ -37,14 +35,6 @@ def test_a_failure_comes_with_its_traceback(pipe):
         received(here)
 
 
-def test_a_gpu_that_is_too_small_is_told_apart(pipe):
-    here, there = pipe
-    with failures_sent(there):
-        raise torch.OutOfMemoryError("80 GiB are missing")
-    with pytest.raises(MemoryError, match="80 GiB are missing"):
-        received(here)
-
-
 def serve(pipe, job):
     """Starts a process, as TRL its loaders."""
     child = subprocess.Popen([sys.executable, "-c", job])
@@ -53,8 +43,8 @@ def serve(pipe, job):
 
 
 def test_a_closed_side_leaves_no_process_that_stands_still():
-    side = JobSide(serve)
-    pid = side.begin("while True: pass")
+    side = Child(serve, "while True: pass")
+    pid = side.first()
     side.close()
     assert _becomes(lambda: not _is_there(pid))
 
@@ -72,8 +62,8 @@ def test_a_killed_program_leaves_no_process_that_stands_still(pipe):
 
 def killed(pipe):
     """A program that is killed while its side, and what that has started, stand still."""
-    side = JobSide(serve)
-    started = side.begin(WHILE_PARENT_IS_THERE)
+    side = Child(serve, WHILE_PARENT_IS_THERE)
+    started = side.first()
     pids = [side._process.pid, started]
     assert _becomes(lambda: all(psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in pids))
     pipe.send(pids)
@@ -81,12 +71,12 @@ def killed(pipe):
 
 
 def test_a_side_and_what_it_has_started_stand_still_while_the_other_is_measured():
-    side = JobSide(starting_and_looking)
+    side = Child(starting_and_looking, "while True: pass")
     try:
-        processes = [psutil.Process(side.begin("while True: pass")), psutil.Process(side._process.pid)]
+        processes = [psutil.Process(side.first()), psutil.Process(side._process.pid)]
         for _ in range(2):
             assert _becomes(lambda: {one.status() for one in processes} == {psutil.STATUS_STOPPED})
-            assert side.ask("look") != psutil.STATUS_STOPPED
+            assert side.say("look") != psutil.STATUS_STOPPED
     finally:
         side.close()
 
@@ -112,14 +102,30 @@ def test_processes_stand_still_for_a_while():
         pass
 
 
-def test_a_job_side_takes_up_one_job_after_another():
-    side = JobSide(serve)
+def test_what_stands_still_goes_on_when_the_program_is_killed(pipe):
+    """Engines are children of Ray: no signal of the kernel reaches them when the program is gone."""
+    here, there = pipe
+    other = psutil.Popen([sys.executable, "-c", "while True: pass"])
     try:
-        first = side.begin("pass")
-        side.end()
-        assert side.begin("pass") != first
+        program = multiprocessing.get_context("spawn").Process(
+            target=killed_while_another_waits, args=(there, other.pid)
+        )
+        program.start()
+        there.close()
+        assert here.recv() == psutil.STATUS_STOPPED
+        program.join()
+        assert program.exitcode == -signal.SIGKILL
+        assert _becomes(lambda: other.status() != psutil.STATUS_STOPPED)
     finally:
-        side.close()
+        other.kill()
+        other.wait()
+
+
+def killed_while_another_waits(pipe, pid):
+    with stopped([pid]):
+        assert _becomes(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+        pipe.send(psutil.Process(pid).status())
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def doubling(factor):
@@ -127,11 +133,11 @@ def doubling(factor):
 
 
 def failing():
-    raise torch.OutOfMemoryError("80 GiB are missing")
+    raise OSError("no such model")
 
 
-def test_a_side_calls_its_function_in_a_process_of_its_own():
-    side = Side(doubling, 2)
+def test_a_child_calls_a_function_in_a_process_of_its_own():
+    side = Child(serve_turns, doubling, 2)
     try:
         assert [side(turn) for turn in (3, 4)] == [6, 8]
         process = psutil.Process(side._process.pid)
@@ -141,10 +147,19 @@ def test_a_side_calls_its_function_in_a_process_of_its_own():
     side.close()  # once more is nothing
 
 
-def test_a_side_that_does_not_start_says_so_when_it_is_called():
-    side = Side(failing)
+def test_a_child_that_need_not_stand_still_goes_on():
+    side = Child(serve_turns, doubling, 2, stops=False)
     try:
-        with pytest.raises(MemoryError, match="80 GiB are missing"):
+        assert side(1) == 2
+        assert psutil.Process(side._process.pid).status() != psutil.STATUS_STOPPED
+    finally:
+        side.close()
+
+
+def test_a_child_that_does_not_start_says_so_when_it_is_called():
+    side = Child(serve_turns, failing)
+    try:
+        with pytest.raises(RuntimeError, match="OSError: no such model"):
             side(0)
     finally:
         side.close()

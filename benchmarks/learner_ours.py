@@ -6,25 +6,26 @@ import ctypes
 import gc
 import re
 import socket
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.learner_work import Work, with_logprobs
-from benchmarks.processes import ANSWER, END
-from benchmarks.profiling import shares
-from rlsys.records import PreferencePair
+from benchmarks.device import precision, synchronized
+from benchmarks.learner_work import Work
+from benchmarks.processes import ANSWER, READY
+from rlsys.records import PreferencePair, Response
 
 WARMUP = 1
 """Turns of a side that do not count."""
 BETA = 0.1
 TIMED_LR = 1e-7
-"""So small that recorded log-probabilities stay those of the weights over all turns, and are checked in each."""
+"""So small that recorded logprobs stay those of the weights over all turns, and are checked in each."""
 CHECKED_LR = 2e-5
 """That of the scenes rounds."""
 CHECKED_STEPS = 3
+_AT_ONCE = 64
+"""Responses that a learner is asked about together before the turns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Trace:
-    """What a side did in its first steps, to be held against the other's."""
+    """What a side did in its first steps, to be compared with the other side."""
 
     losses: list[float]
     """Mean of each step's batch."""
@@ -51,10 +52,8 @@ class Trace:
         """Largest absolute differences of losses and gradients; of the weights the root of the mean square, as a share of
         the way that they went: AdamW moves a weight whose gradient is almost nothing by a full step, either way.
         """
-        for kind in ("gradients", "moved"):
-            mine, others = getattr(self, kind), getattr(other, kind)
-            if mine.keys() != others.keys():
-                raise ValueError(f"{kind} of other parameters: {sorted(mine.keys() ^ others.keys())[:3]}")
+        if self.gradients.keys() != other.gradients.keys() or self.moved.keys() != other.moved.keys():
+            raise ValueError("the two sides train other parameters")
         apart = sum(float(((way - other.moved[name]) ** 2).sum()) for name, way in self.moved.items())
         return {
             "loss": max(abs(a - b) for a, b in zip(self.losses, other.losses, strict=True)),
@@ -65,24 +64,26 @@ class Trace:
 
 
 def serve_ours(pipe: Any, job: Job) -> None:
-    """`trace`, `turn` (seconds), `peak` (bytes), `profile` (shares of a turn)."""
+    """Says that it is ready, then answers `trace`, `turn` (seconds) and `peak` (bytes)."""
     from learners.plan import FitPlan
     from rlsys import wire
 
     pairs = job.work.make_pairs(job.work.pairs_per_turn * job.num_turns, job.checkpoint)
     pairs = recorded(_learner(job), pairs)
-    learner = _learner(job)  # another one, that has seen no picture yet
+    learner = _learner(job)  # another one, whose memory no scoring has touched
     size = job.work.batch
     frames = [wire.encode_many(pairs[start : start + size]) for start in range(0, len(pairs), size)]
     waiting = iter([frames[i : i + job.work.steps] for i in range(0, len(frames), job.work.steps)])
 
-    def turn(lr: float = TIMED_LR) -> float:
+    def turn() -> float:
         batches = next(waiting)
-        started = time.perf_counter()
-        learner.begin(FitPlan(lr=lr, beta=BETA))
-        for number, frame in enumerate(batches):
-            learner.step(frame, lr=lr, batch=number)
-        return time.perf_counter() - started
+
+        def steps() -> None:
+            learner.begin(FitPlan(lr=TIMED_LR))
+            for number, frame in enumerate(batches):
+                learner.step(frame, lr=TIMED_LR, batch=number)
+
+        return synchronized(steps)
 
     def trace() -> Trace:
         learner.reset()
@@ -95,13 +96,10 @@ def serve_ours(pipe: Any, job: Job) -> None:
         turn()
         return peak_bytes() - resident
 
-    def profile() -> dict[str, float]:
-        return shares(turn)
-
-    answers = {"turn": turn, "trace": trace, "peak": peak, "profile": profile}
-    pipe.send((ANSWER, None))
-    while (question := pipe.recv()) != END:
-        pipe.send((ANSWER, answers[question]()))
+    answers = {"turn": turn, "trace": trace, "peak": peak}
+    pipe.send((ANSWER, READY))
+    while True:
+        pipe.send((ANSWER, answers[pipe.recv()]()))
 
 
 def reset_peak() -> int:
@@ -123,55 +121,37 @@ def _status(name: str) -> int:
 
 
 def _learner(job: Job) -> Any:
-    work = job.work
-    return open_learner(
-        job.checkpoint,
-        batch_size=work.batch,
-        freeze=["visual"] if work.frozen_vision else [],
-        precision=work.precision,
-    )
-
-
-def open_learner(checkpoint: Path, **options: Any) -> Any:
-    """A learner's only rank, in this process.
-
-    Args:
-        options: of `learners.config.LearnerConfig`.
-    """
+    """A learner's only rank, in this process."""
     from learners.config import LearnerConfig
     from learners.learner import LearnerRank
     from learners.rendezvous import Rendezvous
     from rlsys.objectives.dpo import DPO
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    meeting = Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port)
-    return LearnerRank(LearnerConfig(**options), DPO(beta=BETA), str(checkpoint), meeting)
+    freeze = ["visual"] if job.work.frozen_vision else []
+    config = LearnerConfig(batch_size=job.work.batch, freeze=freeze, precision=precision())
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    alone = Rendezvous(rank=0, world_size=1, address="127.0.0.1", port=port)
+    return LearnerRank(config, DPO(beta=BETA), str(job.checkpoint), alone)
 
 
-def recorded(learner: Any, pairs: Sequence[PreferencePair], *, at_once: int = 64) -> list[PreferencePair]:
-    """The pairs as a round would hand them on: with the log-probabilities of the weights that sampled them.
-
-    Args:
-        at_once: answers that the learner is asked about together.
-    """
+def recorded(learner: Any, pairs: Sequence[PreferencePair]) -> list[PreferencePair]:
+    """The pairs as a round would hand them on: with the logprobs of the weights that sampled them."""
     from rlsys import wire
     from rlsys.records import Probe
 
-    probes = [
-        Probe(
-            prompt=pair.prompt,
-            prompt_token_ids=tuple(pair.prompt_token_ids.tolist()),
-            response_token_ids=tuple(answer.token_ids.tolist()),
-        )
-        for pair in pairs
-        for answer in (pair.chosen, pair.rejected)
-    ]
-    logprobs = []
-    for start in range(0, len(probes), at_once):
-        logprobs += learner.logprobs(wire.encode_many(probes[start : start + at_once]))
-    return with_logprobs(pairs, logprobs)
+    def scored(pair: PreferencePair, response: Response) -> Probe:
+        prompt_ids, ids = tuple(pair.prompt_token_ids.tolist()), tuple(response.token_ids.tolist())
+        return Probe(prompt=pair.prompt, prompt_token_ids=prompt_ids, response_token_ids=ids)
+
+    probes = [scored(pair, response) for pair in pairs for response in (pair.chosen, pair.rejected)]
+    starts = range(0, len(probes), _AT_ONCE)
+    found = iter([one for i in starts for one in learner.logprobs(wire.encode_many(probes[i : i + _AT_ONCE]))])
+
+    def with_logprobs(response: Response) -> Response:
+        return replace(response, sampled=replace(response.sampled, logprobs=next(found)))
+
+    return [replace(p, chosen=with_logprobs(p.chosen), rejected=with_logprobs(p.rejected)) for p in pairs]
 
 
 def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:
@@ -195,23 +175,20 @@ def _trace_ours(learner: Any, frames: Sequence[bytes]) -> Trace:
     # TRL's trace does not clip either: beside AdamW's epsilon a small gradient that was scaled down takes another step.
     engine.step, engine._grad_clip = watched, 0.0
     before = arrays(engine.module, master)
-    learner.begin(FitPlan(lr=CHECKED_LR, beta=BETA))
+    learner.begin(FitPlan(lr=CHECKED_LR))
     for number, frame in enumerate(frames):
         output = learner.step(frame, lr=CHECKED_LR, batch=number)
         losses.append(output.sums["loss"] / output.denominator)
     engine.step, engine._grad_clip = step, clip
-    return Trace(losses=losses, gradients=gradients, moved=moved(before, engine.module, master))
+    return Trace(losses=losses, gradients=gradients, moved=arrays(engine.module, master, before))
 
 
-def moved(before: dict[str, Any], module: Any, read: Callable[[Any], Any]) -> dict[str, Any]:
-    return {name: value - before[name] for name, value in arrays(module, read).items()}
-
-
-def arrays(module: Any, read: Callable[[Any], Any]) -> dict[str, Any]:
-    """What is read of every trained parameter, in float32."""
+def arrays(module: Any, read: Callable[[Any], Any], before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What is read of every trained parameter in float32; how far it has gone if it was read before."""
     found = {}
     for name, parameter in module.named_parameters():
         value = read(parameter) if parameter.requires_grad else None
-        if value is not None:  # where no picture is shown, the tower has no gradient
-            found[name.removeprefix("model.model.").removeprefix("model.")] = value.detach().float().clone().numpy()
+        if value is not None:
+            name = name.removeprefix("model.model.").removeprefix("model.")
+            found[name] = value.detach().float().cpu().clone().numpy() - (0.0 if before is None else before[name])
     return found

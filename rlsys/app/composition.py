@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -23,7 +24,8 @@ CONFIGS = "RLSYS_CONFIGS"
 of `configs/`, with `method/NAME.yaml`, `preset/NAME.yaml` and so on.
 """
 _EVALUATION = re.compile(r"evaluations\.([A-Za-z_]\w*)\.")
-NO_EVALUATIONS = "evaluations=none"
+CHOSEN_EVALUATIONS = "evaluations="
+"""Start of an override that names all evaluations: `evaluations=none`, `evaluations=scenes` or `evaluations=[scenes,judged]`."""
 _ROLE = re.compile(r"engines\.([A-Za-z_]\w*)\.")
 PLUGIN_OPTIONS = "plugin_options_of"
 """Hydra group that puts in the options of the chosen plug-ins, before the command line's overrides."""
@@ -43,9 +45,16 @@ def composed(overrides: list[str]) -> DictConfig:
     measured = [override for override in overrides if override.startswith("evaluations")]
     first = _compose([override for override in overrides if override not in measured])
     chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
-    overrides, added = _evaluations(overrides, set(first.evaluations))
-    chosen |= {f"evaluations.{name}": name for name in added}
+    overrides, added, removed = _evaluations(overrides, set(first.evaluations))
+    for name in removed:
+        del chosen[f"evaluations.{name}"]
     given = OmegaConf.to_container(first.plugin_options, resolve=True)
+    # Hydra puts an added evaluation in after everything else, so that its options must come as overrides.
+    settings = [
+        f"evaluations.{name}.{key}={json.dumps(value)}"
+        for name in added
+        for key, value in given.get(f"evaluations.{name}", {}).get(name, {}).items()
+    ]
     for place, options in given.items():
         if place not in chosen:
             continue
@@ -55,23 +64,29 @@ def composed(overrides: list[str]) -> DictConfig:
             found = {key: found}
         node = OmegaConf.to_container(OmegaConf.merge(node, found))
     store.store(group=PLUGIN_OPTIONS, name="chosen", node=node, package="_global_")
-    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *overrides])
+    tree = _compose([f"{PLUGIN_OPTIONS}=chosen", *settings, *overrides])
     with open_dict(tree):
         del tree["hydra"]
     tree.schedule.phases = [_with_plugin_options(phase, given) for phase in tree.schedule.phases]
     return tree
 
 
-def _evaluations(overrides: list[str], there: set[str]) -> tuple[list[str], list[str]]:
-    """Complete the overrides of evaluations. Returns two lists: the overrides, with additional ones that choose each evaluation
-    whose options are given or that remove all evaluations; and the names of the evaluations that they add.
+def _evaluations(overrides: list[str], there: set[str]) -> tuple[list[str], list[str], list[str]]:
+    """Complete the overrides of evaluations. Returns three lists: the overrides, with others that choose or remove evaluations
+    in place of `evaluations=...`; the names of the evaluations that they add; the names of those that they remove.
     """
-    if NO_EVALUATIONS in overrides:
-        others = [override for override in overrides if override != NO_EVALUATIONS]
-        return [*(f"~evaluation@evaluations.{name}" for name in there), *others], []
-    named = dict.fromkeys(found[1] for found in map(_EVALUATION.match, overrides) if found)
-    added = [name for name in named if name not in there and name in registry.evaluation]
-    return [*(f"+evaluation@evaluations.{name}={name}" for name in added), *overrides], added
+    choices = [override for override in overrides if override.startswith(CHOSEN_EVALUATIONS)]
+    overrides = [override for override in overrides if override not in choices]
+    named = [found[1] for found in map(_EVALUATION.match, overrides) if found and found[1] in registry.evaluation]
+    removed: list[str] = []
+    if choices:
+        names = [name.strip() for name in choices[-1].removeprefix(CHOSEN_EVALUATIONS).strip("[]").split(",")]
+        names = [name for name in names if name not in ("", "none")]
+        removed = sorted(there - {*names, *named})
+        named = [*names, *named]
+    added = [name for name in dict.fromkeys(named) if name not in there]
+    chosen = [f"+evaluation@evaluations.{name}={name}" for name in added]
+    return [*(f"~evaluation@evaluations.{name}" for name in removed), *chosen, *overrides], added, removed
 
 
 def _roles_named(overrides: list[str]) -> tuple[dict[str, Any], list[str]]:

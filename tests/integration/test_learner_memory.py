@@ -117,7 +117,7 @@ def _measured_and_planned(meeting: Rendezvous, folder: Path, options: dict, phas
     without = Allocated(before).now
     reference = Reference(engine, config, lambda batch: None)
     for plan in plans if phase is not None else ():
-        reference.begin(FitPlan.of_round(plan, policy_version=plan.round, seed=0))
+        reference.begin(FitPlan.of_round(plan, policy_version=plan.round, seed=0), frozenset({"reference"}))
     copies = Allocated(before).now - without
     engine.backward(engine(blank, None).sum(), denominator=1.0, last=True)
     engine.step(1e-3)  # from now on there are moments

@@ -70,7 +70,7 @@ def run(tmp_path_factory):
     words = [
         "preset=scenes_ci", "name=all", f"output.runs_dir={folder}", f"policy.model={policy}", "feedback=spread",
         "schedule.num_prompts=6", "schedule.num_candidates=4", "schedule.max_tokens=12", "schedule.lr=1e-4",
-        "learner.batch_size=8", "eval.every=0", "evaluation=none", "output.tensorboard=false",
+        "learner.batch_size=8", "eval.every=0", "evaluations=none", "output.tensorboard=false",
         f"schedule.phases=[{phases}]",
     ]  # fmt: skip
     path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])

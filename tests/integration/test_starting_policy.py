@@ -22,7 +22,7 @@ def evaluate(*words):
 
 
 def test_it_is_right_about_colour_and_shape_of_single_objects():
-    found = evaluate("evaluation=scenes_polar", "eval.temperature=0")
+    found = evaluate("evaluations=scenes_polar", "evaluations.scenes_polar.temperature=0")
     assert found["accuracy_single"]["value"] >= 0.95
     assert found["unparsable"]["value"] <= 0.02
 

@@ -89,7 +89,7 @@ def test_a_worker_killed_before_an_update_is_replaced_and_gets_it(scripted):
 def test_weights_that_change_on_the_way_are_noticed_by_the_probes(scripted):
     _, learner, sync = scripted
     sync.publish(1)
-    learner.score = lambda probes: [expected_logprobs(probe, 1.0) for probe in probes]
+    learner.logprobs = lambda probes: [expected_logprobs(probe, 1.0) for probe in probes]
     with pytest.raises(SyncError, match=r"probe 0 \(prompt 'p0-0'\), token \d+: rollout-0 says .* the learner"):
         sync.publish(2)
 

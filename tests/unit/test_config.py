@@ -251,6 +251,29 @@ def test_a_gate_without_evaluations_is_refused(off):
         configuration.load(["preset=scenes", "gate.refuse=true", off])
 
 
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("evaluations=none", []),
+        ("evaluations=scenes_polar", ["scenes_polar"]),
+        ("evaluations=[scenes,scenes_polar]", ["scenes", "scenes_polar"]),
+        ("evaluations.scenes_polar.temperature=0", ["scenes", "scenes_polar"]),
+    ],
+)
+@pytest.mark.parametrize("preset", ["scenes", "scenes_ci"])
+def test_evaluations_are_chosen_by_name_or_added_by_an_option(preset, override, names):
+    config, _ = configuration.load([f"preset={preset}", override])
+    assert sorted(config.evaluations) == names
+    assert [registry.evaluation.name_of(config.evaluations[name]) for name in names] == names
+    if preset == "scenes_ci":
+        assert all(evaluation.num_scenes == 32 for evaluation in config.evaluations.values())
+
+
+def test_an_evaluation_that_does_not_exist_is_refused_with_those_that_do():
+    with pytest.raises(ConfigError, match=r"sceness.*scenes_polar"):
+        configuration.load(["preset=scenes", "evaluations=sceness"])
+
+
 def test_a_gate_on_a_metric_that_is_not_measured_is_refused_before_the_start():
     known = "chair_i, chair_s, chair_s_refined, false_position, mean_length, partner_share, recall, unparsable"
     with pytest.raises(ConfigError, match=f"gate.metric=accuracy is no metric of the evaluation; there are: {known}"):

@@ -269,7 +269,8 @@ def _help() -> str:
         (
             "Options are key=value pairs; groups are chosen by name:",
             *lines,
-            f"  evaluations=NAME,NAME names all evaluations (or none); evaluations.NAME.OPTION=... adds one: {'|'.join(sorted(registry.evaluation))}",
+            f"  evaluations=NAME chooses ({'|'.join(sorted(registry.evaluation))}, [several] or none)",
+            "  evaluations.NAME.OPTION=... adds an evaluation",
             "  engines.ROLE.model=... gives a role that a plug-in asks a model; `policy` is the policy itself",
             "--cfg job prints the whole configuration and ends; dry_run=true prints the plan of actors and ends.",
         )

@@ -1,4 +1,4 @@
-"""What the machines have (`machine.py`), what fits on them (`packing.py`), and which process gets what (`plan.py`)."""
+"""The resources of the machines (`machine.py`), what fits on them (`packing.py`), and the placements (`plan.py`)."""
 
 from rlsys.placement.plan import Placement, Role, place, share_starts, shortages
 

@@ -1,7 +1,7 @@
-"""Whether every actor finds a machine: sums over a cluster can fit where no single machine has room.
+"""Checks that every actor fits on some machine: the sums over a cluster may suffice although no single machine has room.
 
-Ray starts an actor on one node, gives whole GPUs to those that ask for one or more, and never spreads a fraction over
-two GPUs. Actors are tried here largest first, each on the first node with room.
+Ray starts an actor on one node, gives whole GPUs to actors that ask for one or more, and never splits a fraction over two GPUs.
+This module tries the actors in decreasing order of size, each on the first node with room.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 EPSILON = 1e-6
-"""Ray books in steps of 1/10000; sums of its fractions are not exact."""
+"""Tolerance of comparisons: Ray counts resources in steps of 1/10000, and sums of such fractions are not exact."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """What one machine has free."""
+    """The free resources of one machine."""
 
     num_cpus: float
     num_gpus: float = 0.0
@@ -25,15 +25,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What one actor takes."""
+    """The resources that one actor needs."""
 
     name: str
     cpus: float
     gpus: float
-    """Whole ones, or a fraction of one."""
+    """A whole number of GPUs, or a fraction of one GPU."""
     memory_gib: float = 0.0
     gpu_memory_gib: float = 0.0
-    """Per GPU."""
+    """GPU memory per GPU."""
 
 
 @dataclass(slots=True)
@@ -50,14 +50,14 @@ class _Gpu:
 
 
 class _Room:
-    """What is left of a node."""
+    """The remaining resources of a node."""
 
     def __init__(self, node: Node, gpu_memory_gib: float) -> None:
         self._cpus, self._memory_gib = node.num_cpus, node.memory_gib
         self._gpus = [_Gpu(1.0, gpu_memory_gib) for _ in range(int(node.num_gpus + EPSILON))]
 
     def take(self, need: Need) -> bool:
-        """Give an actor its place; `False`, and nothing taken, if there is none."""
+        """Reserve the resources of an actor. Returns `False`, and reserves nothing, if the node has no room."""
         whole = int(need.gpus + EPSILON)
         share = 1.0 if whole else need.gpus
         fitting = [gpu for gpu in self._gpus if gpu.has(share, need.gpu_memory_gib)]
@@ -72,10 +72,10 @@ class _Room:
 
 
 def without_room(needs: Sequence[Need], nodes: Sequence[Node], *, gpu_memory_gib: float = 0.0) -> list[Need]:
-    """Actors for which no node has room left.
+    """The actors for which no node has room left.
 
     Args:
-        gpu_memory_gib: memory of one GPU; 0 if unknown, and not looked at.
+        gpu_memory_gib: memory of one GPU; 0 if it is unknown, in which case GPU memory is not checked.
     """
     rooms = [_Room(node, gpu_memory_gib or float("inf")) for node in nodes]
     largest_first = sorted(needs, key=lambda need: (need.gpus, need.cpus, need.memory_gib), reverse=True)
@@ -83,7 +83,7 @@ def without_room(needs: Sequence[Need], nodes: Sequence[Node], *, gpu_memory_gib
 
 
 def equal_share(nodes: Sequence[Node], number: int) -> float:
-    """The most CPUs that each of `number` actors can have where all have as many; no limit if no nodes are given."""
+    """The largest number of CPUs that `number` actors can have if all get the same; infinite if no nodes are given."""
     shares = {node.num_cpus / each for node in nodes for each in range(1, number + 1)}
     fitting = [share for share in shares if share and sum(_times(node, share) for node in nodes) >= number]
     return max(fitting, default=float("inf"))

@@ -1,8 +1,8 @@
-"""Which process gets which cores and GPUs, decided before anything starts.
+"""The placement of processes on cores and GPUs, which is decided before any process starts.
 
-Ray keeps books of CPUs but pins nothing, and an actor that asks for more than is left waits for ever without a word. So
-a run adds up what its roles need, says what does not fit, and gives every process on a CPU machine its own cores and
-thread count.
+Ray counts CPUs but does not pin processes, and an actor that asks for more than is left waits forever without a message.
+Therefore a run adds up what its roles need, reports what does not fit, and gives every process on a CPU machine its own cores
+and thread count.
 """
 
 from __future__ import annotations
@@ -19,81 +19,83 @@ from rlsys.placement.machine import Machine
 from rlsys.placement.packing import Need, Node, equal_share, without_room
 
 STEP_BACK = 10
-"""Niceness for every later role on the same cores: a tenth of a core is left where one of them wants all of it."""
+"""Niceness that an actor gets for every later role on the same cores: while such a role uses a whole core, the actor gets about
+a tenth of it."""
 LEAST_SHARE = 0.01
-"""Of a core, for an actor that asks for no number; with less there is no room."""
+"""Smallest share of a core for an actor without an explicit number of cores. If less is left, the run does not fit."""
 NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}
-"""Environment of an actor without one: Ray hides them from nobody who books none, and torch would take the first."""
+"""Environment of an actor without a GPU. Ray does not hide the GPUs from an actor that books none, and torch would use the
+first."""
 MOST_NICE = 19
-"""More there is not."""
+"""The largest niceness that Linux allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """What one worker process is given."""
+    """The resources of one worker process."""
 
     num_cpus: float = 1.0
-    """CPUs booked with Ray; a fraction where processes share a core."""
+    """CPUs booked with Ray; a fraction if several processes share a core."""
     num_gpus: float = 0.0
-    """GPUs booked with Ray; a fraction where roles share a GPU."""
+    """GPUs booked with Ray; a fraction if several roles share a GPU."""
     cores: tuple[int, ...] = ()
-    """Cores the process is pinned to; empty leaves it unpinned (Ray chooses a node, whose cores are not known here)."""
+    """Cores that the process is pinned to; empty leaves it unpinned (Ray chooses a node whose cores are not known here)."""
     num_threads: int = 1
     start_cores: tuple[int, ...] = ()
-    """Cores the process is pinned to until it has started; empty stands for `cores`."""
+    """Cores that the process is pinned to until it has started; empty means `cores`."""
     niceness: int = 0
-    """Added to that of the process once it has started: how far it stands back where others want the same cores."""
+    """Added to the niceness of the process once it has started, so that it yields to other processes on the same cores."""
     env: dict[str, str] = field(default_factory=dict)
-    """Set in the worker before torch and the engine are imported."""
+    """Environment variables that are set in the worker before torch and the engine are imported."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """`env` with the thread counts that numeric libraries read when they are first imported."""
+        """`env` and the thread counts, which numeric libraries read when they are first imported."""
         threads = str(self.num_threads)
         return {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, **self.env}
 
     @property
     def starts_on(self) -> tuple[int, ...]:
-        """Cores the process is pinned to while it starts; empty if it is not pinned."""
+        """Cores that the process is pinned to while it starts; empty if it is not pinned."""
         return self.start_cores or self.cores
 
     def apply(self) -> None:
-        """Set the environment of this process; pin it, and the threads it will start, to the cores it starts on."""
-        # Not as Ray's `runtime_env`: that would start another process instead of taking one that waits.
+        """Set the environment of this process. Pin it, and the threads it will start, to the cores of its start."""
+        # Ray's `runtime_env` would start a new process instead of using one that Ray has started in advance.
         os.environ.update(self.environment)
         if self.cores:
             os.sched_setaffinity(0, self.starts_on)
 
     def settle(self) -> None:
-        """Give every thread of this process, which has started, its `cores` and `niceness`."""
+        """Move all threads of this process to its `cores` and `niceness`. Called once the process has started."""
         for thread in map(int, os.listdir("/proc/self/task")):
-            with suppress(ProcessLookupError):  # it has ended meanwhile
+            with suppress(ProcessLookupError):  # the thread has ended in the meantime
                 if self.start_cores:
                     os.sched_setaffinity(thread, self.cores)
                 if self.niceness:
-                    before = os.getpriority(os.PRIO_PROCESS, thread)  # Ray does not start its workers at 0
+                    before = os.getpriority(os.PRIO_PROCESS, thread)  # Ray does not start its workers at niceness 0
                     os.setpriority(os.PRIO_PROCESS, thread, min(MOST_NICE, before + self.niceness))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Role:
-    """What all actors of one kind need together."""
+    """The resources that the actors of one kind need."""
 
     name: str
     num_actors: int
     cores: float
-    """Cores per actor; 0 lets `place` share out what there is."""
+    """Cores per actor; 0 lets `place` divide the free cores."""
     gpus: float
-    """GPUs per actor (tensor-parallel size times one, or a fraction of a shared one)."""
+    """GPUs per actor (the tensor-parallel size, or a fraction of a shared GPU)."""
     memory_gib: float
-    """Host memory per actor, an estimate."""
+    """Estimated host memory per actor."""
     gpu_memory_gib: float = 0.0
-    """GPU memory per GPU of an actor, an estimate."""
+    """Estimated memory on every GPU of an actor."""
     env: dict[str, str] = field(default_factory=dict)
 
 
 def shortages(roles: Sequence[Role], machine: Machine) -> list[str]:
-    """What does not fit, one sentence each; empty if all does."""
+    """One sentence for every resource that does not suffice; empty if everything fits."""
     return _sums_that_do_not_fit(roles, machine) or _without_room(roles, machine)
 
 
@@ -153,12 +155,12 @@ def _sums_that_do_not_fit(roles: Sequence[Role], machine: Machine) -> list[str]:
 def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]:
     """A placement for every actor of every role.
 
-    On one machine without GPUs the learner takes one half of the cores and the engines the other, because those two run
-    at once while rollouts and critiques alternate; within a half, actors get cores of their own, or share when there
-    are fewer cores than actors. Explicit `Role.cores` are taken in order of the roles.
+    On one machine without GPUs, the learner gets one half of the cores and the engines the other half, because learner and
+    engines run at the same time while rollouts and critiques alternate. Within a half, actors get cores of their own, or share
+    cores if there are fewer cores than actors. Explicit `Role.cores` are assigned in the order of the roles.
 
     Raises:
-        ResourceError: something does not fit; the message says what, for every shortage.
+        ResourceError: a resource does not suffice; the message names every shortage.
     """
     found = shortages(roles, machine)
     if found:
@@ -198,10 +200,11 @@ def place(roles: Sequence[Role], machine: Machine) -> dict[str, list[Placement]]
 
 
 def _equal_cpus(roles: Sequence[Role], machine: Machine, free_cpus: float) -> float:
-    """CPUs of every actor that asks for no number: as many as leave room for all on the cluster's machines.
+    """CPUs of every actor without an explicit number: the largest equal number with which all actors fit on the machines of the
+    cluster.
 
     Raises:
-        ResourceError: there is no room even for fractions.
+        ResourceError: the actors do not fit even with fractions of a core.
     """
     actors = sum(role.num_actors for role in roles if not role.cores)
     share = _floor(min(free_cpus / actors, equal_share(machine.nodes, actors)))
@@ -216,9 +219,11 @@ def _equal_cpus(roles: Sequence[Role], machine: Machine, free_cpus: float) -> fl
 
 
 def _stand_back(placements: dict[str, list[Placement]]) -> dict[str, list[Placement]]:
-    """Let an actor wait for those of later roles on its cores; the roles stand in the order in which answers pass them.
-    Else answers run ahead of their critiques, which then come all at once after the last answer, when nothing is left to
-    overlap the learner's steps with.
+    """Let every actor yield to the actors of later roles on the same cores. The roles are in the order in which responses pass
+    through them.
+
+    Otherwise the rollouts would run ahead of the critiques. All critiques would then come after the last response, when there
+    is no work left that could overlap with the learner's steps.
     """
     found: dict[str, list[Placement]] = {}
     later: list[set[int]] = []
@@ -233,8 +238,8 @@ def _stand_back(placements: dict[str, list[Placement]]) -> dict[str, list[Placem
 
 
 def _spread_starts(placements: dict[str, list[Placement]], machine: Machine) -> dict[str, list[Placement]]:
-    """Let the first actor have its cores for itself while it starts: the others wait for its first answers anyway, and
-    who shares its cores later starts on what it leaves free.
+    """Let the first actor have its cores for itself while it starts, because the other actors wait for its first responses
+    anyway. An actor that shares cores with an earlier one starts on the cores that the first actor leaves free.
     """
     first = next((actor.cores for actors in placements.values() for actor in actors), ())
     elsewhere = tuple(core for core in machine.cores if core not in first)
@@ -249,7 +254,7 @@ def _spread_starts(placements: dict[str, list[Placement]], machine: Machine) -> 
 
 
 def share_starts(some: Sequence[Placement], others: Sequence[Placement]) -> bool:
-    """Whether one of some and one of the others are pinned to the same core while they start."""
+    """Whether an actor of `some` and an actor of `others` are pinned to the same core while they start."""
     cores = {core for actor in some for core in actor.starts_on}
     return any(cores & set(actor.starts_on) for actor in others)
 
@@ -280,7 +285,8 @@ def _share(roles: Sequence[Role], cores: list[int]) -> dict[str, list[tuple[int,
 
 
 def _floor(number: float) -> float:
-    """Ray books CPUs in steps of 1/10000; rounding up could ask for more than there is."""
+    """Round down to the steps of 1/10000 in which Ray counts CPUs, or to a whole number from 1 on. Rounding up could ask for
+    more than there is."""
     whole = int(number)
     return float(whole) if whole >= 1 else int(number * 10_000) / 10_000
 

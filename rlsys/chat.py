@@ -1,4 +1,4 @@
-"""Chat template and tokenizer of a checkpoint. Engines and learner both read prompts through here, so that they see the
+"""Chat template and tokenizer of a checkpoint. Engines and learner both render prompts by this module, so that they see the
 same tokens."""
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from rlsys.errors import ConfigError
 from rlsys.records import Prompt
 
 _RENDERED_BYTES = 16 << 20
-"""Of rendered conversations that are kept; the prompts of a task share a few questions."""
+"""Size of the cache of rendered conversations. The prompts of a task share a few questions, so most of them hit the cache."""
 _MARK = "\u2063sampled\u2063"
-"""Stands for an assistant turn whose tokens are known while the conversation is rendered."""
+"""Placeholder in the rendered text for an assistant turn whose sampled tokens are known."""
 _TOKEN_BYTES = 40
-"""Of a Python integer in a tuple."""
+"""Memory of one Python integer in a tuple."""
 
 
 class Chat:
-    """What a Hugging Face folder says about turning conversations into tokens.
+    """Turns conversations into tokens as a Hugging Face folder prescribes.
 
     Attributes:
-        tokenizer: of transformers.
-        processor: of transformers; `None` if the checkpoint takes no images.
-        ends: ids of the tokens that end an answer: end-of-sequence, and those of the generation configuration.
-        special: ids that must not stand inside an answer: added special tokens, and those that the model's
+        tokenizer: the tokenizer of transformers.
+        processor: the processor of transformers; `None` if the checkpoint takes no images.
+        ends: ids of the tokens that end a response: end-of-sequence, and those of the generation configuration.
+        special: ids that must not occur inside a response: added special tokens, and the tokens that the model's
             configuration names (placeholders of images and videos, beginning and end of vision, padding, ...).
     """
 
@@ -44,10 +44,11 @@ class Chat:
         self._rendered: ByteCache[tuple, tuple[int, ...]] = ByteCache(_RENDERED_BYTES)
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
-        """Token ids up to where the answer begins; one placeholder per image, before the first user turn's text.
+        """Token ids up to the position where the response begins, with one placeholder per image before the text of the first
+        user turn.
 
-        A special token spelled out in a message is read as text: whoever wrote the message, a placeholder without a
-        picture would end the engine and a `<score>` could be forged.
+        A special token that is spelled out in a message is tokenized as plain text, whoever wrote the message. Otherwise a
+        placeholder without an image would crash the engine, and a `<score>` could be forged.
 
         A prompt without turns is the beginning of a plain text: the beginning-of-sequence token, or, where a tokenizer has
         none, the end-of-sequence token, after which another text begins.
@@ -68,10 +69,10 @@ class Chat:
         return found
 
     def token_id(self, token: str) -> int:
-        """Id of a token by name.
+        """The id of a token, by its name.
 
         Raises:
-            ConfigError: the tokenizer does not have it.
+            ConfigError: the tokenizer does not have this token.
         """
         found = self.tokenizer.convert_tokens_to_ids(token)
         if found is None or found == self.tokenizer.unk_token_id:
@@ -79,15 +80,15 @@ class Chat:
         return found
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of a text that is no message; special tokens in it are special."""
+        """Token ids of a text that is not a message. Special tokens in the text are recognized as such."""
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def texts(self, token_ids: Sequence[Sequence[int]]) -> list[str]:
-        """Decoded without special tokens."""
+        """The decoded texts, without special tokens."""
         return self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
 
     def candidate_id(self, text: str) -> int | None:
-        """Id of the token that spells a text alone; `None` if no single token does, or only the one for unknown text."""
+        """The id of the single token that spells a text; `None` if the text takes several tokens or is unknown."""
         found = self.text_ids(text)
         return found[0] if len(found) == 1 and found[0] != self.tokenizer.unk_token_id else None
 
@@ -113,10 +114,14 @@ class Chat:
         return self._around(text.split(_MARK), sampled)
 
     def _around(self, pieces: Sequence[str], sampled: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-        """Tokens of a rendered conversation whose assistant turns are those that were sampled.
+        """The tokens of a rendered conversation, with the sampled tokens in place of its assistant turns.
+
+        Args:
+            pieces: the rendered text between the assistant turns, one more than there are turns.
+            sampled: the sampled tokens of every assistant turn.
 
         Raises:
-            ConfigError: the chat template does not show every assistant turn once, as it is.
+            ConfigError: the chat template does not show every assistant turn exactly once and unchanged.
         """
         if len(pieces) != len(sampled) + 1:
             raise ConfigError(
@@ -127,7 +132,7 @@ class Chat:
         for turn, piece in zip(sampled, pieces[1:], strict=True):
             after = self.text_ids(piece)
             ids += turn
-            # The template ends the turn; so did the policy, if it was not cut.
+            # The template ends the turn with an end token. The sampled tokens have it too, unless the response was cut off.
             ids += after[1:] if after and turn[-1] in self.ends and after[0] == turn[-1] else after
         return tuple(ids)
 

@@ -1,20 +1,20 @@
-"""Every error rlsys raises on purpose.
+"""All errors that rlsys raises on purpose.
 
-Each is also the standard class a caller would expect (`ValueError` for a wrong value, `TimeoutError` for a deadline, ...),
-so code that knows nothing of rlsys can still catch it.
+Every error is also an instance of the standard class that a caller would expect (`ValueError` for a wrong value,
+`TimeoutError` for a deadline, ...), so that code without knowledge of rlsys can catch it.
 """
 
 
 class RlsysError(Exception):
-    """Root of all errors raised on purpose by rlsys."""
+    """Base class of all errors that rlsys raises on purpose."""
 
 
 class ConfigError(RlsysError, ValueError):
-    """A configuration that cannot run; the message names the key and shows the value."""
+    """The configuration cannot run. The message names the key and shows the value."""
 
 
 class WireError(RlsysError, ValueError):
-    """A frame that cannot be decoded; the message says where (byte offset or field path)."""
+    """A frame cannot be encoded or decoded. The message gives the place (byte offset or field path)."""
 
 
 class TruncatedFrame(WireError):
@@ -22,47 +22,47 @@ class TruncatedFrame(WireError):
 
 
 class CorruptFrame(WireError):
-    """A checksum does not match, or the bytes are no msgpack."""
+    """A checksum does not match, or the bytes are not valid msgpack."""
 
 
 class FrameTooLarge(WireError):
-    """A frame, array, string or nesting above the stated limit."""
+    """A frame, an array, a string or the nesting of records is above the stated limit."""
 
 
 class SchemaMismatch(WireError):
-    """The frame was written by another schema number."""
+    """The frame was written with another schema number."""
 
 
 class WrongType(WireError, TypeError):
-    """A field holds a value of another type than its record declares, or the record is another one than expected."""
+    """A field holds a value of another type than its record declares, or the frame holds another record than expected."""
 
 
 class JournalError(RlsysError, OSError):
-    """The journal on disk is damaged beyond its torn tail, or is used out of order."""
+    """The journal on disk is damaged before its torn end, or its methods are called out of order."""
 
 
 class CheckpointError(RlsysError, OSError):
-    """A checkpoint is incomplete, altered, or of another run."""
+    """A checkpoint is incomplete, altered, or belongs to another run."""
 
 
 class ResourceError(RlsysError, RuntimeError):
-    """The actors of a run do not fit the cores, memory or GPUs there are."""
+    """The actors of a run do not fit on the available cores, memory or GPUs."""
 
 
 class EngineError(RlsysError, RuntimeError):
-    """An inference engine could not do what was asked."""
+    """An inference engine could not carry out a request."""
 
 
 class WorkerDied(RlsysError, RuntimeError):
-    """A worker process ended before it answered."""
+    """A worker process ended, or missed its deadline, before it answered."""
 
 
 class LearnerError(RlsysError, RuntimeError):
-    """The learner cannot go on: a rank died, a loss is not finite, a reference does not match."""
+    """The learner cannot continue: a rank died, a loss is not finite, or a reference does not match."""
 
 
 class SyncError(RlsysError, RuntimeError):
-    """Weights did not arrive as sent: names, count, digest or probe log-probabilities differ."""
+    """The weights did not arrive as they were sent: names, count, digest or probe logprobs differ."""
 
 
 class SyncTimeout(SyncError, TimeoutError):
@@ -70,8 +70,8 @@ class SyncTimeout(SyncError, TimeoutError):
 
 
 class RoundRefused(RlsysError, RuntimeError):
-    """A round's result was refused by the gate more often than allowed."""
+    """The gate refused the result of a round more often than the configuration allows."""
 
 
 class PromptsExhausted(RlsysError, LookupError):
-    """A prompt source has fewer prompts than a round asks for."""
+    """A prompt source has fewer prompts than a round needs."""

@@ -1,8 +1,9 @@
-"""THE loop. It has never heard of Ray, vLLM or DeepSpeed.
+"""The training loop. It does not depend on Ray, vLLM or DeepSpeed.
 
-A round's stages run at once: while the learner trains on the first pairs, later prompts are still being answered and judged.
-The engines change version only in `publish`, after the round's last step, so every pair of a round comes from one version
-and the overlap costs no staleness. `plan.lag` lets generation run that many rounds ahead on top; nothing else changes.
+The stages of a round run at the same time: while the learner trains on the first examples, the engines still sample responses
+to later prompts and the judge still scores them. The engines change their version only in `publish`, after the last optimizer
+step of the round. Therefore all examples of a round come from one version, and the overlap costs no staleness. `plan.lag`
+lets generation run that many rounds ahead of training; nothing else changes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,14 @@ from rlsys.run.pipeline import Pipeline
 
 
 def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -> Iterator[RoundReport]:
-    """Run the schedule from round `first`, whose policy is `version`; one report per round, after its checkpoint is on disk.
+    """Run the schedule from round `first`, and yield one report per round after the round's checkpoint is on disk.
 
-    Invariant: a round's answers come from one version, the one the engines held when its generation began; with `lag` 0 that
-    is the version the round trains, and never more than `lag` rounds lie between the two. A refused round publishes twice.
+    Invariant: all responses of a round come from one version, the version that the engines held when the round's generation
+    began. With `lag` 0 this is the version that the round trains; in general at most `lag` rounds lie between the two. A
+    refused round publishes twice.
+
+    Args:
+        version: version of the weights that the learner and the engines hold when round `first` begins.
     """
     schedule, starts = components.schedule, _starts(components, first)
     with Pipeline(components, first) as pipeline:
@@ -31,7 +36,7 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
             fit = components.learner.fit(current.examples, current.plan, version=version)
             pipeline.trained()
             sync = components.weights.publish(version + 1)
-            # From here on an engine that is replaced must come back with the weights of the others.
+            # From here on, a worker that replaces a dead one must start with the same weights as the others.
             components.checkpoints.stage(components.learner, version + 1, executor=pipeline.saving)
             report = current.recorder.report(fit, sync, starts=starts)
             version += 1
@@ -52,7 +57,8 @@ def run_rounds(components: RunComponents, *, first: int = 0, version: int = 0) -
 
 
 def _starts(components: RunComponents, first: int) -> dict[int, int]:
-    """Versions that those rounds before `first` started from which may have given answers to later ones."""
+    """The version that training started from, for every round before `first` whose weights may have sampled responses of
+    later rounds."""
     lag = max(
         (components.schedule.plan(round).lag for round in range(first, components.schedule.num_rounds)), default=0
     )

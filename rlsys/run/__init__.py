@@ -1,1 +1,1 @@
-"""A run's rounds as they happen: its components, the rounds in flight, their recorder, and the weight updates."""
+"""The execution of a run's rounds: the run components, the rounds in flight, their recorder, and the weight updates."""

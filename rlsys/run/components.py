@@ -1,4 +1,4 @@
-"""Everything a run is made of."""
+"""The run components: all objects that the loop of a run uses."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from rlsys.schedules.phases import Schedule
 
 @dataclass(frozen=True, kw_only=True)
 class RunComponents:
-    """What the loop and its helpers are given."""
+    """The components of one run, which the composition root makes for the loop, its pipeline and its recorder."""
 
     schedule: Schedule
     prompts: PromptSource
     fingerprint: str
-    """What besides a plan decides a round's answers, as text: answers of a run that was cut short are taken again only if
-    it has not changed."""
+    """The run fingerprint: everything besides the plan that determines a round's responses, as text. A resumed run reuses the
+    responses of an interrupted round only if the fingerprint is unchanged."""
     rollouts: RolloutStage
     feedback: FeedbackStage
     builder: ExampleBuilder

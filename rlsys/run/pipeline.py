@@ -1,4 +1,4 @@
-"""Rounds whose answers are being made and judged, in threads of their own, while the loop trains."""
+"""The rounds in flight: their responses are sampled and judged in threads of their own while the loop trains."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from rlsys.run.components import RunComponents
 from rlsys.run.recorder import RoundRecorder
 
 AHEAD = 64
-"""Groups that may wait between two stages while their round is being trained."""
+"""Number of groups that may wait between two stages while their round is being trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,21 +28,22 @@ class RoundInFlight:
     groups: Stream[RolloutGroup]
     scored: Stream
     examples: Iterator
-    """What the learner is given: the round's own examples, and those that its replay puts among them."""
+    """The examples that the learner trains on: the round's own examples and those that the replay adds."""
 
     def close(self) -> None:
+        """Let the producers of the round's streams end."""
         self.groups.close()
         self.scored.close()
 
 
 class Pipeline:
-    """Rounds in flight, the next to train first.
+    """The rounds in flight, in the order in which they are trained.
 
     with Pipeline(components, first) as pipeline:
-        pipeline.launch(first)                     # and as many rounds after it as may run ahead
+        pipeline.launch(first)                     # also launches the later rounds that may run ahead
         train(pipeline.next.examples)
-        pipeline.trained()                         # that round is out; none is being answered or judged any more
-        with pipeline.launching(first + 1):        # the engines go on while their weights are put on disk
+        pipeline.trained()                         # removes that round; no round is being sampled or judged any more
+        with pipeline.launching(first + 1):        # the engines sample the next round while their weights are saved
             commit_and_report()
     """
 
@@ -51,7 +52,7 @@ class Pipeline:
         self._rounds: deque[RoundInFlight] = deque()
         self._unlaunched = first
         self._replayed: dict[int, Mapping[str, int]] = {}
-        """For every round that is done or in hand, the examples of each source that it was given."""
+        """For every round that was launched, the number of replayed examples by source."""
         self._committed: Future[None] = Future()
         self._committed.set_result(None)
         self._stack = ExitStack()
@@ -69,27 +70,30 @@ class Pipeline:
 
     @property
     def next(self) -> RoundInFlight:
-        """The round to train next, or in hand."""
+        """The round that is trained now or next."""
         return self._rounds[0]
 
     def launch(self, round: int) -> None:
-        """Launch `round`, the next to train, and those that may be answered before it is trained, where they are not yet."""
+        """Launch `round`, which is trained next, and all later rounds that may be sampled before it is trained. Rounds that are
+        already in flight are left alone."""
         schedule = self._components.schedule
         while self._unlaunched < schedule.num_rounds:
             plan = schedule.plan(self._unlaunched)
             if plan.round - round > plan.lag:
                 return
-            self._rounds.append(self._launched(plan))
+            self._rounds.append(self._start(plan))
             self._unlaunched += 1
 
     def trained(self) -> None:
-        """The next round is trained; wait for the answers of those after it and for their verdicts, because the engines change
-        version only between two rounds' answers, and a judge that asks the policy's weights must have the same ones for all
-        answers of a round. It is never a wait for ever: the streams of a round that runs ahead hold all of it.
+        """Remove the round that was trained, and wait for the responses and verdicts of the later rounds in flight.
+
+        The wait is necessary because the engines change their version only between the responses of two rounds, and because a
+        judge that uses the policy's weights must use the same weights for all responses of a round. The wait always ends: the
+        streams of a round that runs ahead can hold the whole round.
 
         Raises:
-            Exception: what their stages raised. Nothing may be published then: the resumed run would answer their prompts
-                with weights that they were not to come from.
+            Exception: the error of a stage of a later round. Nothing may be published then: a resumed run would sample that
+                round with weights of another version than the plan prescribes.
         """
         self._rounds.popleft()
         for later in self._rounds:
@@ -98,11 +102,11 @@ class Pipeline:
 
     @contextmanager
     def launching(self, round: int | None) -> Iterator[None]:
-        """Launch `round` (`None`: nothing more) while the round before it is put on disk, checkpoint and report, inside the
-        block.
+        """Launch `round` (`None`: launch nothing). Inside the `with` block, the caller writes the checkpoint and the report of
+        the round before it.
 
-        Until both are there a kill would take the run back to older weights, and answers of these must not pass for those of
-        weights trained again: the new rounds' journals are not sealed before.
+        The journals of the new rounds are sealed only after the block. Until then a kill would take the run back to older
+        weights, which are then trained again; responses of the lost weights must not be reused as responses of the new ones.
         """
         self._committed = Future()
         if round is not None:
@@ -110,11 +114,11 @@ class Pipeline:
         yield
         self._committed.set_result(None)
 
-    def _launched(self, plan: RoundPlan) -> RoundInFlight:
-        """Start answering and judging a round's prompts, after those of rounds that were launched before.
+    def _start(self, plan: RoundPlan) -> RoundInFlight:
+        """Start to sample and judge a round's responses, after those of the rounds that were launched before.
 
-        What waits between the stages is bounded: by `AHEAD` groups where the learner consumes meanwhile, by the round's own
-        size where it runs ahead (nobody consumes it before its turn).
+        The number of groups that wait between the stages is bounded: by `AHEAD` if the learner consumes them at the same time,
+        and by the size of the round if it runs ahead, because then nobody consumes its groups before it is trained.
         """
         components = self._components
         build = registry.examples.configured(components.builder, plan.options.get("examples", {}))
@@ -136,7 +140,7 @@ class Pipeline:
         )
 
     def _close(self) -> None:
-        """Also of the round in hand, if its training failed: its stages must not wait for ever."""
+        """Close all rounds in flight, including one whose training failed, so that no stage waits forever."""
         self._committed.cancel()
-        for launched in self._rounds:
-            launched.close()
+        for in_flight in self._rounds:
+            in_flight.close()

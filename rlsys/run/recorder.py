@@ -1,4 +1,4 @@
-"""A round's bookkeeping: every record that passes is journalled and counted, and at the end the counts are the report."""
+"""The recorder of a round: it journals and counts every record that passes through it, and makes the round's report."""
 
 from __future__ import annotations
 
@@ -23,42 +23,46 @@ from rlsys.records import (
 from rlsys.run.components import RunComponents
 
 NOT_MEASURED = float("nan")
-"""What a round without pairs says of its loss, and one without answers to measure it on of its KL."""
+"""The loss of a round without examples, and the KL of a round without responses to measure it on."""
 
 
 class RoundRecorder:
-    """Passes one round's records through, writes them down before it hands them on, and counts them."""
+    """Passes the records of one round from stage to stage. It journals every record before it passes it on, and counts it."""
 
     def __init__(self, plan: RoundPlan, components: RunComponents, *, committed: Future[None]) -> None:
         """
         Args:
-            committed: done when the round that made the weights that answer is on disk. Answers are not sealed before.
+            committed: future that is done when the round that trained the sampling weights is on disk. The responses are not
+                sealed before.
         """
         self._plan = plan
         self._components = components
         self._committed = committed
         self._start = components.schedule.first_prompt(plan.round)
-        self._asked = f"groups {_asked(plan)}, from prompt {self._start} on, of {components.fingerprint}, to prompts "
-        self._earlier = components.journal.attempts(plan.round)  # before this one begins
+        self._name = (
+            f"groups {_sampling_of(plan)}, from prompt {self._start} on, of {components.fingerprint}, to prompts "
+        )
+        """Name of the seal of complete groups, without the fingerprint of the prompts."""
+        self._earlier = components.journal.attempts(plan.round)  # read before this attempt begins
         components.journal.begin(plan.round)
         self.num_groups = self.num_rollouts = self.num_pairs = 0
         self.failed_rollouts = self.failed_critiques = 0
         self.oldest_version: int | None = None
         self.replayed: Counter[str] = Counter()
-        """Examples of each source that were trained on."""
+        """Number of replayed examples that the round has trained on, by source."""
 
     def groups(self) -> Iterator[RolloutGroup]:
-        """The round's rollout groups, in prompt order; from the journal if an earlier attempt had finished them."""
+        """The round's rollout groups, in prompt order. They are read from the journal if an earlier attempt completed them."""
         components, plan = self._components, self._plan
-        whole, asked = self._whole(), Fingerprint()
-        if whole is not None:
-            source: Iterable[RolloutGroup] = components.journal.read(plan.round, RolloutGroup, attempt=whole)
+        reusable, fingerprint = self._reusable_attempt(), Fingerprint()
+        if reusable is not None:
+            source: Iterable[RolloutGroup] = components.journal.read(plan.round, RolloutGroup, attempt=reusable)
         else:
             prompts = components.prompts.take(self._start, plan.num_prompts)
             source = components.rollouts.stream(prompts, plan)
         for group in components.tracker.track("rollout", source, plan.num_prompts):
             components.journal.append(plan.round, group)
-            asked.add(group.prompt)
+            fingerprint.add(group.prompt)
             self.num_groups += 1
             self.num_rollouts += sum(rollout.count for rollout in group.responses)
             self.failed_rollouts += group.failed
@@ -66,19 +70,21 @@ class RoundRecorder:
             self.oldest_version = min(versions)
             yield group
         self._committed.result()
-        components.journal.seal(plan.round, self._asked + asked.hex)
+        components.journal.seal(plan.round, self._name + fingerprint.hex)
 
-    def _whole(self) -> int | None:
-        """The last earlier attempt whose answers are as good as new: a kill cut it short after all of them had come, and they
-        were asked for as this plan does, by prompts that ask what the source's ask now. The source may have been edited
-        since. Its prompts are read, pictures and all, only if an attempt has everything else in common with this one.
+    def _reusable_attempt(self) -> int | None:
+        """The last earlier attempt whose responses can be reused, or `None`.
+
+        Such an attempt was killed after all its responses were complete, and its seal matches this round: the same sampling
+        plan, the same run fingerprint and the same prompts. The prompts are compared because the source may have been edited
+        since. The source's prompts, including their images, are read only if everything else of an attempt matches.
         """
         journal, plan = self._components.journal, self._plan
         seals = {attempt: journal.seals(plan.round, attempt=attempt) for attempt in self._earlier}
-        alike = [attempt for attempt, found in seals.items() if any(seal.startswith(self._asked) for seal in found)]
+        alike = [attempt for attempt, found in seals.items() if any(seal.startswith(self._name) for seal in found)]
         if not alike:
             return None
-        now = self._asked + Fingerprint(self._components.prompts.take(self._start, plan.num_prompts)).hex
+        now = self._name + Fingerprint(self._components.prompts.take(self._start, plan.num_prompts)).hex
         return max((attempt for attempt in alike if now in seals[attempt]), default=None)
 
     def scored(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:
@@ -91,7 +97,7 @@ class RoundRecorder:
             yield scored
 
     def examples(self, scored_groups: Iterable[ScoredGroup], build: ExampleBuilder) -> Iterator[Any]:
-        """What the objective learns from, in prompt order."""
+        """The examples of the round's own groups, in prompt order."""
         components, plan = self._components, self._plan
         for scored in components.tracker.track("train", scored_groups, plan.num_prompts):
             examples = build(scored)
@@ -100,8 +106,8 @@ class RoundRecorder:
             yield from examples
 
     def trained(self, mixed: Iterable[Any]) -> Iterator[Any]:
-        """What the learner is given of a replay's mix: all examples. Those that are not the round's own are only counted; the
-        journal does not keep them twice.
+        """All examples of a replay's mix, which the learner trains on. Replayed examples are only counted, so that the journal
+        does not store them twice.
         """
         for example in mixed:
             if isinstance(example, Replayed):
@@ -110,10 +116,10 @@ class RoundRecorder:
             yield example
 
     def report(self, fit: FitReport, sync: SyncReport, *, starts: Mapping[int, int]) -> RoundReport:
-        """What the round did, evaluated if it is its turn or if the gate ends the run with it.
+        """The report of the round. It includes an evaluation if one is due, or if the gate ends the run with this round.
 
         Args:
-            starts: version that the training of rounds started from, of this one and of as many before it as the lag.
+            starts: version that training started from, by round, for this round and for as many rounds before it as the lag.
         """
         components, round = self._components, self._plan.round
         report, started = self._unevaluated(fit, sync, starts), time.monotonic()
@@ -156,12 +162,13 @@ class RoundRecorder:
 
 
 def _staleness(round: int, sampled: int, starts: Mapping[int, int]) -> int:
-    """Rounds from the one that started with the version `sampled` to `round`. Versions cannot say it: a refusal uses two."""
+    """Number of rounds between `round` and the round whose training started from the version `sampled`. The difference of the
+    versions is not this number, because a refused round uses two versions."""
     return round - max((early for early, version in starts.items() if version <= sampled), default=min(starts))
 
 
-def _asked(plan: RoundPlan) -> str:
-    """What of a plan decides its answers, as text."""
+def _sampling_of(plan: RoundPlan) -> str:
+    """The parts of a plan that determine the round's responses, as text."""
     temperatures = ", ".join(f"{value:g}" for value in plan.temperatures)
     return (
         f"{plan.num_prompts} x {plan.num_candidates} at {temperatures}, top_p {plan.top_p:g}, {plan.max_tokens} tokens, "

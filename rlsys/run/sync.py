@@ -1,11 +1,12 @@
-"""Weights from the learner to every engine, and the proof that they arrived.
+"""Weight updates from the learner to every engine, and the proof that the weights arrived.
 
     sync = WeightSync(learner=learner, rollouts=rollouts, transport=Gloo())
     report = sync.publish(3)
 
-A publish is proven twice: every engine reports names, count, bytes and digest of what it loaded, which must be those
-of what was sent; then engines and learner score the same fixed sequences. A digest says that the bytes arrived, a score
-says that they are where they belong and that nothing computed with the old ones is used any more.
+An update is proven twice. First, every engine reports names, count, bytes and digest of the weights that it loaded, which must
+equal those of the weights that were sent. Then the engines and the learner compute the logprobs of the same fixed sequences.
+The digest proves that the bytes arrived. The logprobs prove that the weights are in the right places, and that no cached
+result of the old weights is in use.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from rlsys.errors import ConfigError, SyncError, SyncTimeout, WorkerDied
 from rlsys.records import Probe, SyncReport
 
 CHECKED = ("num_tensors", "num_bytes", "digest", "names")
-"""What an engine must report as the sender does; the shortest to read first."""
-
+"""Keys in which the report of an engine must equal the report of the sender. The shortest values come first."""
 
 TOLERANCES = {"fp32": 1e-3, "bf16": 0.5}
-"""Nats between an engine and the learner on one token, by the learner's precision. bf16 keeps 8 bits of a logit: of 15,000
-tokens of the scenes policy half were equal, 99% within 0.03 and all within 0.11. Weights in a wrong place cost nats.
+"""Largest allowed difference, in nats, between the logprobs of an engine and of the learner on one token, by the learner's
+precision. bf16 keeps 8 bits of a logit: on 15,000 tokens of the scenes policy, half of the logprobs were equal, 99% were within
+0.03 and all within 0.11. Weights in wrong places cause differences of whole nats.
 """
 
 
 class SendingLearner(Protocol):
-    """What a weight update needs of the learner."""
+    """The methods of the learner that a weight update uses."""
 
     def open_transport(self, transport: Any, num_receivers: int) -> dict[str, Any]: ...
 
@@ -43,7 +44,7 @@ class SendingLearner(Protocol):
 
 
 class ReceivingStage(Protocol):
-    """What a weight update needs of the engines."""
+    """The methods of the rollout stage that a weight update uses."""
 
     receivers_per_worker: int
 
@@ -59,10 +60,10 @@ class ReceivingStage(Protocol):
 
 
 class WeightSync:
-    """`rlsys.contracts.Weights`.
+    """The implementation of `rlsys.contracts.Weights`.
 
-    A worker that dies in a publish is replaced by the stage; the publish is then done once more, for all. Versions go
-    up; one version per worker is not supported.
+    If a worker dies during an update, the stage replaces it, and the update is repeated once for all workers. Versions must
+    increase. Different versions on different workers are not supported.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class WeightSync:
         """
         Args:
             transport: a plug-in of group `transport`.
-            tolerance: largest difference between engine and learner on a probe's token, nats.
-            deadline_s: for the transfer and the probes together.
+            tolerance: largest difference in nats between the logprobs of engine and learner on a token of a probe.
+            deadline_s: time limit of the transfer and the probes together.
 
         Raises:
             ConfigError: tolerance or deadline is not positive.
@@ -95,11 +96,12 @@ class WeightSync:
         self._version: int | None = None
 
     def publish(self, version: int) -> SyncReport:
-        """Send, load, empty caches, prove.
+        """Send the learner's weights, load them in every engine, empty the engines' caches, and prove the update.
 
         Raises:
-            SyncError: what arrived is not what was sent, the probe gap is above tolerance, or workers died twice.
-            SyncTimeout: not done before the deadline.
+            SyncError: an engine did not receive what was sent, the probe gap is above the tolerance, workers died in both
+                attempts, or `version` is not above the last one.
+            SyncTimeout: the update was not complete before the deadline.
         """
         if self._version is not None and version <= self._version:
             raise SyncError(f"version {version} cannot be published after version {self._version}")
@@ -107,7 +109,7 @@ class WeightSync:
         try:
             sent, gap, num_tokens = self._attempt(version)
         except WorkerDied:
-            # The stage has put another worker in its place, which holds older weights: all get these once more.
+            # The stage has replaced the worker. The new worker holds older weights, so all workers get the new ones once more.
             sent, gap, num_tokens = self._second_attempt(version)
         self._version = version
         return SyncReport(
@@ -121,14 +123,14 @@ class WeightSync:
         )
 
     def _attempt(self, version: int) -> tuple[dict[str, Any], float, int]:
-        """What was sent, the largest difference in nats, and the number of tokens compared.
+        """The sender's report, the largest difference in nats, and the number of compared tokens.
 
-        The learner scores the probes while the engines still load what it has sent.
+        The learner computes the logprobs of the probes while the engines still load the weights.
         """
         probes = self._probes(version)
         members = self._rollouts.members()
         offers = self._offers(members)
-        self._connected = ()  # until this update has ended well, the connection cannot be trusted
+        self._connected = ()  # the connection counts as broken until this update has succeeded
         manifest = self._learner.manifest(self._transport.bucket_bytes)
 
         def engines() -> tuple[list[dict[str, Any]], list[list[Any]]]:
@@ -159,7 +161,7 @@ class WeightSync:
         return probes
 
     def _offers(self, members: Sequence[str]) -> list[dict[str, Any]]:
-        """One per worker, or none if all are connected since an earlier update."""
+        """One offer per worker, or none if all workers are still connected from an earlier update."""
         if tuple(members) == self._connected:
             return []
         each = self._rollouts.receivers_per_worker
@@ -167,12 +169,12 @@ class WeightSync:
         return [{**offer, "receiver": number * each} for number in range(len(members))]
 
     def _together(self, version: int, **work: Callable[[], Any]) -> list[Any]:
-        """Results of both ends' work, which wait for each other.
+        """Run the tasks of both sides at the same time, because they wait for each other, and return their results.
 
         Raises:
-            SyncTimeout: one is not done before the deadline.
-            Exception: what one of them raised; of both, a dead worker before anything else, and last that one waited in vain
-                for the other.
+            SyncTimeout: a task was not done before the deadline.
+            Exception: the error of a task. If both tasks failed, the death of a worker has precedence over other errors, and
+                every other error over a timeout, which may only be a consequence of the other task's error.
         """
         pool = ThreadPoolExecutor(len(work), thread_name_prefix="sync")
         try:
@@ -180,7 +182,7 @@ class WeightSync:
             done, late = wait(futures, timeout=self._deadline_s)
         finally:
             pool.shutdown(wait=False)
-        errors = sorted((future.exception() for future in done if future.exception()), key=_how_late)
+        errors = sorted((future.exception() for future in done if future.exception()), key=_precedence)
         if errors:
             raise errors[0]
         if late:
@@ -201,7 +203,11 @@ class WeightSync:
     def _largest_gap(
         self, version: int, probes: Sequence[Probe], engines: Sequence[list[Any]], learner: Sequence[Any]
     ) -> float:
-        """In nats."""
+        """The largest difference between the logprobs of an engine and of the learner, in nats.
+
+        Raises:
+            SyncError: a difference is above the tolerance.
+        """
         largest = 0.0
         for member, scores in zip(self._rollouts.members(), engines, strict=True):
             for number, (ours, theirs) in enumerate(zip(scores, learner, strict=True)):
@@ -216,13 +222,13 @@ class WeightSync:
         return largest
 
 
-def _how_late(error: BaseException) -> int:
-    """0 for what may have caused other errors, 2 for what others cause."""
+def _precedence(error: BaseException) -> int:
+    """Sort key of errors: 0 for an error that may have caused the others, 2 for one that may be their consequence."""
     return 0 if isinstance(error, WorkerDied) else 2 if isinstance(error, SyncTimeout) else 1
 
 
 def _gap(ours: Any, theirs: Any) -> tuple[float, int]:
-    """Largest difference and where; not-a-number counts as larger than anything."""
+    """The largest difference and its position. A difference that is not a number counts as infinite."""
     one, two = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
     if one.shape != two.shape or not one.size:
         raise SyncError(f"a probe was scored at {one.shape} places by an engine, {two.shape} by the learner")

@@ -1,17 +1,17 @@
-"""What all transports share: the two ends of one (`meeting.py`: how they find each other).
+"""Base classes of all transports: sender and receiver. `rendezvous.py` shows how the two find each other.
 
     transport.sender(num_receivers=2)                       in the learner
         .offer()          -> dict, given to every receiver as {**offer, "receiver": 0}, {**offer, "receiver": 1}
         .connect()        wait for all receivers
-        .send_bucket(...) once per bucket of the manifest, in order; returns while the bucket is on its way
-        .finish()         -> what was sent
+        .send_bucket(...) once per bucket of the manifest, in order; returns while the bucket is still being sent
+        .finish()         -> report of the sent weights
         .close()
     open_receiver(offer, device)                            in every engine process
         .receive(manifest, keep=False) -> the same buckets, one after the other, each valid until the next
-        .report()          -> what came
+        .report()          -> report of the received weights
         .close()
 
-A sender outlives an update: `send_bucket` ... `finish` may follow each other many times on one connection.
+One connection serves many updates: the sequence `send_bucket` ... `finish` may be repeated.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from rlsys.transports.digest import TensorDigest, piece_sums
 from rlsys.transports.rendezvous import failure, join_store, own_address, serve_store
 
 
-class Tally:
-    """Counts and fingerprints the tensors of one update."""
+class TransferMetrics:
+    """Counts the tensors of one update, and computes their digest."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -37,18 +37,18 @@ class Tally:
         self._digest = TensorDigest()
 
     def add(self, flat: torch.Tensor, bucket: Bucket) -> None:
-        """Add a bucket's tensors, packed."""
+        """Add the packed tensors of a bucket."""
         self.add_values(flat, bucket)
         self.names.extend(bucket["names"])
         self.num_bytes += payload_bytes(bucket)
 
     def add_values(self, flat: torch.Tensor, bucket: Bucket) -> None:
-        """Add names and values to the fingerprint."""
+        """Add the names and values of a bucket's tensors to the digest."""
         for entry in described_bytes(flat.cpu(), bucket):
             self._digest.update_bytes(*entry)
 
     def report(self) -> dict[str, Any]:
-        """`names`, `num_tensors`, `num_bytes` (alignment not counted) and `digest`."""
+        """The report of the update: `names`, `num_tensors`, `num_bytes` (without alignment) and `digest`."""
         return {
             "names": self.names,
             "num_tensors": len(self.names),
@@ -57,19 +57,19 @@ class Tally:
         }
 
 
-class DeviceTally(Tally):
-    """Of buckets on a GPU: what is fingerprinted are names, dtypes, shapes and the sums of a bucket's pieces."""
+class DeviceTransferMetrics(TransferMetrics):
+    """Metrics of buckets on a GPU. The digest covers names, dtypes, shapes and the sums of a bucket's pieces (`piece_sums`)."""
 
     def __init__(self) -> None:
         super().__init__()
         self._sums: list[tuple[Bucket, torch.Tensor]] = []
 
     def add_values(self, flat: torch.Tensor, bucket: Bucket) -> None:
-        """As `Tally`; nothing waits for the GPU here."""
+        """As `TransferMetrics.add_values`, without waiting for the GPU."""
         self._sums.append((bucket, piece_sums(flat)))
 
     def report(self) -> dict[str, Any]:
-        """As `Tally`."""
+        """As `TransferMetrics.report`; this call waits for the GPU."""
         sums, self._sums = self._sums, []
         for bucket, values in sums:
             for name, dtype, shape in zip(bucket["names"], bucket["dtypes"], bucket["shapes"], strict=True):
@@ -79,9 +79,9 @@ class DeviceTally(Tally):
 
 
 class Sender:
-    """The learner's end. A transport implements `connect`, `_pack`, `_post`, `_settle` and `_leave`."""
+    """The sender in the learner. A transport implements `connect`, `_pack`, `_post`, `_settle` and `_leave`."""
 
-    tally: type[Tally] = Tally
+    metrics: type[TransferMetrics] = TransferMetrics
 
     def __init__(self, *, name: str, num_receivers: int, deadline_s: float, host: str | None) -> None:
         self.num_receivers = num_receivers
@@ -94,29 +94,30 @@ class Sender:
             "num_receivers": num_receivers,
             "deadline_s": deadline_s,
         }
-        self._tally = self.tally()
+        self._metrics = self.metrics()
         self._started: float | None = None
         self._failure: SyncError | None = None
         self._posted = 0
-        """Buckets posted so far, over all updates."""
+        """Number of buckets posted so far, over all updates."""
 
     def offer(self) -> dict[str, Any]:
-        """Where receivers find this sender; plain values. The caller adds `receiver`, a number from 0, for each."""
+        """The address of this sender for its receivers, in plain values. The caller adds `receiver`, the number of the receiver
+        from 0."""
         return dict(self._offer)
 
     def connect(self) -> None:
         """Wait until every receiver has joined.
 
         Raises:
-            SyncTimeout: not all came before the deadline.
+            SyncTimeout: not all receivers have joined before the deadline.
         """
         raise NotImplementedError
 
     def send_bucket(self, tensors: Sequence[Named]) -> None:
-        """Hand over one bucket. It is copied first, so the tensors may change as soon as this returns.
+        """Send one bucket. The tensors are copied first, so they may change as soon as this returns.
 
-        Raises nothing: where a learner's ranks gather every bucket together, one that leaves in the middle would let the
-        others wait for ever. After a failure nothing more is sent, and `finish` raises it.
+        The method never raises a `SyncError`: if the learner's ranks gather every bucket together, a rank that stopped in the
+        middle would let the others wait forever. After an error nothing more is sent, and `finish` raises the error.
         """
         if self._started is None:
             self._started = time.monotonic()
@@ -129,30 +130,34 @@ class Sender:
     def _send(self, tensors: Sequence[Named]) -> None:
         flat = self._pack(tensors)
         self._settle()
-        # Announced before it is sent: libraries abort the process, or hang, where the two ends disagree about a size.
+        # The size is announced before the bucket is sent: communication libraries abort the process, or hang, if sender and
+        # receiver disagree about a size.
         self.store.set(f"bucket/{self._posted}", str(flat.numel()))
         self._post(flat)
         self._posted += 1
-        # Hashed while it travels, and from the copy that travels: what is reported is what was sent.
-        self._tally.add(flat, describe(tensors))
+        # The digest is computed while the bucket is being sent, and from the copy that is sent, so it describes what was sent.
+        self._metrics.add(flat, describe(tensors))
 
     def finish(self) -> dict[str, Any]:
-        """Wait for the last bucket: `names`, `num_tensors`, `num_bytes`, `digest` and `seconds` of this update.
+        """Wait until the last bucket has arrived.
+
+        Returns:
+            A report with `names`, `num_tensors`, `num_bytes`, `digest` and `seconds` of this update.
 
         Raises:
-            SyncError: a receiver is lost. This sender is then of no more use than to be closed.
+            SyncError: a receiver is lost. The sender can then only be closed.
             SyncTimeout: a bucket did not arrive before the deadline.
         """
         if self._failure is not None:
             raise self._failure
         self._settle()
         seconds = 0.0 if self._started is None else time.monotonic() - self._started
-        report = {**self._tally.report(), "seconds": seconds}
-        self._tally, self._started = self.tally(), None
+        report = {**self._metrics.report(), "seconds": seconds}
+        self._metrics, self._started = self.metrics(), None
         return report
 
     def close(self) -> None:
-        """Leave; receivers that still wait get an error."""
+        """Leave the group. Receivers that still wait get an error."""
         self._leave()
         self.store = None
 
@@ -166,43 +171,44 @@ class Sender:
         raise NotImplementedError
 
     def _settle(self) -> None:
-        """Wait until what `_post` started has arrived; nothing to do if there is nothing."""
+        """Wait until the bucket that `_post` started to send has arrived; return at once if there is none."""
         raise NotImplementedError
 
 
 class Receiver:
-    """An engine's end. A transport implements `_post`, `_settle` and `_leave`, and `_used` if others wait for that."""
+    """The receiver in an engine. A transport implements `_post`, `_settle` and `_leave`, and `_used` if its sender waits until a
+    bucket is used."""
 
-    tally: type[Tally] = Tally
+    metrics: type[TransferMetrics] = TransferMetrics
     _keep = True
-    """Whether the tensors of this update may be kept."""
+    """Whether the caller may keep the tensors of this update."""
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         """
         Raises:
-            SyncTimeout: the sender is not there before the deadline.
+            SyncTimeout: the sender does not respond before the deadline.
         """
         self.device = device
         self.rank = offer["receiver"] + 1
         self.world_size = offer["num_receivers"] + 1
         self.deadline_s = offer["deadline_s"]
         self.store = join_store(offer["host"], offer["port"], self.deadline_s)
-        self._tally = self.tally()
+        self._metrics = self.metrics()
         self._posted = 0
-        """Buckets asked for so far, over all updates."""
+        """Number of buckets requested so far, over all updates."""
 
     def receive(self, manifest: dict[str, list[Bucket]], *, keep: bool = True) -> Iterator[list[Named]]:
-        """The buckets of an update, in order; while one is used, the next is on its way.
+        """The buckets of an update, in order. While the caller uses a bucket, the next one is already being received.
 
         Args:
-            keep: every bucket has memory of its own, so that its tensors may be kept. Otherwise they may be the sender's own,
-                and are only valid until the next bucket is asked for.
+            keep: whether the caller may keep the tensors, in which case every bucket gets memory of its own. Otherwise the
+                tensors may be in the sender's memory, and are only valid until the next bucket is requested.
 
         Raises:
-            SyncError: the sender is lost.
-            SyncTimeout: a bucket did not come before the deadline.
+            SyncError: the sender is lost, or a bucket has another size than the manifest says.
+            SyncTimeout: a bucket did not arrive before the deadline.
         """
-        self._tally, self._keep = self.tally(), keep
+        self._metrics, self._keep = self.metrics(), keep
         ahead: list[Any] = []
         for number, bucket in enumerate(manifest["buckets"]):
             flat = self._settle(ahead.pop() if ahead else self._ask(bucket))
@@ -210,7 +216,7 @@ class Receiver:
             if following and self.store.check([f"bucket/{self._posted}"]):
                 ahead.append(self._ask(following[0]))
             tensors = unpack(flat, bucket)
-            self._tally.add(flat, bucket)
+            self._metrics.add(flat, bucket)
             yield tensors
             self._used()
 
@@ -230,11 +236,11 @@ class Receiver:
         return pending
 
     def report(self) -> dict[str, Any]:
-        """`names`, `num_tensors`, `num_bytes` and `digest` of what came in the last update."""
-        return self._tally.report()
+        """`names`, `num_tensors`, `num_bytes` and `digest` of the tensors received in the last update."""
+        return self._metrics.report()
 
     def close(self) -> None:
-        """Leave."""
+        """Leave the group."""
         self._leave()
         self.store = None
 
@@ -242,23 +248,23 @@ class Receiver:
         raise NotImplementedError
 
     def _post(self, num_bytes: int) -> Any:
-        """Begin to receive a buffer; what is returned goes to `_settle`."""
+        """Begin to receive a buffer. The return value is passed to `_settle`."""
         raise NotImplementedError
 
     def _settle(self, pending: Any) -> torch.Tensor:
-        """uint8 [num_bytes], complete."""
+        """Wait until a buffer is complete, and return it as uint8 [num_bytes]."""
         raise NotImplementedError
 
     def _used(self) -> None:
-        """What came last is of no more use here, unless it is kept."""
+        """Note that the caller has used the last bucket. The default does nothing."""
 
 
 def open_receiver(offer: dict[str, Any], device: torch.device) -> Receiver:
     """Join the group of the sender that made `offer`.
 
     Raises:
-        ConfigError: no such transport here.
-        SyncError, SyncTimeout: the group did not come together.
+        ConfigError: this process does not know the transport.
+        SyncError, SyncTimeout: the receiver could not join the group.
     """
     name = offer["transport"]
     if name not in registry.transport:
@@ -269,7 +275,8 @@ def open_receiver(offer: dict[str, Any], device: torch.device) -> Receiver:
 
 
 def check_options(transport: Any) -> None:
-    """
+    """Check the options that all transports have.
+
     Raises:
         ConfigError: `bucket_bytes` or `deadline_s` is not positive.
     """

@@ -1,6 +1,6 @@
-"""Named tensors laid one after the other in flat buffers, so that a whole bucket travels in one operation.
+"""Buckets: named tensors packed into flat buffers, so that one operation sends many tensors.
 
-A manifest says what all buckets of an update hold; both ends work out the layout from it:
+A manifest describes the tensors in all buckets of an update. Sender and receiver both derive the layout of the buffers from it:
 
     {"buckets": [{"names": ["a", "b"], "dtypes": ["float32", "bfloat16"], "shapes": [[2, 3], [4]]}, ...]}
 """
@@ -15,7 +15,7 @@ from rlsys.common.lazy import torch
 from rlsys.errors import SyncError
 
 ALIGN = 16
-"""Bytes; every tensor begins at a multiple, so that the buffer can be viewed as any dtype there."""
+"""Alignment in bytes: every tensor begins at a multiple of it, so that the buffer can be viewed as any dtype there."""
 
 Named = tuple[str, "torch.Tensor"]
 Described = tuple[str, "torch.dtype", Sequence[int]]
@@ -25,11 +25,11 @@ Bucket = dict[str, list[Any]]
 def make_manifest(
     tensors: Iterable[tuple[str, torch.dtype, Sequence[int]]], bucket_bytes: int
 ) -> dict[str, list[Bucket]]:
-    """Share tensors out into buckets, in their order.
+    """Assign tensors to buckets, in their order.
 
     Args:
         tensors: name, dtype and shape of every tensor.
-        bucket_bytes: a bucket is closed before it would exceed this; a larger tensor gets a bucket of its own.
+        bucket_bytes: largest size of a bucket; a larger tensor gets a bucket of its own.
     """
     buckets: list[Bucket] = []
     used = bucket_bytes
@@ -46,7 +46,7 @@ def make_manifest(
 
 
 def describe(tensors: Iterable[Named]) -> Bucket:
-    """The manifest's entry of a bucket."""
+    """The manifest's entry for a bucket."""
     listed = list(tensors)
     return {
         "names": [name for name, _ in listed],
@@ -56,12 +56,12 @@ def describe(tensors: Iterable[Named]) -> Bucket:
 
 
 def flat_bytes(bucket: Bucket) -> int:
-    """Size of a bucket's buffer, alignment included."""
+    """Size of a bucket's buffer in bytes, alignment included."""
     return sum(_aligned(size) for size in _sizes(bucket))
 
 
 def payload_bytes(bucket: Bucket) -> int:
-    """Bytes of a bucket's tensors, without alignment."""
+    """Size of a bucket's tensors in bytes, without alignment."""
     return sum(_sizes(bucket))
 
 
@@ -72,7 +72,7 @@ def pack(tensors: Sequence[Named], device: torch.device | str) -> torch.Tensor:
 
 
 def pack_into(flat: torch.Tensor, tensors: Sequence[Named]) -> torch.Tensor:
-    """As `pack`, into the front of a buffer that is there already.
+    """As `pack`, into the front of an existing buffer.
 
     Raises:
         SyncError: the buffer is too small.
@@ -92,7 +92,7 @@ def pack_into(flat: torch.Tensor, tensors: Sequence[Named]) -> torch.Tensor:
 
 
 def unpack(flat: torch.Tensor, bucket: Bucket) -> list[Named]:
-    """Views of the tensors in a received buffer.
+    """The tensors in a received buffer, as views of it.
 
     Raises:
         SyncError: the buffer's size is not the bucket's, or a dtype is unknown.
@@ -102,7 +102,7 @@ def unpack(flat: torch.Tensor, bucket: Bucket) -> list[Named]:
 
 
 def described_bytes(flat: torch.Tensor, bucket: Bucket) -> Iterator[tuple[str, str, tuple[int, ...], memoryview]]:
-    """Name, dtype, shape and bytes of every tensor in a buffer in host memory, read in place."""
+    """Name, dtype, shape and bytes of every tensor in a buffer in host memory. The bytes are views of the buffer."""
     data, offset = memoryview(flat.numpy()), 0
     entries = zip(bucket["names"], bucket["dtypes"], bucket["shapes"], _sizes(bucket), strict=True)
     for name, dtype, shape, size in entries:
@@ -111,7 +111,8 @@ def described_bytes(flat: torch.Tensor, bucket: Bucket) -> Iterator[tuple[str, s
 
 
 def _pieces(flat: torch.Tensor, bucket: Bucket) -> list[torch.Tensor]:
-    """uint8, one for each tensor, cut in one operation: a view costs as much as copying a small tensor."""
+    """One uint8 view per tensor. All views are made in one operation, because making a view costs as much as copying a small
+    tensor."""
     sizes = _sizes(bucket)
     whole = [_aligned(size) for size in sizes]
     if flat.numel() != sum(whole):

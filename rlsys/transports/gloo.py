@@ -1,4 +1,4 @@
-"""Weights over TCP between processes without GPUs: one gloo broadcast per bucket."""
+"""Weight transport over TCP for processes without GPUs: one gloo broadcast per bucket."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from rlsys.transports.memory import HostMemory
 @registry.transport("gloo")
 @dataclass(kw_only=True)
 class Gloo:
-    """Broadcast by gloo, on any machine."""
+    """A broadcast by gloo, which works on any machine."""
 
     bucket_bytes: int = 8 << 20
-    """Tensors that travel together, bytes. Small enough to be still in a core's cache when they are fingerprinted."""
+    """Size of a bucket in bytes. A bucket of this size is still in the core's cache when its digest is computed."""
     deadline_s: float = 120.0
-    """For the rendezvous, and for each bucket."""
+    """Time limit of the rendezvous, and of each bucket."""
     host: str | None = None
-    """Address of the learner's machine for the engines; found from the routing table if `null`."""
+    """Address under which the engines reach the learner's machine; taken from the routing table if `null`."""
 
     def __post_init__(self) -> None:
         base.check_options(self)
 
     def sender(self, num_receivers: int) -> GlooSender:
-        """The learner's end for so many receivers."""
+        """The sender in the learner, for `num_receivers` receivers."""
         return GlooSender(name="gloo", num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host)
 
     @staticmethod
     def receiver(offer: dict[str, Any], device: torch.device) -> GlooReceiver:
-        """An engine's end."""
+        """The receiver in an engine."""
         return GlooReceiver(offer, device)
 
 
 class GlooSender(base.Sender):
-    """Rank 0 of the group."""
+    """The sender: rank 0 of the group."""
 
     _group: dist.ProcessGroupGloo | None = None
     _pending: tuple[dist.Work, torch.Tensor] | None = None
@@ -54,7 +54,8 @@ class GlooSender(base.Sender):
     def _leave(self) -> None:
         held = [self._pending, self._group]
         self._pending = self._group = None
-        # A group is freed only when its last broadcast has ended: if nobody receives it, at the deadline.
+        # Freeing a group waits until its last broadcast has ended, which without a receiver is at the deadline. Therefore a
+        # thread frees it.
         threading.Thread(target=held.clear, name="gloo-leave").start()
 
     def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
@@ -70,7 +71,7 @@ class GlooSender(base.Sender):
 
 
 class GlooReceiver(base.Receiver):
-    """Rank 1 and above."""
+    """A receiver: rank 1 and above of the group."""
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
@@ -97,7 +98,7 @@ class GlooReceiver(base.Receiver):
 def _group(store: dist.Store, rank: int, size: int, deadline_s: float, address: str) -> dist.ProcessGroupGloo:
     options = dist.ProcessGroupGloo._Options()
     options._timeout = timedelta(seconds=deadline_s)
-    # The interface is named by address: gloo's own choice resolves the host name, which often is the loopback.
+    # The interface is given by address: gloo's default resolves the host name, which is often the loopback address.
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
     try:
         return dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, options)

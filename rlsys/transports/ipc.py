@@ -1,7 +1,8 @@
-"""Weights between two processes that share a GPU: the engine loads them from the learner's memory on the device.
+"""Weight transport between processes that share a GPU: an engine loads the weights from the learner's memory on the device.
 
-The learner exports two buffers once, by CUDA IPC. While engines load from one, the next bucket goes into the other.
-The rendezvous carries the handles and, per bucket, "it is there" (every transport's announcement) and "it is used".
+The learner exports two buffers once, by CUDA IPC. While the engines load a bucket from one buffer, the learner writes the next
+bucket into the other. The rendezvous store carries the handles and, for every bucket, the announcement that it is available
+(as in every transport) and the count of receivers that have used it.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ NUM_BUFFERS = 2
 @registry.transport("ipc")
 @dataclass(kw_only=True)
 class Ipc:
-    """Copy on the device, for a learner's rank 0 and engines on one and the same GPU."""
+    """A copy on the device, for rank 0 of the learner and engines on the same GPU."""
 
     bucket_bytes: int = 1 << 30
-    """Tensors that travel together, bytes. The learner holds two buffers of this size; no tensor may be larger."""
+    """Size of a bucket in bytes. The learner holds two buffers of this size, and no tensor may be larger."""
     deadline_s: float = 120.0
-    """For the rendezvous, and for each bucket."""
+    """Time limit of the rendezvous, and of each bucket."""
     host: str | None = None
-    """Address of the learner's machine for the engines; found from the routing table if `null`."""
+    """Address under which the engines reach the learner's machine; taken from the routing table if `null`."""
 
     between_gpus: ClassVar[bool] = True
     on_shared_gpu: ClassVar[bool] = True
@@ -41,19 +42,19 @@ class Ipc:
         base.check_options(self)
 
     def sender(self, num_receivers: int) -> IpcSender:
-        """The learner's end for so many receivers."""
+        """The sender in the learner, for `num_receivers` receivers."""
         return IpcSender(self.bucket_bytes, num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host)
 
     @staticmethod
     def receiver(offer: dict[str, Any], device: torch.device) -> IpcReceiver:
-        """An engine's end."""
+        """The receiver in an engine."""
         return IpcReceiver(offer, device)
 
 
 class IpcSender(base.Sender):
-    """Owner of the buffers, on the current CUDA device."""
+    """The sender, which owns the buffers on the current CUDA device."""
 
-    tally = base.DeviceTally
+    metrics = base.DeviceTransferMetrics
 
     def __init__(self, bucket_bytes: int, **options: Any) -> None:
         super().__init__(name="ipc", **options)
@@ -65,7 +66,7 @@ class IpcSender(base.Sender):
         self._buffers = _buffers(self._bucket_bytes, device)
         self.store.set("gpu", _gpu(device))
         for receiver in range(self.num_receivers):
-            # One export per receiver: torch counts one release per export.
+            # Every receiver gets an export of its own, because torch counts one release per export.
             self.store.set(f"handles/{receiver}", msgpack.packb([_export(buffer) for buffer in self._buffers]))
         rendezvous.gather(self.store, self.num_receivers + 1, self.deadline_s)
 
@@ -73,25 +74,29 @@ class IpcSender(base.Sender):
         self._buffers = ()
 
     def _pack(self, tensors: Sequence[Named]) -> torch.Tensor:
-        self._await_use(self._posted - NUM_BUFFERS + 1)  # of the bucket that was in the buffer before
+        self._await_use(self._posted - NUM_BUFFERS + 1)  # the receivers must have used the buffer's previous bucket
         flat = pack_into(self._buffers[self._posted % NUM_BUFFERS], tensors)
-        torch.cuda.current_stream(flat.device).synchronize()  # another process reads it: no stream orders the two
+        torch.cuda.current_stream(flat.device).synchronize()  # no stream orders this write and the other process's read
         return flat
 
     def _post(self, flat: torch.Tensor) -> None:
-        pass  # that it is announced is all a receiver needs
+        pass  # the announcement is all that a receiver needs
 
     def _settle(self) -> None:
-        pass  # the bucket before may still be read, from the other buffer
+        pass  # the receivers may still read the previous bucket, from the other buffer
 
     def finish(self) -> dict[str, Any]:
-        """As `Sender.finish`."""
+        """As `Sender.finish`; waits until every receiver has used the last bucket."""
         if self._failure is None:
             self._await_use(self._posted)
         return super().finish()
 
     def _await_use(self, count: int) -> None:
-        """Wait until every receiver has used the first `count` buckets."""
+        """Wait until every receiver has used the first `count` buckets.
+
+        Raises:
+            SyncTimeout: the receivers have not used them before the deadline.
+        """
         if count <= 0:
             return
         key = f"used/{count - 1}"
@@ -103,9 +108,9 @@ class IpcSender(base.Sender):
 
 
 class IpcReceiver(base.Receiver):
-    """Reader of the buffers."""
+    """A receiver, which reads the sender's buffers."""
 
-    tally = base.DeviceTally
+    metrics = base.DeviceTransferMetrics
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
@@ -134,14 +139,14 @@ class IpcReceiver(base.Receiver):
         return flat.clone() if self._keep else flat
 
     def _used(self) -> None:
-        torch.cuda.current_stream(self.device).synchronize()  # read before the learner may write again
+        torch.cuda.current_stream(self.device).synchronize()  # all reads end before the learner may write again
         self.store.add(f"used/{self._current}", 1)
 
 
 @functools.cache
 def _buffers(num_bytes: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Made once in a process, and exported anew for every connection: torch frees exported memory when its receivers have let
-    go of it, which one that was killed never does.
+    """The buffers of a sender. They are made once per process and exported anew for every connection, because torch frees
+    exported memory only when all receivers have released it, and a receiver that was killed never does.
     """
     return tuple(torch.empty(num_bytes, dtype=torch.uint8, device=device) for _ in range(NUM_BUFFERS))
 
@@ -151,7 +156,7 @@ def _gpu(device: torch.device) -> str:
 
 
 def _export(buffer: torch.Tensor) -> list[Any]:
-    """Plain values from which `_import` maps the buffer in another process."""
+    """Plain values from which `_import` maps the buffer into another process."""
     from torch.multiprocessing.reductions import reduce_tensor
 
     _, arguments = reduce_tensor(buffer)

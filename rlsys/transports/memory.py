@@ -1,4 +1,4 @@
-"""Host memory for one bucket after the other, without asking the system for it each time."""
+"""Reusable host memory for the buckets of weight updates."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import numpy as np
 from rlsys.common.lazy import torch
 
 MOST = 4
-"""Pieces that are kept."""
+"""Largest number of pieces that are kept."""
 _UNUSED = 3
-"""References to a piece that nothing uses: the list's, the loop's and that of `sys.getrefcount` itself."""
+"""Reference count of an unused piece: the references of the list, of the loop variable and of `sys.getrefcount` itself."""
 
 
 class HostMemory:
-    """Pieces of host memory that are handed out again once no tensor views them any more.
+    """Pieces of host memory, each of which is reused once no tensor views it any more.
 
-    Fresh memory costs more than a copy: the system clears it and maps it page by page when it is first touched.
+    Allocating memory costs more than a copy: the system clears new memory and maps it page by page at the first access.
     """
 
     def __init__(self) -> None:
         self._pieces: list[np.ndarray] = []
 
     def take(self, num_bytes: int) -> torch.Tensor:
-        """uint8 [num_bytes], of any content; it and every view of it may be kept as long as they are needed."""
+        """A tensor uint8 [num_bytes] with arbitrary content. The caller may keep the tensor and views of it for any time."""
         for piece in self._pieces:
-            # A tensor made by `torch.from_numpy` holds its array as long as any view of it is there.
+            # A tensor made by `torch.from_numpy` holds a reference to its array as long as any view of the tensor exists.
             if piece.nbytes >= num_bytes and sys.getrefcount(piece) == _UNUSED:
                 return torch.from_numpy(piece)[:num_bytes]
         fresh = np.empty(num_bytes, np.uint8)

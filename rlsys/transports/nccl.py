@@ -1,7 +1,7 @@
-"""Weights from GPU to GPU: one NCCL broadcast per bucket.
+"""Weight transport from GPU to GPU: one NCCL broadcast per bucket.
 
-The communicator is vLLM's own binding of NCCL, the one its weight transfer uses: it can be told another NCCL library
-(`VLLM_NCCL_SO_PATH`) and leaves torch's process groups alone.
+The communicator is vLLM's own binding of NCCL, which vLLM's weight transfer also uses. It can load another NCCL library
+(`VLLM_NCCL_SO_PATH`), and it does not touch torch's process groups.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from rlsys.transports.buckets import Named, pack
 @registry.transport("nccl")
 @dataclass(kw_only=True)
 class Nccl:
-    """Broadcast by NCCL, between GPUs of one or many machines. The learner's end is its rank 0 only."""
+    """A broadcast by NCCL between GPUs of one or several machines. In the learner, only rank 0 takes part."""
 
     bucket_bytes: int = 512 << 20
-    """Tensors that travel together, bytes; both ends hold two buckets on the GPU."""
+    """Size of a bucket in bytes. Sender and receivers each hold two buckets on the GPU."""
     deadline_s: float = 300.0
-    """For the rendezvous, and for each bucket."""
+    """Time limit of the rendezvous, and of each bucket."""
     host: str | None = None
-    """Address of the learner's machine for the engines; found from the routing table if `null`."""
+    """Address under which the engines reach the learner's machine; taken from the routing table if `null`."""
 
     between_gpus: ClassVar[bool] = True
     on_shared_gpu: ClassVar[bool] = False
@@ -36,19 +36,19 @@ class Nccl:
         base.check_options(self)
 
     def sender(self, num_receivers: int) -> NcclSender:
-        """The learner's end for so many receivers."""
+        """The sender in the learner, for `num_receivers` receivers."""
         return NcclSender(name="nccl", num_receivers=num_receivers, deadline_s=self.deadline_s, host=self.host)
 
     @staticmethod
     def receiver(offer: dict[str, Any], device: torch.device) -> NcclReceiver:
-        """An engine's end."""
+        """The receiver in an engine."""
         return NcclReceiver(offer, device)
 
 
 class NcclSender(base.Sender):
-    """Rank 0 of the group, on the current CUDA device."""
+    """The sender: rank 0 of the group, on the current CUDA device."""
 
-    tally = base.DeviceTally
+    metrics = base.DeviceTransferMetrics
 
     _channel: _Channel | None = None
     _pending: tuple[torch.cuda.Event, torch.Tensor] | None = None
@@ -76,9 +76,9 @@ class NcclSender(base.Sender):
 
 
 class NcclReceiver(base.Receiver):
-    """Rank 1 and above."""
+    """A receiver: rank 1 and above of the group."""
 
-    tally = base.DeviceTally
+    metrics = base.DeviceTransferMetrics
 
     def __init__(self, offer: dict[str, Any], device: torch.device) -> None:
         super().__init__(offer, device)
@@ -99,7 +99,7 @@ class NcclReceiver(base.Receiver):
 
 
 class _Channel:
-    """A communicator with a stream of its own and a deadline, which NCCL itself does not have."""
+    """A communicator with a CUDA stream of its own and a deadline, which NCCL itself does not offer."""
 
     def __init__(self, store: dist.TCPStore, rank: int, size: int, deadline_s: float, device: torch.device) -> None:
         from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
@@ -113,7 +113,7 @@ class _Channel:
         self._stream = torch.cuda.Stream(device)
 
     def broadcast(self, flat: torch.Tensor) -> torch.cuda.Event:
-        """Begin; the event is reached when `flat` has been sent or received."""
+        """Begin to send or receive `flat`, and return the event that marks the end of the broadcast."""
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         flat.record_stream(self._stream)
         try:
@@ -125,9 +125,15 @@ class _Channel:
         return done
 
     def wait(self, done: torch.cuda.Event, flat: torch.Tensor) -> None:
-        """
+        """Wait until a broadcast has ended.
+
+        Args:
+            done: the event that `broadcast` returned.
+            flat: the buffer, whose size is shown in the error message.
+
         Raises:
-            SyncTimeout: not there before the deadline. The communicator is then gone: nothing else stops NCCL.
+            SyncTimeout: the broadcast did not end before the deadline. The communicator is then destroyed, because nothing else
+                stops NCCL.
         """
         try:
             rendezvous.wait_until(
@@ -139,20 +145,20 @@ class _Channel:
         torch.cuda.current_stream(self.device).wait_event(done)
 
     def close(self) -> None:
-        """Abort the communicator, also in the middle of a broadcast whose other end is lost."""
+        """Abort the communicator, also in the middle of a broadcast whose peer is lost."""
         self._communicator.destroy()
 
 
 def _rendezvous(store: dist.TCPStore, rank: int, size: int) -> Any:
-    """What vLLM's communicator needs of a process group, on our own store and without pickle."""
+    """The process group that vLLM's communicator needs, implemented on our own store and without pickle."""
     from vllm.distributed.utils import StatelessProcessGroup
 
     class Rendezvous(StatelessProcessGroup):
-        def __init__(self) -> None:  # the parent's fields serve operations that are not used here
+        def __init__(self) -> None:  # the other fields of the parent are for operations that are not used here
             self.rank, self.world_size, self.store = rank, size, store
 
         def broadcast_obj(self, obj: Any, src: int) -> Any:
-            """NCCL's unique id, a plain C structure, from rank `src` to all."""
+            """Send NCCL's unique id, a plain C structure, from rank `src` to all ranks."""
             if rank == src:
                 store.set("nccl_id", bytes(obj))
                 return obj

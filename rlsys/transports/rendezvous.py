@@ -1,4 +1,4 @@
-"""How the two ends of a transport find each other and wait for each other: a store on the learner's machine, and deadlines."""
+"""The rendezvous of a transport's sender and receivers: a store on the learner's machine, and waits with deadlines."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rlsys.common.lazy import dist
 from rlsys.errors import SyncError, SyncTimeout
 
 POLL_S = 0.001
-"""How often an end looks whether the other has come or an asynchronous operation is done."""
+"""Interval at which a wait polls its condition."""
 
 
 def serve_store(deadline_s: float) -> dist.TCPStore:
-    """A rendezvous on a free port of this machine."""
+    """Serve a new rendezvous store on a free port of this machine."""
     return dist.TCPStore("0.0.0.0", 0, None, True, timedelta(seconds=deadline_s), wait_for_workers=False)
 
 
 def join_store(host: str, port: int, deadline_s: float) -> dist.TCPStore:
-    """The rendezvous of a sender.
+    """Join the rendezvous store of a sender.
 
     Raises:
-        SyncTimeout: nobody answers there.
+        SyncTimeout: there is no answer at this address before the deadline.
     """
     try:
         return dist.TCPStore(host, port, None, False, timedelta(seconds=deadline_s), wait_for_workers=False)
@@ -32,10 +32,10 @@ def join_store(host: str, port: int, deadline_s: float) -> dist.TCPStore:
 
 
 def gather(store: dist.TCPStore, world_size: int, deadline_s: float) -> None:
-    """Come together: returns on every end once all have called it.
+    """A barrier: the call returns once all `world_size` members, the sender included, have called it.
 
     Raises:
-        SyncTimeout: some did not come; the message counts them.
+        SyncTimeout: some members did not call it before the deadline; the message counts those that did.
     """
     store.add("present", 1)
     wait_until(
@@ -46,10 +46,10 @@ def gather(store: dist.TCPStore, world_size: int, deadline_s: float) -> None:
 
 
 def wait_until(done: Any, deadline_s: float, what: Any) -> None:
-    """Poll `done()`.
+    """Poll `done()` until it is true.
 
     Raises:
-        SyncTimeout: still false after `deadline_s`; the message is `what()`.
+        SyncTimeout: it is still false after `deadline_s`; the message begins with `what()`.
     """
     end = time.monotonic() + deadline_s
     while not done():
@@ -59,7 +59,7 @@ def wait_until(done: Any, deadline_s: float, what: Any) -> None:
 
 
 def failure(error: BaseException, what: str, deadline_s: float) -> SyncError:
-    """The error of a communication library in our own terms."""
+    """Translate an error of a communication library into a `SyncTimeout` or a `SyncError`."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if "timed out" in str(error).lower() or "timeout" in str(error).lower():
         return SyncTimeout(f"{what} did not end within {deadline_s:g} s: {text}")
@@ -69,7 +69,8 @@ def failure(error: BaseException, what: str, deadline_s: float) -> SyncError:
 def own_address(towards: tuple[str, int] = ("192.0.2.1", 9)) -> str:
     """The address of this machine's interface towards another machine (by default: towards the network).
 
-    Nothing is sent: connecting a datagram socket only asks the routing table. Without a network it is the loopback.
+    Nothing is sent, because connecting a datagram socket only consults the routing table. Without a network, the result is the
+    loopback address.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -113,10 +113,10 @@ def test_digest_reads_values_not_memory_layout():
 
 
 def told(tensors):
-    """What a device's tally reports of one bucket."""
-    tally = base.DeviceTally()
-    tally.add(pack(tensors, "cpu"), describe(tensors))
-    return tally.report()
+    """What a device's metrics report for one bucket."""
+    metrics = base.DeviceTransferMetrics()
+    metrics.add(pack(tensors, "cpu"), describe(tensors))
+    return metrics.report()
 
 
 def test_a_piece_s_sum_is_that_of_its_words_times_their_weights():

@@ -1,4 +1,4 @@
-"""What goes into one engine call."""
+"""Batches of prompts for one engine call."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from rlsys.records import Prompt
 T = TypeVar("T")
 
 MOST_PIXEL_BYTES = 256 << 20
-"""Of the images in a call: its prompts are one frame, of which driver, object store and actor hold a copy each."""
+"""Largest size of the images in one call. The prompts of a call are one frame, of which the driver, the object store and the
+actor each hold a copy."""
 
 
 def chunks(items: Iterable[T], size: int, *, prompt: Callable[[T], Prompt]) -> Iterator[list[T]]:
-    """Neighbours for one engine call, as soon as they are there: `size` of them, or fewer with `MOST_PIXEL_BYTES`.
+    """Consecutive items for one engine call, each list as soon as it is complete. A list has `size` items, or fewer if their
+    images would exceed `MOST_PIXEL_BYTES`.
 
     Args:
-        prompt: of an item; its images go with it.
+        prompt: function that gives the prompt of an item, whose images count for the size of the call.
     """
     chunk: list[T] = []
     held = 0

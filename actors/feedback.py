@@ -1,7 +1,7 @@
-"""The stage that judges: programs of a feedback plug-in, advanced on the engines of the roles that they ask.
+"""The stage that judges: it advances the programs of a feedback plug-in, and sends their questions to the engines of the roles.
 
-What is asked in one engine call depends on the groups, `batch` and the sizes of images only, so that the result does not
-depend on how many workers there are, which of them did what, or whether one was replaced.
+The questions of one engine call depend only on the groups, on `batch` and on the sizes of images. Therefore the result does not
+depend on the number of workers, on which worker answered which call, or on whether a worker was replaced.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rlsys.errors import ConfigError
 from rlsys.records import RolloutGroup, ScoredGroup, Verdict
 
 AHEAD_OF_A_PROCESS = 2
-"""Groups that wait for each process that computes."""
+"""Number of groups that wait for each feedback process."""
 
 
 class FeedbackStage:
-    """`rlsys.contracts.FeedbackStage`."""
+    """The implementation of `rlsys.contracts.FeedbackStage`."""
 
     def __init__(
         self,
@@ -42,12 +42,13 @@ class FeedbackStage:
     ) -> None:
         """
         Args:
-            roles: the engines by role; the stage ends none of them.
-            own: those of them whose processes and deaths are counted here, because no other stage counts them.
-            num_workers: of all roles that are asked; one batch more than that is in work at once.
-            num_processes: for feedback that asks no engine.
-            deadline_s: for the verdicts of one group without an engine.
-            batch: groups whose programs are advanced together, with one engine call per wave and role.
+            feedback: the feedback plug-in.
+            roles: the engines by role; the stage does not close them.
+            own: the engines whose processes and deaths this stage counts, because no other stage counts them.
+            num_workers: number of workers of all roles that the feedback asks; one batch more than that is in progress at once.
+            num_processes: number of processes for a feedback that asks no engine.
+            deadline_s: time limit of the verdicts of one group, for a feedback that asks no engine.
+            batch: number of groups whose programs are advanced together, with one engine call per wave and role.
 
         Raises:
             ConfigError: `batch` is not positive.
@@ -68,7 +69,7 @@ class FeedbackStage:
         """One scored group per group, in order.
 
         Args:
-            options: of the feedback, that this round sets (`RoundPlan.options`).
+            options: fields of the feedback plug-in that this round overrides (`RoundPlan.options`).
         """
         feedback = registry.feedback.configured(self._feedback, options or {})
         if getattr(feedback, "seed", 0) is None:
@@ -93,19 +94,19 @@ class FeedbackStage:
         return found
 
     def pids(self) -> list[int]:
-        """Processes of the engines of its own that run on this machine."""
+        """Ids of the feedback processes, and of the own engines' processes that run on this machine."""
         computing = self._processes.pids() if self._processes else []
         return [*computing, *(pid for role in self._own for pid in role.pids())]
 
     def close(self) -> None:
-        """End the processes that compute; the roles' engines are ended by who started them."""
+        """End the feedback processes. The engines of the roles are closed by the code that started them."""
         if self._processes is not None:
             self._processes.close()
 
     def _begun(
         self, groups: Iterable[RolloutGroup], feedback: Feedback
     ) -> Iterator[tuple[Sequence[RolloutGroup], Stream[list[tuple[Verdict, ...]]]]]:
-        """Batches whose programs are being advanced, each in a thread of its own."""
+        """The batches and the streams of their verdicts; the programs of each batch are advanced in a thread of their own."""
         for batch in chunks(groups, self._batch, prompt=lambda group: group.prompt):
             yield batch, Stream(self._judged(batch, feedback), ahead=len(batch))
 
@@ -115,7 +116,8 @@ class FeedbackStage:
         yield from advance(map(feedback.judge, batch), answer)
 
     def _computed(self, groups: Iterable[RolloutGroup], feedback: Feedback) -> Iterator[ScoredGroup]:
-        """Groups judged without an engine, in processes of their own: computing must not hold up the driver's threads."""
+        """Judge groups without an engine, in separate processes, because the computation must not block the driver's
+        threads."""
         if self._processes is None:
             self._start_processes(feedback)
         begun = ((group, self._processes.judge(group, feedback)) for group in groups)

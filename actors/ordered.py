@@ -1,4 +1,5 @@
-"""Ordered results from workers that finish in any order. Free of Ray: a pool gives out streams and waits on them."""
+"""Ordered results from workers that finish in any order. This module does not use Ray: the pool makes the streams of calls, and
+waits for them."""
 
 from __future__ import annotations
 
@@ -13,71 +14,81 @@ from rlsys.common.streams import Stream
 from rlsys.errors import WorkerDied
 
 POLL_S = 0.05
-"""How long a wait lasts at most before new tasks are looked for."""
+"""Longest time of a wait before the run looks for new tasks again."""
 ATTEMPTS = 2
-"""A task whose worker died is done once more, as far as its results have not come."""
+"""Number of attempts at a task. If the worker dies, the results that have not arrived yet are computed once more."""
 
 
 @dataclass(eq=False, kw_only=True)
 class Task:
-    """One call of a worker's method, which hands over its results in parts."""
+    """One call of a worker's method, which yields its items in partial results."""
 
     key: Any
-    """Comes back with every part; does not leave the process."""
+    """Any value, which is delivered with every partial result of the task. It does not leave the process."""
     arguments: tuple[Any, ...]
-    """Of the method; how many results are not wanted is put behind them."""
+    """Arguments of the method. The number of leading items to skip is appended to them."""
     num_items: int
-    """Results that it has."""
+    """Number of items that the call yields in all."""
     attempts: int = 0
     received: int = 0
-    """Results that came."""
+    """Number of items that have arrived."""
     parts: deque[PartialResult | None] = field(default_factory=deque)
-    """Those not delivered yet; `None` if there will be no more."""
+    """Partial results that have arrived and are not delivered yet; `None` if the remaining items will not come."""
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """Whether no partial result will arrive any more."""
         return self.received == self.num_items or self.attempts == ATTEMPTS
 
 
 class Worker(Protocol):
-    """What an ordered run needs of a worker."""
+    """The methods of a worker handle that an ordered run uses."""
 
     starting: Any
+    """Reference that is ready when the worker has started; `None` once its start is complete."""
 
     def arrived(self) -> bool:
-        """Whether the worker can be called; sees the end of its start. Raises `WorkerDied` if that does not come in time."""
+        """Whether the worker can be called. The call completes a start that has ended.
+
+        Raises:
+            WorkerDied: the worker died while it started, or has not started in time.
+        """
 
     def stream(self, method: str, *arguments: Any) -> Any:
-        """Begin a call; the stream of its parts."""
+        """Begin a call, and return the stream of its partial results."""
 
 
 class Pool(Protocol):
-    """What an ordered run needs of a pool of workers."""
+    """The methods of a worker pool that an ordered run uses."""
 
     deadline_s: float
-    slots: Sequence[Worker]
+    workers: Sequence[Worker]
 
     def wait(self, streams: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Those that have something to say, as soon as there is one."""
+        """The streams that are ready. The call returns as soon as one is ready, or after `timeout_s`."""
 
     def part(self, stream: Any) -> PartialResult | None:
-        """The next of a stream that has something to say; `None` at its end. Raises `WorkerDied`, or what the method
-        raised."""
+        """The next partial result of a stream that is ready; `None` at its end.
 
-    def restart(self, slot: Worker) -> None:
-        """Begin to put another worker in its place."""
+        Raises:
+            WorkerDied: the worker died.
+            Exception: the error of the method.
+        """
+
+    def restart(self, worker: Worker) -> None:
+        """Begin to replace a worker."""
 
 
 class OrderedRun:
-    """One method over many tasks: dynamic assignment, bounded look-ahead, results in the order of the tasks."""
+    """Runs one method for many tasks. Free workers get the next task, the look-ahead is bounded, and the results come in the
+    order of the tasks."""
 
     def __init__(self, pool: Pool, method: str, tasks: Stream[Task], *, window: int) -> None:
         """
         Args:
-            window: tasks that may be in work or waiting behind the oldest that is not delivered.
+            window: largest number of tasks from the oldest one that is not delivered to the newest one that has been started.
         """
-        self._crew = pool
+        self._pool = pool
         self._method = method
         self._tasks = tasks
         self._window = window
@@ -86,8 +97,8 @@ class OrderedRun:
         self._working: dict[Any, tuple[Worker, Task, float]] = {}
 
     def results(self) -> Iterator[tuple[Any, PartialResult | None]]:
-        """Key and next part of the oldest task, as soon as it is there; the part is `None` if the task's worker died in
-        every attempt: what has not come by then will not come.
+        """Yield the key and the next partial result of the oldest task, as soon as it arrives. The partial result is `None` if
+        the task's worker died in every attempt; the items that have not arrived by then are missing.
         """
         while True:
             self._hand_out()
@@ -103,19 +114,19 @@ class OrderedRun:
             self._collect()
 
     def unfinished(self) -> list[Any]:
-        """Streams that were begun and have not been read to their end."""
+        """The streams that were begun and have not been read to their end."""
         return list(self._working)
 
     def _hand_out(self) -> None:
-        busy = {id(slot) for slot, _, _ in self._working.values()}
-        # All are asked, whether there is a task or not: who has started must not be waited for any more.
-        free = [slot for slot in self._crew.slots if id(slot) not in busy and slot.arrived()]
-        for slot in free:
+        busy = {id(worker) for worker, _, _ in self._working.values()}
+        # Every idle worker is checked, even if there is no task, so that `_collect` does not wait for a start that has ended.
+        free = [worker for worker in self._pool.workers if id(worker) not in busy and worker.arrived()]
+        for worker in free:
             task = self._next()
             if task is None:
                 return
-            stream = slot.stream(self._method, *task.arguments, task.received)
-            self._working[stream] = (slot, task, self._deadline())
+            stream = worker.stream(self._method, *task.arguments, task.received)
+            self._working[stream] = (worker, task, self._deadline())
 
     def _next(self) -> Task | None:
         if self._again:
@@ -128,28 +139,28 @@ class OrderedRun:
         return task
 
     def _deadline(self) -> float:
-        return time.monotonic() + self._crew.deadline_s
+        return time.monotonic() + self._pool.deadline_s
 
     def _collect(self) -> None:
-        """Wait a moment for results, for a worker that starts, or for a task."""
-        starting = [slot.starting for slot in self._crew.slots if slot.starting is not None]
+        """Wait for at most `POLL_S` until a partial result arrives, a worker has started, or a task is available."""
+        starting = [worker.starting for worker in self._pool.workers if worker.starting is not None]
         if not self._working and not starting:
             self._tasks.wait_ready(POLL_S)
             return
-        for one in self._crew.wait([*self._working, *starting], POLL_S):
+        for one in self._pool.wait([*self._working, *starting], POLL_S):
             if one in self._working:
                 self._receive(one)
         now = time.monotonic()
         for stream in [stream for stream, (_, _, end) in self._working.items() if now > end]:
-            if self._crew.wait([stream], 0):  # it was in time: nobody has listened
+            if self._pool.wait([stream], 0):  # the result arrived in time, but the consumer was busy
                 self._receive(stream)
             else:
                 self._lost(stream)
 
     def _receive(self, stream: Any) -> None:
-        slot, task, _ = self._working[stream]
+        worker, task, _ = self._working[stream]
         try:
-            part = self._crew.part(stream)
+            part = self._pool.part(stream)
         except WorkerDied:
             self._lost(stream)
             return
@@ -160,12 +171,13 @@ class OrderedRun:
         if task.ended:
             del self._working[stream]
         else:
-            self._working[stream] = (slot, task, self._deadline())
+            self._working[stream] = (worker, task, self._deadline())
 
     def _lost(self, stream: Any) -> None:
-        """The worker is dead, or as good as: another takes its place, and does what is left of its task, once."""
-        slot, task, _ = self._working.pop(stream)
-        self._crew.restart(slot)
+        """Replace a worker that died or missed its deadline. The rest of its task is queued again, unless this was the last
+        attempt."""
+        worker, task, _ = self._working.pop(stream)
+        self._pool.restart(worker)
         task.attempts += 1
         if task.ended:
             task.parts.append(None)

@@ -1,4 +1,4 @@
-"""What a worker hands over while it is still at work. No Ray in here."""
+"""Partial results, which a worker yields while its call is still in progress. This module does not use Ray."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartialResult:
-    """The next results of a call."""
+    """The next items of a call's result."""
 
     num_items: int
     frame: bytes
-    """Their records, one item's after the other's; empty if there are none."""
+    """The records of the items, in order; empty if the items have no records."""
     seconds: float
-    """Busy ones of the worker, since it began or handed over the part before."""
+    """Busy seconds of the worker since it began the call or yielded the previous partial result."""
     notes: tuple[str, ...] = ()
-    """What a person should know of the call so far, and has not been told."""
+    """Notes for the user that are new since the previous partial result."""
 
     def records(self, kind: type[T]) -> list[T]:
-        """
+        """The records of all items.
+
         Raises:
-            WireError: the frame holds something else.
+            WireError: the frame holds records of another class.
         """
         return wire.decode_many(self.frame, kind) if self.frame else []
 
@@ -35,12 +36,12 @@ class PartialResult:
 def partial_results(
     ready: Iterable[Sequence[Sequence[Any]]], *, skip: int, notes: list[str] | None = None
 ) -> Iterator[PartialResult]:
-    """Encode results as they come.
+    """Encode the items of a call as they become ready.
 
     Args:
-        ready: items that are ready at once, in order; an item is a sequence of records.
-        skip: items at the beginning that are not handed over, because a worker that died had done it.
-        notes: filled by who makes `ready`, emptied here.
+        ready: lists of items that become ready at the same time, in order. An item is a sequence of records.
+        skip: number of leading items that are not yielded, because a worker that died has already delivered them.
+        notes: list to which the producer of `ready` appends notes; this function empties it.
     """
     notes = [] if notes is None else notes
     begun = time.monotonic()

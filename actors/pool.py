@@ -1,4 +1,4 @@
-"""Workers: started, fed, replaced when they die, and ended."""
+"""The worker pool: it starts the workers, gives them work, replaces those that die, and ends them."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from rlsys.errors import WorkerDied
 from rlsys.placement import Placement
 
 GRACE_S = 5.0
-"""How long the others are waited for after one call of many has failed, to find out whether a worker died."""
+"""Time to wait for the other calls after one of several has failed, to find out whether a worker died."""
 CLOSE_S = 10.0
+"""Time limit of closing the workers, and of the end of their processes."""
 
 
 class WorkerPool:
-    """Workers that do ordered tasks, whichever of them is free.
+    """A pool of workers. Tasks go to whichever worker is free; their results come in the order of the tasks.
 
     pool = WorkerPool(spec, placements, deadline_s=600, on_death=count)
     for key, part in pool.run("rollout", tasks): ...      # in the order of the tasks
@@ -43,53 +44,58 @@ class WorkerPool:
         """Start all workers at once and wait for them.
 
         Args:
-            deadline_s: for the start, for every call, and between two parts of one; a worker that is later is taken for
-                dead.
-            on_death: told the name of every worker that died.
+            spec: how to make a worker.
+            placements: one placement per worker.
+            deadline_s: time limit of the start, of every call, and between two partial results of a call. A worker that misses
+                it counts as dead.
+            on_death: called with the name of every worker that dies.
 
         Raises:
-            WorkerDied: one died while it started.
+            WorkerDied: a worker died while it started.
         """
         self.deadline_s = deadline_s
         self._on_death = on_death
         self._running = False
         self._lock = threading.Lock()
         self._calls: Counter[int] = Counter()
-        """Calls of `call` that are not done, by worker."""
+        """Number of unfinished calls by `call`, by number of the worker."""
         self._abandoned: list[Any] = []
-        """References whose results nobody waits for any more."""
-        self.slots = [WorkerHandle(spec, placement, number, deadline_s) for number, placement in enumerate(placements)]
+        """References whose results are not needed any more."""
+        self.workers = [
+            WorkerHandle(spec, placement, number, deadline_s) for number, placement in enumerate(placements)
+        ]
         try:
-            for slot in self.slots:
-                slot.start()
-            self._await_start(self.slots)
+            for worker in self.workers:
+                worker.start()
+            self._await_start(self.workers)
         except BaseException:
             self.close()
             raise
 
     def members(self) -> tuple[str, ...]:
-        """Names of the workers; a replaced one has another name than the one before it."""
-        return tuple(slot.name for slot in self.slots)
+        """Names of the workers. A replacement has another name than the worker that it replaces."""
+        return tuple(worker.name for worker in self.workers)
 
     def pids(self) -> list[int]:
-        """Processes of the workers that run on this machine."""
-        return [slot.pid for slot in self.slots if slot.pid is not None]
+        """Ids of the workers' processes that run on this machine."""
+        return [worker.pid for worker in self.workers if worker.pid is not None]
 
     def run(self, method: str, tasks: Iterable[Task]) -> Iterator[tuple[Any, PartialResult | None]]:
-        """Key and results of every task, in their order, part by part as they come; a part is `None` if the task's worker
-        died in both attempts, and the results that have not come are missing.
+        """Yield the key and the partial results of every task, in the order of the tasks, as soon as they arrive. A partial
+        result is `None` if the task's worker died in both attempts; the items that have not arrived are then missing.
 
-        Tasks are taken from `tasks` in another thread, a bounded number before the oldest that is not delivered.
+        Another thread takes the tasks from `tasks`, a bounded number ahead of the oldest task that is not delivered.
 
         Raises:
             WorkerDied: a replacement died while it started.
-            Exception: what a worker's method raised.
+            Exception: the error of a worker's method.
+            RuntimeError: another `run` is in progress.
         """
         if self._running:
             raise RuntimeError("a pool does one run at a time")
         self._running = True
         self._sweep()
-        window = 2 * len(self.slots)
+        window = 2 * len(self.workers)
         ready = Stream(tasks, ahead=window)
         run = OrderedRun(self, method, ready, window=window)
         try:
@@ -100,49 +106,55 @@ class WorkerPool:
             self._running = False
 
     def call(self, method: str, arguments: tuple[Any, ...], *, num_items: int) -> Iterator[PartialResult | None]:
-        """Results of one call on the worker with the fewest calls, part by part; a part is `None` if the worker died in both
-        attempts, and the results that have not come are missing. Any thread may call, also while a run goes on: a worker does
-        its calls one after another.
+        """Yield the partial results of one call on the worker with the fewest unfinished calls. A partial result is `None` if
+        the worker died in both attempts; the items that have not arrived are then missing.
+
+        Any thread may use this method, also during a `run`, because a worker executes its calls one after the other.
+
+        Args:
+            num_items: number of items that the call yields in all.
 
         Raises:
             WorkerDied: a replacement died while it started.
-            Exception: what the worker's method raised.
+            Exception: the error of the worker's method.
         """
         with self._lock:
             self._sweep()
-            slot = min(self.slots, key=lambda slot: self._calls[slot.number])
-            self._calls[slot.number] += 1
+            worker = min(self.workers, key=lambda worker: self._calls[worker.number])
+            self._calls[worker.number] += 1
         received = 0
         try:
             for _ in range(ATTEMPTS):
-                self._await_start([slot])
-                patience_s = self.deadline_s * (self._calls[slot.number] + self._running)
+                self._await_start([worker])
+                patience_s = self.deadline_s * (self._calls[worker.number] + self._running)
                 try:
-                    for part in self._parts(slot.stream(method, *arguments, received), slot, patience_s):
+                    for part in self._parts(worker.stream(method, *arguments, received), worker, patience_s):
                         received += part.num_items
                         yield part
                         if received == num_items:
                             return
                     raise RuntimeError(f"{method} ended after {received} of {num_items} results")
                 except WorkerDied:
-                    self.restart(slot)
+                    self.restart(worker)
             yield None
         finally:
             with self._lock:
-                self._calls[slot.number] -= 1
+                self._calls[worker.number] -= 1
 
-    def _parts(self, stream: Any, slot: WorkerHandle, patience_s: float) -> Iterator[PartialResult]:
-        """
+    def _parts(self, stream: Any, worker: WorkerHandle, patience_s: float) -> Iterator[PartialResult]:
+        """The partial results of a stream.
+
         Args:
-            patience_s: how long the next part may take; more than a deadline while other calls of the worker come first.
+            patience_s: time limit of the first partial result. It is longer than `deadline_s` if the worker has to finish other
+                calls first.
 
         Raises:
-            WorkerDied: its process ended, or a part is late.
+            WorkerDied: the process of the worker ended, or a partial result is late.
         """
         try:
             while True:
                 if not self.wait([stream], patience_s):
-                    raise WorkerDied(f"{slot.name} did not answer within {patience_s:g} s")
+                    raise WorkerDied(f"{worker.name} did not answer within {patience_s:g} s")
                 part = self.part(stream)
                 if part is None:
                     return
@@ -152,16 +164,16 @@ class WorkerPool:
             self._abandoned.append(stream.completed())
 
     def all(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a method of every worker at once, each with its own arguments.
+        """Call a method of all workers at once, each with its own arguments, and return the results in order.
 
         Raises:
-            WorkerDied: one died or was late. It has been replaced when this is raised.
-            Exception: what a worker's method raised.
+            WorkerDied: a worker died or missed the deadline. It has been replaced when this is raised.
+            Exception: the error of a worker's method.
         """
         self._sweep()
-        self._await_start([slot for slot in self.slots if slot.starting is not None])
-        pairs = zip(self.slots, arguments, strict=True)
-        calls = {slot.call(method, *given): slot for slot, given in pairs}
+        self._await_start([worker for worker in self.workers if worker.starting is not None])
+        pairs = zip(self.workers, arguments, strict=True)
+        calls = {worker.call(method, *given): worker for worker, given in pairs}
         errors: list[BaseException] = []
         dead: list[WorkerHandle] = []
         end = time.monotonic() + self.deadline_s
@@ -173,7 +185,7 @@ class WorkerPool:
                     remote.outcome(reference)
                 except WorkerDied:
                     dead.append(calls[reference])
-                except Exception as error:  # raised below, unless a death explains it
+                except Exception as error:  # raised below, unless the death of a worker explains it
                     errors.append(error)
             if errors or dead:
                 end = min(end, time.monotonic() + GRACE_S)
@@ -183,60 +195,62 @@ class WorkerPool:
         if not errors and not dead:
             dead = [calls[reference] for reference in pending]
         if dead:
-            names = ", ".join(slot.name for slot in dead)
+            names = ", ".join(worker.name for worker in dead)
             self.replace(dead)
             raise WorkerDied(f"{names} died or did not answer {method} within {self.deadline_s:g} s")
         if errors:
             raise errors[0]
         return [remote.outcome(reference) for reference in calls]
 
-    def replace(self, slots: Sequence[WorkerHandle]) -> None:
-        """End these workers and wait for others in their places."""
-        for slot in slots:
-            self.restart(slot)
-        self._await_start(slots)
+    def replace(self, workers: Sequence[WorkerHandle]) -> None:
+        """Replace workers, and wait until the replacements have started."""
+        for worker in workers:
+            self.restart(worker)
+        self._await_start(workers)
 
     def wait(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
-        """Those that are done, as soon as there is one."""
+        """The references that are ready. The call returns as soon as one is ready, or after `timeout_s`."""
         return remote.wait(references, timeout_s)
 
     def part(self, stream: Any) -> PartialResult | None:
-        """The next of a call in parts, which is there; `None` at its end.
+        """The next partial result of a stream that is ready; `None` at its end.
 
         Raises:
-            WorkerDied: its process ended before it.
-            Exception: what the method raised.
+            WorkerDied: the process of the worker ended before.
+            Exception: the error of the method.
         """
         reference = next(stream, None)
         return None if reference is None else remote.outcome(reference)
 
-    def restart(self, slot: WorkerHandle) -> None:
-        """As `replace`, but without waiting."""
+    def restart(self, worker: WorkerHandle) -> None:
+        """Begin to replace a worker, as `replace` but without waiting."""
         with self._lock:
-            if slot.starting is not None:  # another call has found it dead before
+            if worker.starting is not None:  # another call has already found it dead
                 return
-            self._on_death(slot.name)
-            slot.kill()
-            slot.start()
+            self._on_death(worker.name)
+            worker.kill()
+            worker.start()
 
     def close(self) -> None:
-        """End all workers, and wait until those of this machine are gone."""
-        closing = [slot.call("close") for slot in self.slots if slot.actor is not None and slot.starting is None]
+        """End all workers, and wait until the processes on this machine are gone."""
+        closing = [
+            worker.call("close") for worker in self.workers if worker.actor is not None and worker.starting is None
+        ]
         if closing:
             remote.wait(closing, CLOSE_S, number=len(closing))
         self._abandoned += closing
         pids = self.pids()
-        for slot in self.slots:
-            slot.kill()
-        self.slots = []
+        for worker in self.workers:
+            worker.kill()
+        self.workers = []
         end = time.monotonic() + CLOSE_S
         while any(psutil.pid_exists(pid) for pid in pids) and time.monotonic() < end:
             time.sleep(POLL_S)
         self._sweep()
 
     def _sweep(self) -> None:
-        """Look at what abandoned calls came to: Ray prints errors that nobody has looked at. Why they were abandoned
-        has been raised or counted."""
+        """Fetch the results of abandoned calls that are done, because Ray prints errors that nobody has fetched. The reason why
+        the calls were abandoned has already been raised or counted."""
         if self._abandoned:
             done = remote.wait(self._abandoned, 0.0, number=len(self._abandoned))
             self._abandoned = [reference for reference in self._abandoned if reference not in done]
@@ -244,7 +258,7 @@ class WorkerPool:
                 with suppress(Exception):
                     remote.outcome(reference)
 
-    def _await_start(self, slots: Sequence[WorkerHandle]) -> None:
+    def _await_start(self, workers: Sequence[WorkerHandle]) -> None:
         end = time.monotonic() + self.deadline_s
-        for slot in slots:
-            slot.finish_start(max(0.0, end - time.monotonic()))
+        for worker in workers:
+            worker.finish_start(max(0.0, end - time.monotonic()))

@@ -1,4 +1,4 @@
-"""A worker in a process of its own, and what became of calls to it. The only file of the actors that knows Ray."""
+"""Workers in Ray actors, and the results of calls to them. This is the only file of the actors that uses Ray."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ class Spec:
     options: dict[str, Any]
     """Arguments of the class."""
     current: Callable[[], dict[str, Any]] = dict
-    """More arguments, asked for at every start: where the current weights are."""
+    """Function that returns more arguments at every start, such as the folder of the current weights."""
 
 
 @dataclass(eq=False)
 class WorkerHandle:
-    """The place of a worker: keeps its number and placement when the worker is replaced."""
+    """The handle of a worker. It keeps its number and placement when the worker is replaced."""
 
     spec: Spec
     placement: Placement
     number: int
     deadline_s: float
-    """For a start."""
+    """Time limit of a start."""
     actor: Any = None
     starting: Any = None
-    """Reference that is there when the worker is; `None` once that has been seen."""
+    """Reference that is ready when the worker has started; `None` once its start is complete."""
     pid: int | None = None
-    """Process on this machine; `None` while unknown or elsewhere."""
+    """Id of the process on this machine; `None` if it is unknown or on another machine."""
     _starts: int = field(default=0, init=False)
     _started: float = field(default=0.0, init=False)
-    """When the last start began, by `time.monotonic`."""
+    """Time at which the last start began, by `time.monotonic`."""
 
     @property
     def name(self) -> str:
@@ -52,10 +52,10 @@ class WorkerHandle:
         return f"{self.spec.name}-{self.number}{again}"
 
     def arrived(self) -> bool:
-        """Whether the worker can be called; sees the end of its start.
+        """Whether the worker can be called. The call completes a start that has ended.
 
         Raises:
-            WorkerDied: it died while it started, or takes too long.
+            WorkerDied: the worker died while it started, or has not started in time.
         """
         if self.starting is not None:
             is_late = time.monotonic() > self._started + self.deadline_s
@@ -64,15 +64,15 @@ class WorkerHandle:
         return self.actor is not None and self.starting is None
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """Begin a call; a reference to its result."""
+        """Begin a call, and return the reference to its result."""
         return self.actor.call.remote(method, *arguments)
 
     def stream(self, method: str, *arguments: Any) -> Any:
-        """Begin a call of a method that yields parts; the stream of references to them."""
+        """Begin a call of a method that yields partial results, and return the stream of references to them."""
         return self.actor.stream.options(num_returns="streaming").remote(method, *arguments)
 
     def start(self) -> None:
-        """Begin to start a worker with the weights that are current now."""
+        """Begin to start a worker with the current weights."""
         self._starts += 1
         self._started = time.monotonic()
         self.actor = (
@@ -86,13 +86,14 @@ class WorkerHandle:
         self.starting = self.actor.start.remote({**self.spec.options, **self.spec.current()})
 
     def finish_start(self, timeout_s: float) -> None:
-        """
+        """Wait until the worker has started.
+
         Raises:
-            WorkerDied: it died while it started, or took too long.
-            Exception: what its class raised.
+            WorkerDied: the worker died while it started, or has not started within `timeout_s`.
+            Exception: the error of the worker's class.
         """
         starting = self.starting
-        if starting is None:  # another thread has seen its end
+        if starting is None:  # another thread has completed the start
             return
         try:
             pid, node = ray.get(starting, timeout=timeout_s)
@@ -106,23 +107,23 @@ class WorkerHandle:
         self.pid = pid if node == ray.get_runtime_context().get_node_id() else None
 
     def kill(self) -> None:
-        """End the worker; nothing happens if it is dead."""
+        """End the worker. Nothing happens if it is already dead."""
         if self.actor is not None:
             ray.kill(self.actor)
         self.actor = self.starting = self.pid = None
 
 
 def wait(references: Sequence[Any], timeout_s: float, *, number: int = 1) -> list[Any]:
-    """Those that are done, as soon as there are so many."""
+    """The references that are ready. The call returns as soon as `number` references are ready, or after `timeout_s`."""
     return ray.wait(list(references), num_returns=number, timeout=timeout_s)[0]
 
 
 def outcome(reference: Any) -> Any:
-    """Result of a call that is done.
+    """The result of a call that is done.
 
     Raises:
-        WorkerDied: its process ended before it answered.
-        Exception: what the method raised.
+        WorkerDied: the process of the worker ended before it answered.
+        Exception: the error of the method.
     """
     try:
         return ray.get(reference)
@@ -133,7 +134,7 @@ def outcome(reference: Any) -> Any:
 
 
 def _hosted(worker: type) -> type:
-    """The Ray actor around a plain worker class; has its name, which is what `ps` shows."""
+    """The Ray actor class around a plain worker class. It has the name of the worker class, because `ps` shows this name."""
 
     class Hosted:
         def __init__(self, placement: Placement) -> None:

@@ -1,4 +1,4 @@
-"""Engines by role: what a program asks (`rlsys.contracts.Asking`) goes to the engines of the role that it names."""
+"""Engines by role: every question of a program (`rlsys.contracts.Asking`) goes to the engines of the role that it names."""
 
 from __future__ import annotations
 
@@ -22,32 +22,33 @@ from rlsys.placement import Placement
 from rlsys.records import Ask, Generation
 
 NOT_ANSWERED = Generation(prompt_token_ids=np.zeros(0, np.int32), completions=())
-"""Stands for a question whose worker died twice."""
+"""The generation of a question whose worker died in both attempts."""
 Heard = Callable[[PartialResult], None]
-"""Told every partial result: how long it took, and what a person should know of it."""
+"""Function that is called with every partial result, to count its time and to show its notes."""
 
 
 class RoleEngines(Protocol):
     """The engines of one role."""
 
     def ask(self, frame: bytes, num_asks: int) -> Iterator[PartialResult | None]:
-        """Generations for the questions of a frame, in order, part by part; `None` if the rest will not come."""
+        """Yield partial results with the generations for the questions (`Ask`) of a frame, in order; `None` if the rest will
+        not come."""
 
 
 class EngineWorker:
-    """Holds an engine whose weights stay."""
+    """A worker with an engine whose weights do not change."""
 
     def __init__(self, *, engine: Any, model: str, raw_logits: bool) -> None:
         """
         Args:
             engine: a plug-in of group `engine`.
-            model: checkpoint to open.
-            raw_logits: whether scores are read as raw logits.
+            model: checkpoint that the engine loads.
+            raw_logits: whether the engine returns raw logits as scores, as a judge needs them, and no logprobs.
         """
         self._engine = engine.open(model, raw_logits=raw_logits)
 
     def respond(self, frame: bytes, skip: int = 0) -> Iterator[PartialResult]:
-        """See `generations`."""
+        """Answer the questions of a frame; see `generations`."""
         yield from generations(self._engine, frame, skip)
 
     def close(self) -> None:
@@ -56,11 +57,11 @@ class EngineWorker:
 
 
 def generations(engine: Any, frame: bytes, skip: int) -> Iterator[PartialResult]:
-    """Answer the questions of a frame, all with one engine call.
+    """Answer the questions of a frame with one engine call.
 
     Args:
-        skip: generations at the beginning that are not wanted. They are made none the less: the last digits of an answer
-            depend on what is computed beside it.
+        skip: number of leading generations that are not yielded. They are computed nevertheless, because the last digits of a
+            generation depend on what the engine computes in the same batch.
     """
     asks = wire.decode_many(frame, Ask)
     ready = engine.stream([(ask.prompt, ask.sampling) for ask in asks])
@@ -69,7 +70,7 @@ def generations(engine: Any, frame: bytes, skip: int) -> Iterator[PartialResult]
 
 
 class EngineRole:
-    """Workers with an engine each, for one role."""
+    """The workers of one role, each with an engine."""
 
     def __init__(
         self,
@@ -84,12 +85,15 @@ class EngineRole:
         """Start the workers, one per placement.
 
         Args:
+            name: name of the role.
             engine: a plug-in of group `engine`.
             model: Hugging Face folder.
-            deadline_s: for the first results of a call, and from each to the next.
+            placements: one placement per worker.
+            raw_logits: see `EngineWorker`.
+            deadline_s: time limit of the first partial result of a call, and between two partial results.
 
         Raises:
-            ConfigError: there is no placement.
+            ConfigError: `placements` is empty.
         """
         if not placements:
             raise ConfigError(f"engines.{name}.num_actors must be at least 1, got 0")
@@ -99,15 +103,15 @@ class EngineRole:
         self._pool = WorkerPool(spec, placements, deadline_s=deadline_s, on_death=self.counts.death)
 
     def ask(self, frame: bytes, num_asks: int) -> Iterator[PartialResult | None]:
-        """See `RoleEngines.ask`."""
+        """Ask one of the workers; see `RoleEngines.ask`."""
         return self._pool.call("respond", (frame,), num_items=num_asks)
 
     def lost(self, round: int) -> float:
-        """Workers that died since the last call, which is for this round."""
+        """Number of workers that died since the previous call of this method; they are counted for `round`."""
         return self.counts.of(round, 1)["failed_workers"]
 
     def pids(self) -> list[int]:
-        """Processes of the workers that run on this machine."""
+        """Ids of the workers' processes that run on this machine."""
         return self._pool.pids()
 
     def close(self) -> None:
@@ -118,24 +122,24 @@ class EngineRole:
 class Respondent:
     """Answers the waves of programs (`rlsys.asking.driver.advance`).
 
-    One wave is one engine call per role, or several of `size` questions each: what is asked in one call never depends on
-    which worker is free.
+    A wave is one engine call per role, or several calls of `size` questions each. Thus the questions of one call never depend
+    on which worker is free.
     """
 
     def __init__(self, roles: Mapping[str, RoleEngines], *, size: int = 0, num_workers: int = 1) -> None:
         """
         Args:
             roles: the engines by role.
-            size: questions per engine call; 0 puts a role's questions of a wave into one call.
-            num_workers: calls of one wave that may be in work at once.
+            size: number of questions per engine call; 0 puts all questions of a wave to one role into one call.
+            num_workers: number of workers. One call more than that, per wave and role, is in progress at once.
         """
         self._roles, self._size, self._num_workers = roles, size, num_workers
 
     def __call__(self, asks: Sequence[Ask], *, heard: Heard = lambda part: None) -> Iterator[list[Generation]]:
-        """Generations of a wave, in order; those that are ready at once are one list.
+        """The generations for the questions of a wave, in order. Generations that are ready at the same time are one list.
 
         Raises:
-            ConfigError: there is no engine of a role.
+            ConfigError: a role has no engine.
         """
         by_role: dict[str, list[Ask]] = {}
         for ask in asks:
@@ -147,7 +151,7 @@ class Respondent:
             ((role, own),) = by_role.items()
             yield from self._of_role(role, own, heard)
             return
-        # The roles work at once, each at its own pace.
+        # All roles work at the same time, each at its own pace.
         streams = {role: Stream(self._of_role(role, own, heard), ahead=len(own)) for role, own in by_role.items()}
         try:
             left = {role: (one for some in stream for one in some) for role, stream in streams.items()}

@@ -1,4 +1,5 @@
-"""Answers to prompts, from one engine. No Ray in here: `remote.py` puts the worker into a process."""
+"""The worker that samples responses to prompts with one engine. This module does not use Ray: `remote.py` runs the worker in a
+process."""
 
 from __future__ import annotations
 
@@ -18,45 +19,45 @@ from rlsys.records import Completion, Generation, Probe, Prompt, RolloutGroup, R
 
 
 class RolloutWorker:
-    """Holds an engine with the policy's weights."""
+    """A worker with an engine that holds the policy's weights."""
 
     def __init__(self, *, engine: Any, model: str, version: int, seed: int) -> None:
         """
         Args:
             engine: a plug-in of group `engine` (`actors.engines`).
-            model: checkpoint to open.
-            version: of its weights.
+            model: checkpoint that the engine loads.
+            version: version of the checkpoint's weights.
             seed: root seed of the run.
         """
         self._engine = engine.open(model, version=version)
         self._seed = seed
 
     def rollout(self, frame: bytes, plan: RoundPlan, start: int, skip: int = 0) -> Iterator[PartialResult]:
-        """Answer the prompts of a frame.
+        """Sample responses to the prompts of a frame.
 
         Args:
             start: position of the first prompt in its round.
-            skip: groups at the beginning that are not wanted. Their prompts are answered none the less: the last digits
-                of an answer depend on what is computed beside it.
+            skip: number of leading groups that are not yielded. Their responses are sampled nevertheless, because the last
+                digits of a generation depend on what the engine computes in the same batch.
 
         Yields:
-            Response groups in the order of the prompts, each when its last answer is there. Their prompts are without
-            images: the caller has them.
+            Rollout groups in the order of the prompts, each as soon as its last response is complete. The groups' prompts have
+            no images, because the caller has them.
         """
         yield from partial_results(
             self._groups(frame, plan, start), skip=skip, notes=getattr(self._engine, "notes", None)
         )
 
     def respond(self, frame: bytes, skip: int = 0) -> Iterator[PartialResult]:
-        """Answer questions to the policy; see `actors.roles.generations`."""
+        """Answer questions to the policy, which are in a frame of `Ask`; see `actors.roles.generations`."""
         yield from generations(self._engine, frame, skip)
 
     def answer(self, frame: bytes, sampling: Sampling) -> bytes:
-        """One candidate per prompt, as probes of it: a frame of `Probe`, prompts with their images. A prompt that the policy
-        does not take is left out.
+        """Make probes: sample one response to every prompt, and return a frame of `Probe`, whose prompts have their images. A
+        prompt that the policy cannot process is left out.
 
         Raises:
-            EngineError: it takes none.
+            EngineError: the policy can process none of the prompts.
         """
         prompts = wire.decode_many(frame, Prompt)
         generations = self._engine.generate([(prompt, sampling) for prompt in prompts])
@@ -78,15 +79,15 @@ class RolloutWorker:
         return self._engine.version
 
     def logprobs(self, frame: bytes) -> list[np.ndarray]:
-        """float32 [T] log-probabilities of the response tokens of every probe in a frame."""
+        """float32 [T] for every probe in a frame: the logprobs of its T response tokens."""
         return self._engine.logprobs(wire.decode_many(frame, Probe))
 
     def connect(self, offer: dict[str, Any]) -> None:
-        """Join the sender of weights that made `offer`."""
+        """Join the weight sender that made `offer`."""
         self._engine.connect(offer)
 
     def update(self, manifest: dict[str, Any], version: int) -> dict[str, Any]:
-        """Take new weights; the engine's report of what came."""
+        """Receive and load new weights, and return the engine's report of the received weights."""
         self._engine.begin_update()
         self._engine.receive(manifest)
         return self._engine.end_update(version)
@@ -123,7 +124,8 @@ class RolloutWorker:
         )
 
 
-def _with_room(answer: Completion) -> tuple[int, ...]:
-    """Its tokens. One that was cut off may fill the engine to its last token, and be too long to be scored: it loses one."""
-    ids = answer.token_ids.tolist()
-    return tuple(ids[:-1] if answer.finish_reason == "length" and len(ids) > 1 else ids)
+def _with_room(completion: Completion) -> tuple[int, ...]:
+    """The tokens of a response, for a probe. A response that was cut off loses its last token: it may fill the context of the
+    engine completely, and would then be too long for the computation of its logprobs."""
+    ids = completion.token_ids.tolist()
+    return tuple(ids[:-1] if completion.finish_reason == "length" and len(ids) > 1 else ids)

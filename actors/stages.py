@@ -1,8 +1,8 @@
-"""The stage that responds to prompts, on engines with the policy's weights.
+"""The rollout stage, which samples responses to prompts on engines with the policy's weights.
 
-The result of the stage does not depend on how many workers there are, which of them did what, or whether one was
-replaced: what is asked in one engine call depends on the plan, `batch` and the sizes of images only, and a call's result
-on nothing but what is asked.
+The result of the stage does not depend on the number of workers, on which worker executed which call, or on whether a worker
+was replaced. The prompts of one engine call depend only on the plan, on `batch` and on the sizes of images, and the result of
+a call depends only on its prompts and the weights.
 """
 
 from __future__ import annotations
@@ -35,13 +35,11 @@ from rlsys.records import Probe, Prompt, Response, RolloutGroup, RoundPlan, Samp
 from rlsys.seeding import child_seed
 
 PROBE_TOKENS = 32
-"""Longest answer of a probe."""
-AHEAD_OF_A_PROCESS = 4
-"""Groups that may wait, for each process of a feedback that asks no judge."""
+"""Largest number of response tokens of a probe."""
 
 
 class RolloutStage:
-    """`rlsys.contracts.RolloutStage`, and what `rlsys.run.sync.WeightSync` needs of the engines."""
+    """The implementation of `rlsys.contracts.RolloutStage`, with the methods that `rlsys.run.sync.WeightSync` uses."""
 
     def __init__(
         self,
@@ -62,18 +60,19 @@ class RolloutStage:
 
         Args:
             engine: a plug-in of group `engine`.
-            current: folder of the weights that a worker started now must hold, and their version.
+            current: function that returns the folder and the version of the weights that a worker must load if it starts now.
+            placements: one placement per worker.
             seed: root seed of the run.
-            batch: prompts per engine call.
-            held_out_batch: prompts per engine call of an evaluation, which asks for one answer to each.
-            deadline_s: for the first results of a call, and from each to the next.
-            probe_prompts: prompts whose answers prove weight updates; with images where the policy takes any.
-            probe_file: where these answers are kept, so that a resumed run proves its updates with the same ones.
-            conversation: how the policy responds; one turn if `None`.
-            roles: engines besides the policy's that the conversation asks.
+            batch: number of prompts per engine call.
+            held_out_batch: number of prompts per engine call in an evaluation, which samples one response to each.
+            deadline_s: time limit of the first partial result of a call, and between two partial results.
+            probe_prompts: prompts of the probes, which prove weight updates; they have images if the policy takes images.
+            probe_file: file of the probes, so that a resumed run proves its updates with the same probes.
+            conversation: the conversation plug-in; `None` samples one turn.
+            roles: engines besides the policy's engines that the conversation asks.
 
         Raises:
-            ConfigError: batch or placements are empty.
+            ConfigError: `batch` is not positive, or `placements` is empty.
         """
         _check(batch, placements)
         self.receivers_per_worker: int = engine.receivers
@@ -119,42 +118,43 @@ class RolloutStage:
         self._counts.missed(number)
 
     def ask(self, frame: bytes, num_asks: int) -> Iterator[PartialResult | None]:
-        """The policy as an engine that is asked (`actors.roles.RoleEngines`), with the weights that it holds."""
+        """Ask the policy, with the weights that it holds now (`actors.roles.RoleEngines`)."""
         return self._pool.call("respond", (frame,), num_items=num_asks)
 
     def count(self, round: int) -> dict[str, float]:
-        """`seconds` (busy, mean over workers), `failed_workers` and `failed_held_out` of a round, with what has failed since
-        the last count in no round.
+        """`seconds` (busy time, mean over workers), `failed_workers` and `failed_held_out` of a round. They include the
+        failures outside of rounds since the previous call.
         """
         return self._counts.of(round, self._num_workers)
 
     def pids(self) -> list[int]:
-        """Processes of the workers that run on this machine."""
+        """Ids of the workers' processes that run on this machine."""
         return self._pool.pids()
 
     def members(self) -> tuple[str, ...]:
-        """Names of the workers; a replaced one has another name than the one before it."""
+        """Names of the workers. A replacement has another name than the worker that it replaces."""
         return self._pool.members()
 
     def versions(self) -> list[int]:
-        """Version of the weights that every worker holds."""
+        """The version of the weights of every worker."""
         return self._pool.all("version", [()] * self._num_workers)
 
     def connect(self, offers: Sequence[dict[str, Any]]) -> None:
-        """Let every worker join a sender of weights; one offer for each."""
+        """Let every worker join a weight sender; there is one offer per worker."""
         self._pool.all("connect", [(offer,) for offer in offers])
 
     def update(self, manifest: dict[str, Any], version: int) -> list[dict[str, Any]]:
-        """Let every worker take new weights; one report of each.
+        """Let every worker receive and load new weights, and return one report per worker.
 
         Raises:
-            WorkerDied: one died. It has been replaced, by one with the weights that are on disk.
-            SyncError, SyncTimeout: an engine did not get all.
+            WorkerDied: a worker died. It has been replaced by a worker with the weights that are on disk.
+            SyncError, SyncTimeout: an engine did not receive all weights.
         """
         return self._pool.all("update", [(manifest, version)] * self._num_workers)
 
     def probes(self) -> list[Probe]:
-        """The sequences that prove weight updates: answers of the first version asked, then always the same."""
+        """The probes, which prove weight updates. The first call samples their responses with the current weights; later calls
+        and resumed runs use the same probes."""
         if not self._probes and self._probe_file and self._probe_file.exists():
             self._probes = wire.decode_many(self._probe_file.read_bytes(), Probe)
         if not self._probes and self._probe_prompts:
@@ -168,7 +168,7 @@ class RolloutStage:
         return self._probes
 
     def logprobs(self, probes: Sequence[Probe]) -> list[list[np.ndarray]]:
-        """For every worker, float32 [T] log-probabilities of every probe's response tokens."""
+        """For every worker and every probe, float32 [T]: the logprobs of the probe's T response tokens."""
         return self._pool.all("logprobs", [(wire.encode_many(list(probes)),)] * self._num_workers)
 
     def close(self) -> None:
@@ -198,7 +198,7 @@ class RolloutStage:
             yield from self._groups(asked, part, plan)
 
     def _conversations(self, prompts: Iterable[Prompt], plan: RoundPlan) -> Iterator[RolloutGroup]:
-        """Groups of responses of several turns; a batch's turns are taken in common waves."""
+        """Groups whose responses come from a conversation plug-in. The programs of a batch are advanced in common waves."""
         index = 0
         answer = partial(self._respondent, heard=lambda part: self._heard(part, plan))
         for batch in chunks(prompts, self._batch, prompt=lambda prompt: prompt):
@@ -216,9 +216,11 @@ class RolloutStage:
     def _groups(
         self, asked: Iterator[tuple[int, Prompt]], part: PartialResult | None, plan: RoundPlan
     ) -> Iterator[RolloutGroup]:
-        """
+        """The groups of a partial result.
+
         Args:
-            asked: prompts with their places in the round, those not yet answered.
+            asked: the prompts of the task that have no group yet, with their positions in the round.
+            part: the partial result; `None` makes groups without responses for all remaining prompts.
         """
         if part is None:
             for index, prompt in asked:
@@ -246,10 +248,10 @@ def group_of(
     *,
     version: int,
 ) -> RolloutGroup:
-    """The group of a prompt's conversations.
+    """The rollout group of a prompt's responses.
 
     Args:
-        version: of the weights, where no response says it.
+        version: version of the weights, which is used if no response has one.
     """
     versions = {response.sampled.policy_version for response in responses if response.sampled}
     return RolloutGroup(

@@ -79,7 +79,7 @@ def test_a_worker_killed_before_an_update_is_replaced_and_gets_it(scripted):
     stage, _, sync = scripted
     sync.publish(1)
     before = stage.members()
-    os.kill(stage._pool.slots[0].pid, signal.SIGKILL)
+    os.kill(stage._pool.workers[0].pid, signal.SIGKILL)
     assert sync.publish(2).version == 2
     assert stage.versions() == [2, 2]
     assert stage.members() == ("rollout-0.1", "rollout-1") and before == ("rollout-0", "rollout-1")

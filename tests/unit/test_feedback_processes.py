@@ -101,7 +101,7 @@ def test_answers_that_kill_the_process_have_failed_verdicts_and_are_counted(stag
 def test_a_process_that_is_late_counts_as_dead():
     processes = FeedbackProcesses(Words(), number=1, deadline_s=5.0)
     slow = processes.judge(make_group(texts=("sleep",)), Words())
-    processes._slots[0]._deadline_s = 0.05
+    processes._handles[0]._deadline_s = 0.05
     with pytest.raises(ConfigError, match="did not start"):  # the new one is given no longer
         slow.result(10.0)
     processes.close()

@@ -277,7 +277,7 @@ class Pool:
     speaks = staticmethod(max)
 
     def __init__(self, count, scripts=None):
-        self.slots = [WorkerHandle(self, number) for number in range(count)]
+        self.workers = [WorkerHandle(self, number) for number in range(count)]
         self.scripts, self.begun, self.left, self.restarted = scripts or {}, [], {}, []
 
     def script(self, number):
@@ -354,7 +354,7 @@ def test_a_worker_that_spoke_in_time_is_not_taken_for_dead_because_nobody_listen
 
 def test_who_has_started_is_not_waited_for_while_there_is_nothing_to_do():
     pool = Pool(2)
-    second = pool.slots[1]
+    second = pool.workers[1]
     second.starting = "its start"
     asked = []
 

@@ -1,11 +1,13 @@
-"""New weights into a model that stands, in two ways.
+"""Two ways to load new weights into an existing model.
 
-`InPlace` writes them straight to where they are used. On a GPU that is all there is to do. On a CPU vLLM's linear layers
-compute with a packed copy: such a layer has a weight of its own again while its parts come, and is packed as soon as it has
-all of them. `Layerwise` is vLLM's own reload, for all models whose layers make something else of their weights (quantized
-ones, experts, latent attention): it takes every weight through fresh memory, and counts what each call copies.
+`InPlace` writes the weights directly to the parameters. On a GPU nothing else is needed. On a CPU, vLLM's linear layers compute
+with a packed copy of their weight: such a layer gets an unpacked weight again while the weight's shards arrive, and the weight
+is packed as soon as it is complete. `Layerwise` is vLLM's own reload, for all models whose layers transform their weights
+(quantized layers, experts, latent attention). It loads every weight into newly allocated memory, and counts the elements that
+each call copies.
 
-What only a CPU needs of vLLM's reload is imported where it is used: versions for GPUs may not have it.
+The functions of vLLM's reload that only a CPU needs are imported inside functions, because vLLM versions for GPUs may not have
+them.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 AS_THEY_ARE = {"UnquantizedLinearMethod", "UnquantizedEmbeddingMethod"}
-"""What vLLM's layers do with weights that stay as they are, but for the packed copy on a CPU."""
+"""vLLM's methods of layers whose weights stay as they are, except for the packed copy on a CPU."""
 NO_WEIGHTS = {"Attention", "MMEncoderAttention"}
-"""Layers that compute something after loading, but not from weights."""
+"""Layers with a processing step after loading that does not use weights."""
 
 
 def way_of_loading(model: torch.nn.Module, model_config: Any, *, ranks: int) -> InPlace | Layerwise:
-    """The faster of the two that the model allows.
+    """The faster way of loading that the model allows.
 
     Args:
-        ranks: of the tensor-parallel group.
+        ranks: number of ranks of the tensor-parallel group.
     """
     on_cpu = next(model.parameters()).device.type == "cpu"
     if _keeps_weights(model, model_config) and not (on_cpu and ranks > 1):
@@ -48,29 +50,29 @@ def _keeps_weights(model: torch.nn.Module, model_config: Any) -> bool:
 
 
 class Layerwise:
-    """vLLM's reload, layer by layer."""
+    """vLLM's own reload, layer by layer."""
 
     keeps = True
-    """What is given to the model's `load_weights` is used after the call."""
+    """Whether the tensors that are passed to the model's `load_weights` are still used after the call."""
 
     def __init__(self, model: torch.nn.Module, model_config: Any) -> None:
         self._model, self._config = model, model_config
 
     def begin(self) -> None:
-        """All layers wait for weights."""
+        """Prepare all layers for new weights."""
         self._tied = tuple(tied(self._model))
         initialize_layerwise_reload(self._model)
 
     def end(self) -> None:
-        """Put in place what came."""
+        """Put the received weights in place."""
         finalize_layerwise_reload(self._model, self._config)
         for module, twin in self._tied:
             module.weight = twin.weight
-            module.quant_method.process_weights_after_loading(module)  # on CPU: its packed copy
+            module.quant_method.process_weights_after_loading(module)  # makes the packed copy on a CPU
 
 
 class InPlace:
-    """What comes is written to where it is used."""
+    """Loading that writes every weight directly to its parameter."""
 
     keeps = False
 
@@ -85,12 +87,12 @@ class InPlace:
         self._twins = [module for module in packing if id(module) in twins]
 
     def begin(self) -> None:
-        """All layers wait for weights."""
+        """Prepare all layers for new weights."""
         for layer in self._layers:
             layer.begin()
 
     def end(self) -> None:
-        """Pack what is not packed yet."""
+        """Pack all weights that are not packed yet."""
         for layer in self._layers:
             layer.end()
         for module in self._twins:
@@ -98,17 +100,19 @@ class InPlace:
 
 
 class _Packed:
-    """A layer with a packed copy of its weight, and usually without the weight."""
+    """A layer that has a packed copy of its weight, and usually not the unpacked weight."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
         self._load: Any = None
         """vLLM's own loader of the weight."""
         self._missing = 0
+        """Number of elements of the weight that have not arrived yet."""
         self._has_some = False
+        """Whether any element of the weight has arrived."""
 
     def begin(self) -> None:
-        """Wait for the weight's parts."""
+        """Prepare the layer for the shards of its weight."""
         from vllm.model_executor.model_loader.reload.meta import restore_layer_on_meta
 
         if not self._module.weight.numel():
@@ -120,11 +124,12 @@ class _Packed:
         weight.weight_loader = self._take
 
     def _take(self, param: torch.Tensor, loaded_weight: torch.Tensor, *which: Any, **named: Any) -> None:
-        """A loader of weights in the manner of vLLM's.
+        """Load a shard of the weight. The method has the interface of vLLM's weight loaders.
 
         Args:
-            param: as it was when the model began to load; the layer's has memory meanwhile.
-            which: part of the weight.
+            param: the parameter from the time when the model began to load. It is not used, because the layer's parameter has
+                been replaced by one with memory.
+            which: identifies the shard of the weight.
         """
         from vllm.model_executor.model_loader.reload.meta import materialize_layer
 
@@ -137,7 +142,8 @@ class _Packed:
             self._finish()
 
     def end(self) -> None:
-        """Pack a weight that has all that there is of it: an embedding has more rows than there are tokens."""
+        """Pack the weight if it is not packed yet. This is the case for an embedding, which has more rows than the checkpoint
+        has tokens, so that some elements never arrive."""
         if self._missing > 0:
             self._finish()
 
@@ -147,11 +153,11 @@ class _Packed:
         weight.weight_loader = self._load
         if self._has_some:
             _pack(self._module)
-        elif weight.is_meta:  # nothing came: the packed copy is the old one
+        elif weight.is_meta:  # nothing arrived, so the old packed copy stays in use
             self._module.weight = torch.nn.Parameter(torch.empty(0, dtype=weight.dtype), requires_grad=False)
 
     def _info(self) -> Any:
-        """What vLLM noted of the layer before it was packed for the first time."""
+        """vLLM's information about the layer before it was packed for the first time."""
         from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
         return get_layerwise_info(self._module)
@@ -166,7 +172,7 @@ def _pack(module: torch.nn.Module) -> None:
 
 
 def tied(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, torch.nn.Module]]:
-    """Modules whose weight is that of a module before them, with that module: a head that is the embedding."""
+    """Pairs of a module and the earlier module whose weight it shares, such as an output head that is tied to the embedding."""
     first: dict[int, torch.nn.Module] = {}
     for module in model.modules():
         weight = module._parameters.get("weight")

@@ -1,8 +1,8 @@
-"""Log-probabilities as bare numbers.
+"""Logprobs as plain numbers.
 
-vLLM makes an entry of every token, with its rank and room for its text, by a dozen calls in Python. Nothing but the number is
-read here, and it is a float32 in an array already. Without the entries a judge writes 6% more critiques a second on two cores
-(compiled; 3% eager).
+For every token, vLLM makes an entry with the token's rank and text, by a dozen calls in Python. We only read the number, which
+is already a float32 in an array. Without the entries, a judge writes 6% more critiques per second on two cores if it is
+compiled, and 3% more if it is eager.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from vllm.v1.engine.logprobs import LogprobsProcessor
 
 
 class BareLogprobs(LogprobsProcessor):
-    """The processor of a request with `flat_logprobs`. It fills `logprobs` of the output's `FlatLogprobs`: with the sampled
-    tokens' values, or, where candidate tokens are asked for, with all values of a position, the sampled token's first, and
-    `token_ids` with the tokens that these belong to.
+    """The logprobs processor of a request with `flat_logprobs`.
+
+    It fills the list `logprobs` of the output's `FlatLogprobs` with the values of the sampled tokens. If the request has
+    candidate tokens, it fills the list with all values of every position, the value of the sampled token first, and the list
+    `token_ids` with the tokens to which the values belong.
     """
 
     def _update_sample_logprobs(self, logprobs_lists: Any) -> None:
@@ -28,12 +30,12 @@ class BareLogprobs(LogprobsProcessor):
         else:
             self.logprobs.logprobs.extend(values.ravel().tolist())
             self.logprobs.token_ids.extend(logprobs_lists.logprob_token_ids.ravel().tolist())
-        self.cumulative_logprob = None  # nobody adds them up
+        self.cumulative_logprob = None  # the sum is not used
 
 
 @contextmanager
 def bare_logprobs() -> Iterator[None]:
-    """Requests that are added within get bare numbers; those of others stay as vLLM makes them."""
+    """Requests that are added inside the `with` block get plain numbers; other requests get vLLM's entries."""
     usual = output_processor.LogprobsProcessor
     output_processor.LogprobsProcessor = BareLogprobs
     try:

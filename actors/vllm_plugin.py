@@ -1,8 +1,8 @@
-"""What runs inside vLLM's worker processes: the receiving end of every transport, as one weight-transfer engine.
+"""The plug-in inside vLLM's worker processes: a weight-transfer engine that contains the receivers of all transports.
 
-vLLM finds it through the entry point `vllm.general_plugins` where this package is installed. `actors.engines.vllm`
-imports it too, and names `WorkerExtension` to vLLM, which imports it in every worker: so a source tree on `sys.path` is
-enough. Importing this module imports vLLM, and registers.
+If this package is installed, vLLM finds the plug-in through the entry point `vllm.general_plugins`. `actors.engines.vllm` also
+imports it, and passes the name of `WorkerExtension` to vLLM, which imports it in every worker. Therefore a source tree on
+`sys.path` is enough. Importing this module imports vLLM and registers the plug-in.
 """
 
 from __future__ import annotations
@@ -28,43 +28,44 @@ BACKEND = "rlsys"
 
 @dataclass
 class Offer(WeightTransferInitInfo):
-    """Where the sender is."""
+    """The address of the weight sender."""
 
     offer: dict[str, Any]
-    """With the receiver's number for the first worker of this engine."""
+    """The sender's offer, with the receiver number of the first worker of this engine."""
 
 
 @dataclass
 class Update(WeightTransferUpdateInfo):
-    """What will come."""
+    """The description of an update."""
 
     manifest: dict[str, Any]
-    """All buckets of an update (`rlsys.transports.buckets`)."""
+    """The manifest of all buckets of an update (`rlsys.transports.buckets`)."""
 
 
 class BucketTransfer(WeightTransferEngine):
-    """Loads packed buckets, in the names of the checkpoint, from any of our transports."""
+    """Loads packed buckets from any of our transports. The tensors have the names of the checkpoint."""
 
     init_info_cls = Offer
     update_info_cls = Update
 
     _receiver: Receiver | None = None
     _open = False
-    """An update has begun and not been finalized: parameters may be without values."""
+    """Whether an update has begun and is not finished. Parameters may then have no values."""
     _names: frozenset[str] = frozenset()
-    """Of the parameters that an update must reach: tied ones once, which stand apart while they are reloaded."""
+    """Names of the parameters that an update must load. A tied parameter is counted once; the list is made before the update
+    begins, because tied parameters are separate while they are reloaded."""
     _loading: InPlace | Layerwise | None = None
-    """Chosen at the first update."""
+    """The way of loading, which is chosen at the first update."""
 
     def init_transfer_engine(self, init_info: Offer) -> None:
-        """Join the sender."""
+        """Join the weight sender."""
         self.shutdown()
         number = init_info.offer["receiver"] + self.parallel_config.rank
         self._receiver = open_receiver({**init_info.offer, "receiver": number}, self.device)
 
     def start_weight_update(self) -> None:
-        """Make the model's layers ready to be loaded again."""
-        self._finalize()  # what a failed update left half done would count as loaded
+        """Prepare the layers of the model for new weights."""
+        self._finalize()  # otherwise the layers that a failed update has half loaded would count as loaded
         self._names = frozenset(name for name, _ in self.model.named_parameters())
         if self._loading is None:
             ranks = self.parallel_config.tensor_parallel_size
@@ -74,13 +75,14 @@ class BucketTransfer(WeightTransferEngine):
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
         """Receive and load all buckets."""
-        # Not the parent's: it synchronizes an accelerator, which raises where there is none.
+        # The parent's method synchronizes an accelerator, which raises an error if there is none.
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: Update) -> None:
-        """Receive and load; `last_report` is then what came, and which parameters it did not reach."""
+        """Receive and load all buckets. `last_report` then describes the received tensors, and lists the parameters that were
+        not loaded."""
         if self._receiver is None:
             raise RuntimeError("weights are sent to an engine that has not joined a sender")
         loaded: set[str] = set()
@@ -89,17 +91,17 @@ class BucketTransfer(WeightTransferEngine):
         self.last_report = {**self._receiver.report(), "not_loaded": sorted(self._names - loaded)}
 
     def finish_weight_update(self) -> None:
-        """Put what came in place."""
+        """Put the received weights in place."""
         self._finalize()
 
     def shutdown(self) -> None:
-        """Leave the sender."""
+        """Leave the weight sender."""
         if self._receiver is not None:
             self._receiver.close()
             self._receiver = None
 
     def trainer_send_weights(self, *_: Any, **__: Any) -> Iterator[Any]:
-        """Abstract in some versions of vLLM."""
+        """Not supported. The method exists because it is abstract in some versions of vLLM."""
         raise NotImplementedError("weights are sent by rlsys.transports")
 
     def _finalize(self) -> None:
@@ -112,12 +114,12 @@ class WorkerExtension:
     """Methods that vLLM mixes into its worker (`worker_extension_cls`)."""
 
     def rlsys_report(self) -> dict[str, Any]:
-        """What the last weight update delivered to this worker."""
+        """The report of the last weight update in this worker."""
         return self.weight_transfer_engine.last_report
 
 
 def register() -> None:
-    """Make the backend known to vLLM in this process; may be called more than once."""
+    """Register the backend with vLLM in this process. The function may be called more than once."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, BucketTransfer)
 

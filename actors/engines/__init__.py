@@ -2,7 +2,7 @@
 
     open(model, *, version=0, raw_logits=False) -> rlsys.contracts.Engine
 
-that loads a checkpoint. The worker calls it in its own process.
+that loads a checkpoint. The worker calls this method in its own process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an engine needs to know of a checkpoint on disk."""
+"""Information that an engine needs about a checkpoint on disk."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from rlsys.errors import EngineError
 
 _WANTED = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
 _ANOTHER_FORMAT = ["consolidated*", "original/*"]
-"""The same weights, under names that transformers does not know."""
+"""Files with the same weights under names that transformers does not know."""
 _COMPUTED = ("__metadata__", "rotary_emb.inv_freq")
 
 
 def local_folder(model: str) -> Path:
-    """Folder of a model; one that is named by its place on the hub is downloaded, or found in the hub's cache.
+    """The local folder of a model. A model that is given by its name on the hub is downloaded, or taken from the hub's cache.
 
     Raises:
-        EngineError: there is no such folder and no such model.
+        EngineError: neither a folder nor a model of this name exists.
     """
     folder = Path(model)
     if folder.is_dir():
@@ -34,13 +34,13 @@ def local_folder(model: str) -> Path:
 
 
 def tensor_shapes(folder: Path) -> dict[str, list[int]]:
-    """Name and shape of every tensor that an update of the model must bring, read from the headers of its safetensors.
+    """The name and shape of every tensor that an update of the model must contain, from the headers of its safetensors files.
 
-    A head that is tied to the embeddings is not counted: it may or may not be on disk. Nor are rotary frequencies, which
-    old checkpoints hold and transformers computes.
+    An output head that is tied to the embeddings is not listed, because it may or may not be on disk. Rotary frequencies are
+    not listed either: old checkpoints contain them, and transformers computes them.
 
     Raises:
-        EngineError: the folder has no safetensors.
+        EngineError: the folder has no safetensors files.
     """
     shapes: dict[str, list[int]] = {}
     for path in _weight_files(folder):
@@ -55,7 +55,7 @@ def tensor_shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Those of the model: beside them there may be an adapter, or the same weights in another format."""
+    """The weight files of the model. The folder may also contain an adapter, or the same weights in another format."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]

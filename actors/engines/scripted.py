@@ -19,7 +19,7 @@ from rlsys.seeding import generator
 from rlsys.transports.base import Receiver, open_receiver
 
 END = 1
-"""Token that ends an answer."""
+"""Token that ends a response."""
 FIRST = 2
 """First token of the vocabulary that is a word."""
 
@@ -27,20 +27,21 @@ FIRST = 2
 @engine("scripted")
 @dataclass(kw_only=True)
 class Scripted:
-    """Answers drawn from the request's seed, the prompt and the candidate's number; weights change only scores."""
+    """An engine whose responses are drawn from the request's seed, the prompt and the candidate's number. The weights change
+    only the logprobs of probes."""
 
     dtype: str = "float32"
     vocabulary: int = 100
     """Number of tokens."""
     seconds_per_call: float = 0.0
-    """How long a call pretends to compute."""
+    """Simulated computation time of a call."""
     at_once: int = 0
-    """Requests of a call that are ready at the same time; 0 is all."""
+    """Number of requests of a call that are ready at the same time; 0 for all."""
     kv_cache_gib: float = 0.0
     fatal_prompts: list[str] = field(default_factory=list)
     """Ids of prompts that end the process."""
     refused_prompts: list[str] = field(default_factory=list)
-    """Ids of prompts that raise."""
+    """Ids of prompts for which the engine raises an error."""
 
     def __post_init__(self) -> None:
         if self.vocabulary <= FIRST:
@@ -51,34 +52,34 @@ class Scripted:
 
     @property
     def receivers(self) -> int:
-        """Processes of one engine that take part in a weight update."""
+        """Number of processes of one engine that take part in a weight update."""
         return 1
 
     def open(self, model: str, *, version: int = 0, raw_logits: bool = False) -> ScriptedEngine:
-        """There is nothing to load."""
+        """Make an engine; the arguments `model` and `raw_logits` are ignored."""
         return ScriptedEngine(self, version)
 
 
 class ScriptedEngine:
-    """An `rlsys.contracts.Engine`."""
+    """The engine, an implementation of `rlsys.contracts.Engine`."""
 
     def __init__(self, options: Scripted, version: int) -> None:
         self.version = version
         self._options = options
         self._receiver: Receiver | None = None
         self._sum = 0.0
-        """Of all weights received: what a score depends on."""
+        """Sum of all received weights, on which the logprobs of probes depend."""
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Continuations for every request, in order.
+        """One generation per request, in order.
 
         Raises:
-            EngineError: a prompt is among the refused ones.
+            EngineError: a prompt is one of the refused prompts.
         """
         return [one for ready in self.stream(requests) for one in ready]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
-        """As `generate`, `at_once` of them together."""
+        """As `generate`, but the generations are yielded in lists of `at_once`."""
         size = self._options.at_once or max(1, len(requests))
         for start in range(0, len(requests), size):
             now = requests[start : start + size]
@@ -100,33 +101,33 @@ class ScriptedEngine:
         ]
 
     def logprobs(self, probes: Sequence[Probe]) -> list[np.ndarray]:
-        """float32 [T]: see `expected_logprobs`."""
+        """float32 [T] for every probe; see `expected_logprobs`."""
         return [expected_logprobs(probe, self._sum) for probe in probes]
 
     def connect(self, offer: dict[str, Any]) -> None:
-        """Join the sender of weights that made `offer`."""
+        """Join the weight sender that made `offer`."""
         if self._receiver is not None:
             self._receiver.close()
         self._receiver = open_receiver(offer, torch.device("cpu"))
 
     def begin_update(self) -> None:
-        """Forget what came before."""
+        """Reset the sum of the received weights."""
         self._sum = 0.0
 
     def receive(self, manifest: dict[str, Any]) -> None:
-        """Take all buckets of an update and add them up."""
+        """Receive all buckets of an update, and add up their values."""
         if self._receiver is None:
             raise EngineError("weights are sent to an engine that has not joined a sender")
         for bucket in self._receiver.receive(manifest):
             self._sum += sum(float(tensor.double().sum()) for _, tensor in bucket)
 
     def end_update(self, version: int) -> dict[str, Any]:
-        """Say what came."""
+        """Return the report of the received weights."""
         self.version = version
         return {**self._receiver.report(), "version": version}
 
     def close(self) -> None:
-        """Leave the sender."""
+        """Leave the weight sender."""
         if self._receiver is not None:
             self._receiver.close()
 
@@ -148,7 +149,8 @@ class ScriptedEngine:
 
 
 def _candidate_values(wanted: Sampling, prompt: Prompt, num_tokens: int) -> np.ndarray | None:
-    """The same for the same question and candidates, whatever was sampled."""
+    """Values of the candidate tokens, float32 [T, C]. They depend on the question and the candidates, and not on the sampled
+    tokens."""
     if not wanted.candidate_tokens:
         return None
     rng = generator(0, prompt.question, *wanted.candidate_tokens)
@@ -156,7 +158,8 @@ def _candidate_values(wanted: Sampling, prompt: Prompt, num_tokens: int) -> np.n
 
 
 def expected_logprobs(probe: Probe, weight_sum: float) -> np.ndarray:
-    """float32 [T]: what an engine that received weights of this sum says of a probe; a learner can say the same."""
+    """float32 [T]: the logprobs of a probe from an engine whose received weights have the sum `weight_sum`. A fake learner can
+    compute the same values."""
     tokens = np.asarray(probe.response_token_ids, np.float64)
     return (-0.01 * tokens - 0.001 * (weight_sum % 97.0)).astype(np.float32)
 

@@ -1,8 +1,7 @@
-"""vLLM, 0.26 to 0.32, behind the Engine contract. With the other files `vllm_*.py`, here and in `actors/`, the only code that
-knows it.
+"""The engine plug-in for vLLM 0.26 to 0.32. Only this file and the files `vllm_*.py` in this folder and in `actors/` use vLLM.
 
-The engine runs in the calling process. A call's result depends on nothing but its requests and the weights: the caches
-of prefixes and images are emptied before it, so that an engine that was replaced, or has answered other prompts before,
+The engine runs in the calling process. The result of a call depends only on its requests and the weights: the caches of
+prefixes and images are emptied before every call, so that an engine that was replaced, or has processed other prompts before,
 computes the same sums in the same order.
 """
 
@@ -30,42 +29,46 @@ from rlsys.records import Generation, Probe
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CPU_BLOCK = 32
-"""Tokens per block of the key-value cache on a CPU, where vLLM's own choice is 128, and its kernel takes multiples of 32: a
-prompt's candidates share whole blocks alone, and a block is gone through whole.
+"""Tokens per block of the key-value cache on a CPU. vLLM's default is 128, and its kernel supports multiples of 32. Smaller
+blocks are faster, because the candidates of a prompt share only complete blocks, and because the kernel always processes
+whole blocks.
 """
 _COMPILE_DISABLE = "TORCH_COMPILE_DISABLE"
 _COMPILE_DISABLE_GIVEN = os.environ.get(_COMPILE_DISABLE)
-"""As the user has set it."""
+"""The value that the user has set, or `None`."""
 
 
 @engine("vllm")
 @dataclass(kw_only=True)
 class Vllm:
-    """vLLM, on CPU or on one GPU or a tensor-parallel group of them."""
+    """vLLM on a CPU, on one GPU, or on a tensor-parallel group of GPUs."""
 
     dtype: str = "float32"
     max_model_len: int = 2048
-    """Longest prompt with its answer, tokens, image placeholders expanded."""
+    """Largest number of tokens of a prompt with its response, image placeholders expanded."""
     max_num_seqs: int = 256
-    """Candidates that are sampled at once."""
+    """Largest number of candidates that are sampled at the same time."""
     max_num_batched_tokens: int = 8192
-    """Tokens per forward pass; at least `max_model_len`, because a prompt is never split over two."""
+    """Largest number of tokens per forward pass; at least `max_model_len`, because a prompt is never split over two passes."""
     enforce_eager: bool = True
-    """Compile nothing. An engine on a CPU that compiles needs a C++ compiler, and takes longer to start."""
+    """Whether to compile nothing. An engine that compiles on a CPU needs a C++ compiler, and takes longer to start."""
     tensor_parallel: int = 1
+    """Number of GPUs in the tensor-parallel group."""
     gpu_memory_utilization: float = 0.9
     """Share of a GPU's memory for weights and key-value cache."""
     kv_cache_gib: float = 1.0
-    """Key-value cache on CPU."""
+    """Size of the key-value cache on a CPU."""
     gpu_kv_cache_gib: float = 0.0
-    """Key-value cache on a GPU; 0 takes what `gpu_memory_utilization` leaves. Where several processes start on one GPU,
-    vLLM would count what the others allocate meanwhile as its own, and find nothing left.
+    """Size of the key-value cache on a GPU; 0 takes the memory that `gpu_memory_utilization` leaves. If several processes start
+    on one GPU, the size must be given: vLLM would count memory that the others allocate in the meantime as its own, and find
+    none left.
     """
     prefix_caching: bool = True
     images_per_prompt: int = 10
-    """As many as the frames that are taken of a video (`rlsys.prompts.datasets`)."""
+    """Largest number of images in a prompt; the default is the number of frames that are taken from a video
+    (`rlsys.prompts.datasets`)."""
     seed: int = 0
-    """For what vLLM draws itself; every request carries a seed of its own."""
+    """Seed of vLLM's own random choices; every request has a seed of its own."""
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -85,7 +88,7 @@ class Vllm:
 
     @property
     def receivers(self) -> int:
-        """Processes of one engine that take part in a weight update."""
+        """Number of processes of one engine that take part in a weight update."""
         return self.tensor_parallel
 
     def open(self, model: str, *, version: int = 0, raw_logits: bool = False) -> VllmEngine:
@@ -93,17 +96,17 @@ class Vllm:
 
         Args:
             model: Hugging Face folder or name.
-            version: number of its weights.
-            raw_logits: score tokens by raw logits, as judges need it; log-probabilities are then not available.
+            version: version of the checkpoint's weights.
+            raw_logits: whether scores are raw logits, as judges need them. Logprobs are then not available.
 
         Raises:
-            EngineError: vLLM does not start with it.
+            EngineError: vLLM does not start with this checkpoint.
         """
         return VllmEngine(self, model, version=version, raw_logits=raw_logits)
 
 
 class VllmEngine:
-    """An `rlsys.contracts.Engine`."""
+    """The engine, an implementation of `rlsys.contracts.Engine`."""
 
     def __init__(self, options: Vllm, model: str, *, version: int, raw_logits: bool) -> None:
         folder = checkpoints.local_folder(model)
@@ -116,26 +119,28 @@ class VllmEngine:
         self._most = options.max_num_seqs
         self._has_answered = False
         self.notes: list[str] = []
-        """Which prompts were not answered, and why; who tells it, empties it."""
+        """One note for every prompt that the engine could not process, with the reason. The caller shows the notes and then
+        clears the list."""
         with one_gloo_device():
             self._llm = _start(options, folder, raw_logits)
         self._joiner = PromptJoiner(self._llm, most_images=options.images_per_prompt)
 
     def generate(self, requests: Sequence[Request]) -> list[Generation]:
-        """Continuations for every request, in order; those of a greedy request are all the same."""
+        """One generation per request, in order. The candidates of a greedy request are all equal."""
         return [one for ready in self.stream(requests) for one in ready]
 
     def stream(self, requests: Sequence[Request]) -> Iterator[list[Generation]]:
-        """As `generate`, each within a few steps after it and those before it are there. A prompt that the model does not
-        take has no completions.
+        """As `generate`, but every generation is yielded within a few engine steps after it and all before it are complete. The
+        generation of a prompt that the model cannot process has no completions.
 
         Raises:
-            EngineError: this engine has not answered anything yet, and takes none of the prompts.
+            EngineError: the engine can process none of the prompts, and has not processed any prompt before; or the last weight
+                update failed.
         """
         if self._torn:
             raise EngineError("the last weight update failed half way: these weights are of no version")
-        words, left, why = self._translator, iter(requests), ""
-        asked = ((words.prompt(prompt), words.sampling(wanted)) for prompt, wanted in requests)
+        translator, left, why = self._translator, iter(requests), ""
+        asked = ((translator.prompt(prompt), translator.sampling(wanted)) for prompt, wanted in requests)
         for outputs in self._run(asked):
             whose = list(islice(left, len(outputs)))
             for (prompt, _), output in zip(whose, outputs, strict=True):
@@ -144,15 +149,15 @@ class VllmEngine:
                     self.notes.append(why)
                 else:
                     self._has_answered = True
-            yield words.generations(outputs, [wanted for _, wanted in whose])
+            yield translator.generations(outputs, [wanted for _, wanted in whose])
         if why and not self._has_answered:
             raise EngineError(f"none of {len(requests)} prompts can be answered; {why}")
 
     def logprobs(self, probes: Sequence[Probe]) -> list[np.ndarray]:
-        """float32 [T] log-probabilities of every probe's response tokens.
+        """float32 [T] for every probe: the logprobs of its T response tokens.
 
         Raises:
-            EngineError: the engine was opened for raw logits, or makes other tokens of a prompt than the probe has.
+            EngineError: the engine was opened for raw logits, or its tokens of a prompt are not those of the probe.
         """
         if self._raw_logits:
             raise EngineError("an engine opened for raw logits has no log-probabilities")
@@ -165,21 +170,21 @@ class VllmEngine:
         return [probe_logprobs(output, probe) for output, probe in zip(outputs, probes, strict=True)]
 
     def connect(self, offer: dict[str, Any]) -> None:
-        """Join the sender of weights that made `offer`.
+        """Join the weight sender that made `offer`.
 
         Raises:
-            SyncError, SyncTimeout: it is not there.
+            SyncError, SyncTimeout: the sender does not respond.
         """
         with _sync_errors("joining the sender of weights"):
             self._llm.init_weight_transfer_engine({"init_info": {"offer": offer}})
 
     def begin_update(self) -> None:
-        """Get ready for new weights. Until `end_update` nothing can be generated."""
+        """Prepare the model for new weights. Until `end_update` the engine cannot generate."""
         self._torn = True
         self._llm.start_weight_update()
 
     def receive(self, manifest: dict[str, Any]) -> None:
-        """Take all buckets of an update (`rlsys.transports.buckets`).
+        """Receive all buckets of an update (`rlsys.transports.buckets`).
 
         Raises:
             SyncError, SyncTimeout: the sender is lost or late.
@@ -188,10 +193,10 @@ class VllmEngine:
             self._llm.update_weights({"update_info": {"manifest": manifest}})
 
     def end_update(self, version: int) -> dict[str, Any]:
-        """Put the weights in place, empty all caches, and say what came.
+        """Put the weights in place, empty all caches, and return the report of the received weights.
 
         Raises:
-            SyncError: not every tensor of the model came, or tensor-parallel workers got different ones.
+            SyncError: a tensor of the model did not arrive, or tensor-parallel workers received different weights.
         """
         self._llm.finish_weight_update()
         self._forget()
@@ -216,8 +221,10 @@ class VllmEngine:
             llm.llm_engine.engine_core.shutdown()
 
     def _forget(self) -> None:
-        """Empty the caches of prefixes, image embeddings and processed images. A call that was left early may have processed
-        images that the engine never got, and of which the next one would send no more than the digest.
+        """Empty the caches of prefixes, image embeddings and processed images.
+
+        A call that was abandoned may have processed images that the engine never received. With these in the cache, the next
+        call would send only their digests.
         """
         if not self._llm.reset_prefix_cache():
             raise EngineError("the prefix cache could not be emptied: requests are still running")
@@ -228,7 +235,7 @@ class VllmEngine:
         self._forget()
         try:
             yield from in_order(self._llm, self._joiner.engine_inputs(requests), most=self._most)
-        except RlsysError:  # of a request that cannot be made
+        except RlsysError:  # a request could not be made
             raise
         except Exception as error:
             raise EngineError(f"vLLM: {type(error).__name__}: {error}") from error
@@ -236,7 +243,8 @@ class VllmEngine:
 
 @contextmanager
 def _sync_errors(what: str) -> Iterator[None]:
-    """Errors of tensor-parallel workers come as errors of vLLM; those of this process's own worker as they are."""
+    """Turn errors into `SyncError`. An error in a tensor-parallel worker arrives as an error of vLLM; an error in the worker
+    of this process already is a `SyncError`."""
     try:
         yield
     except SyncError:
@@ -246,19 +254,21 @@ def _sync_errors(what: str) -> Iterator[None]:
 
 
 def _import_vllm(options: Vllm) -> None:
-    """Import vLLM, and let torch compile only if it shall, or as the user has set it.
+    """Import vLLM, and disable torch's compiler for an eager engine on a CPU, unless the user has set it.
 
-    On a CPU, of an eager engine only the rank of a sampled token would be compiled: seconds of the first answers, and an error
-    where there is no compiler.
+    In an eager engine on a CPU, only the computation of a sampled token's rank would be compiled. This would delay the first
+    responses by seconds, and would raise an error on a machine without a compiler.
     """
-    # In this process: a worker has one of its own already, and on CPU a second one starts in twice the time.
+    # vLLM's engine runs in this process: the worker already has a process of its own, and a second one doubles the time to
+    # start on a CPU.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     import_at_once("vllm.entrypoints.llm", "actors.vllm_plugin")
     from torch._dynamo import config
 
     if _COMPILE_DISABLE_GIVEN is None:
-        # Not by the environment, which torch reads once, and may have read before; but vLLM's own processes read it.
+        # The environment variable has no effect in this process if torch has already read it. vLLM's own worker processes,
+        # however, read it.
         config.disable = options.enforce_eager and not _on_gpu()
         if options.tensor_parallel > 1:
             os.environ[_COMPILE_DISABLE] = str(int(config.disable))
@@ -290,7 +300,7 @@ def _start(options: Vllm, folder: Path, raw_logits: bool) -> Any:
             kv_cache_memory_bytes=int(cache_gib * (1 << 30)) or None,
             **({} if _on_gpu() else {"block_size": CPU_BLOCK}),
             enable_prefix_caching=options.prefix_caching,
-            # A prefill split over two steps dies on CPU where a request has its own seed.
+            # On a CPU, vLLM crashes if a prefill is split over two steps and the request has a seed of its own.
             enable_chunked_prefill=False,
             limit_mm_per_prompt={"image": options.images_per_prompt, "video": 0},
             logprobs_mode="raw_logits" if raw_logits else "raw_logprobs",

@@ -1,8 +1,9 @@
-"""Prompts made into vLLM's engine inputs, the images of several in one go.
+"""Makes vLLM's engine inputs from prompts, and processes the images of several prompts together.
 
-vLLM and its processor spend milliseconds of checks on every prompt with images, more than the arithmetic of a small image
-takes. So neighbours are joined to one prompt, processed once, and cut apart again. What is gained is most where every
-prompt has images of its own, as in rollouts; of prompts about the same image only those after the first are joined.
+vLLM and its processor spend milliseconds on checks of every prompt with images, more than the processing of a small image
+takes. Therefore consecutive prompts are joined to one prompt, processed once, and cut apart again. The gain is largest if
+every prompt has images of its own, as in rollouts. Of several prompts with the same image, only those after the first are
+joined.
 """
 
 from __future__ import annotations
@@ -16,20 +17,21 @@ from typing import Any
 from rlsys.errors import EngineError
 
 VllmRequest = tuple[dict[str, Any], Any]
-"""A prompt for `vllm.LLM`, images under their digests, and its sampling parameters."""
+"""A prompt for `vllm.LLM`, with its images under their digests, and its sampling parameters."""
 
 JOINED_MODELS = ("qwen2_vl", "qwen2_5_vl")
-"""Model types whose processor does the same with an image whatever stands beside it. Others number the images of a prompt,
-or share a budget of tokens between them.
+"""Model types whose processor treats an image in the same way whatever other images the prompt has. Other processors number the
+images of a prompt, or divide a budget of tokens among them.
 """
 
 
 class Kind(StrEnum):
-    """Whether a prompt may be joined with neighbours of its kind.
+    """Whether a prompt may be joined with consecutive prompts of the same kind.
 
-    vLLM's two sides, which send and receive processed images, both evict the image that was used longest ago, and must
-    agree on which that is. Of a joined prompt, the sending side marks all images as used before it adds any; the receiving
-    one does so prompt by prompt. The orders agree if all images are in the cache, or none is.
+    vLLM has two caches of processed images, on its sending and on its receiving side. Both evict the least recently used image,
+    and must agree on which image that is. For a joined prompt, the sending side marks all images as used before it adds any
+    image; the receiving side does so prompt by prompt. The orders agree if all images are in the cache (`KNOWN`), or if none is
+    (`NEW`). A prompt of any other kind is processed alone (`ALONE`).
     """
 
     NEW = "new"
@@ -39,7 +41,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Refused:
-    """Stands for a prompt that the model cannot take."""
+    """The result for a prompt that the model cannot process."""
 
     reason: str
 
@@ -50,21 +52,22 @@ class PromptJoiner:
     def __init__(self, llm: Any, *, most_images: int) -> None:
         """
         Args:
-            most_images: images that vLLM takes in one prompt.
+            most_images: largest number of images that vLLM accepts in one prompt.
         """
         self._llm = llm
         self._most_images = most_images if llm.model_config.hf_config.model_type in JOINED_MODELS else 1
         self._has_dropped = False
-        """Whether images were processed that the engine will not get."""
+        """Whether images were processed that the engine will not receive."""
 
     def engine_inputs(self, requests: Iterable[VllmRequest]) -> Iterator[tuple[Any, Any]]:
-        """Engine inputs of one call's prompts, or `Refused`, each with its sampling parameters.
+        """The engine inputs of one call's prompts, or `Refused`, each with its sampling parameters.
 
-        All of them must go to the engine, in order and before the next is taken, or vLLM's cache of processed images be
-        emptied before the next call: of an image that was sent before, only the digest is sent, and the engine looks it up.
+        The caller must pass every input to the engine, in order and before it takes the next one. Otherwise it must empty
+        vLLM's cache of processed images before the next call. The reason is that for an image that was sent before, only the
+        digest is sent, and the engine looks the image up in its cache.
 
         Args:
-            requests: taken up to `most_images` images ahead.
+            requests: the requests, which are taken up to `most_images` images ahead.
 
         Raises:
             EngineError: the tokens of a joined prompt are not those of its parts.
@@ -79,7 +82,7 @@ class PromptJoiner:
         if self._may_join(kind, prompts):
             try:
                 joined = self._joined(prompts)
-            except ValueError:  # of one of them, which comes out now
+            except ValueError:  # one of the prompts is invalid; processing them alone shows which
                 self._has_dropped = True
             else:
                 yield from map(self._of_allowed_length, joined)
@@ -92,7 +95,7 @@ class PromptJoiner:
             return self._of_allowed_length(self._engine_input(prompt))
         except ValueError as error:
             self._has_dropped = True
-            return Refused(str(error.__cause__ or error))  # the cause: of what the processor says
+            return Refused(str(error.__cause__ or error))  # the cause has the message of the processor
 
     def _of_allowed_length(self, made: Any) -> Any:
         length, limit = len(made["prompt_token_ids"]), self._llm.model_config.max_model_len
@@ -109,7 +112,7 @@ class PromptJoiner:
     def _may_join(self, kind: Kind, prompts: Sequence[dict[str, Any]]) -> bool:
         if len(prompts) == 1:
             return False
-        # Since it was sent, an image may have been evicted.
+        # An image may have been evicted from the cache since it was sent.
         return kind is Kind.NEW or all(self._llm.renderer.mm_processor_cache.is_cached(_digests(*prompts)))
 
     def _joined(self, prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -125,8 +128,8 @@ class PromptJoiner:
 
 
 def groups(requests: Iterable[VllmRequest], *, most_images: int) -> Iterator[tuple[Kind, list[VllmRequest]]]:
-    """Neighbours that may be joined, `most_images` images at most but for a prompt that has more; those that may not are
-    groups of one.
+    """Groups of consecutive prompts that may be joined, with their kind. A group has at most `most_images` images, unless it
+    is a single prompt with more. A prompt that may not be joined is a group of its own.
     """
     sent: set[str] = set()
     group: list[VllmRequest] = []
@@ -146,18 +149,20 @@ def groups(requests: Iterable[VllmRequest], *, most_images: int) -> Iterator[tup
 
 
 def cut(joined: dict[str, Any], prompts: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Engine inputs of prompts that were processed as one.
+    """The engine inputs of prompts that were processed as one joined prompt.
 
     Args:
-        joined: the engine input of all of them, placeholders expanded to as many tokens as an image takes.
-        prompts: as they were before, placeholders as the chat template writes them.
+        joined: the engine input of the joined prompt, in which every placeholder is expanded to the number of tokens of its
+            image.
+        prompts: the prompts before processing, with placeholders as the chat template writes them.
 
     Raises:
-        EngineError: one would not have its own images and, around them, its own tokens.
+        EngineError: an input would not have the images of its prompt and, around them, the tokens of its prompt.
     """
     ids, places = joined["prompt_token_ids"], joined["mm_placeholders"]["image"]
     given = [prompt["prompt_token_ids"] for prompt in prompts]
-    # Tokens of a placeholder in the template. The processor is not asked: it has no common name for them.
+    # `size` is the number of tokens of a placeholder in the template. It is computed from the lengths, because processors have
+    # no common name for it.
     num_shrunk = sum(map(len, given)) + sum(place.length for place in places) - len(ids)
     size, uneven = divmod(num_shrunk, len(places))
     if uneven or joined["mm_hashes"]["image"] != _digests(*prompts):
@@ -187,7 +192,7 @@ def cut(joined: dict[str, Any], prompts: Sequence[dict[str, Any]]) -> list[dict[
 
 
 def _same_text(before: Sequence[int], after: Sequence[int], places: Sequence[Any], size: int) -> bool:
-    """Whether a prompt has the same tokens around its images before and after its placeholders of `size` tokens were
+    """Whether the tokens around the images of a prompt are the same before and after its placeholders of `size` tokens were
     expanded.
     """
     end = grown = 0
@@ -206,6 +211,6 @@ def _digests(*prompts: dict[str, Any]) -> list[str]:
 def _kind(digests: Sequence[str], sent: set[str]) -> Kind:
     if digests and sent.issuperset(digests):
         return Kind.KNOWN
-    # An image that comes twice in one prompt would be processed twice.
+    # An image that occurs twice in one prompt would be processed twice.
     is_new = digests and sent.isdisjoint(digests) and len({*digests}) == len(digests)
     return Kind.NEW if is_new else Kind.ALONE

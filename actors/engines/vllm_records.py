@@ -1,4 +1,4 @@
-"""Our records as vLLM's requests, and its outputs as our records."""
+"""Translates our records into vLLM's requests, and vLLM's outputs into our records."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from rlsys.errors import EngineError
 from rlsys.records import Completion, Generation, Probe, Prompt, Sampling
 
 FORBIDDEN_BIAS = -1e9
-"""Added to the logits of special tokens: their probability is exactly 0 in float32."""
+"""Bias that is added to the logits of special tokens, so that their probability is exactly 0 in float32."""
 
 
 class Translator:
-    """Of one checkpoint's tokens."""
+    """The translator for one checkpoint, whose chat template and tokens it uses."""
 
     def __init__(self, folder: Path, *, raw_logits: bool) -> None:
         """
         Args:
-            raw_logits: the engine scores tokens by raw logits and has no log-probabilities.
+            raw_logits: whether the engine returns raw logits instead of logprobs.
         """
         self._raw_logits = raw_logits
         self.chat = Chat(folder)
         self.bias = dict.fromkeys(sorted(self.chat.special - self.chat.ends), FORBIDDEN_BIAS)
-        """Added to the logits of these tokens, but for a request's own stop token."""
+        """Bias of every special token. A request's own stop token gets no bias."""
 
-    def prompt(self, prompt: Prompt, answer: Sequence[int] = ()) -> dict[str, Any]:
-        """What `vllm.LLM` is given: token ids, those of an answer at the end, and images under their digests.
+    def prompt(self, prompt: Prompt, response: Sequence[int] = ()) -> dict[str, Any]:
+        """The prompt for `vllm.LLM`: its token ids, followed by those of a response, and its images under their digests.
 
         Raises:
             ConfigError: the prompt has images and the checkpoint takes none.
         """
         from PIL import Image
 
-        token_ids = {"prompt_token_ids": [*self.chat.prompt_ids(prompt), *answer]}
+        token_ids = {"prompt_token_ids": [*self.chat.prompt_ids(prompt), *response]}
         if not prompt.images:
             return token_ids
         return {
@@ -48,10 +48,10 @@ class Translator:
         }
 
     def sampling(self, wanted: Sampling) -> Any:
-        """`vllm.SamplingParams`; of a greedy request one candidate is sampled.
+        """The `vllm.SamplingParams` of a request. For a greedy request only one candidate is sampled.
 
         Raises:
-            EngineError: scores are asked of an engine without raw logits.
+            EngineError: the request has a score token, and the engine does not return raw logits.
         """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -72,17 +72,18 @@ class Translator:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
-            skip_clone=True,  # nobody else holds them, and every token's bias would be copied
+            skip_clone=True,  # no other code holds the parameters, and a clone would copy the bias of every token
         )
 
     def _values_of(self, wanted: Sampling) -> dict[str, Any]:
-        """Which tokens' values vLLM is to return at every position.
+        """The parameters by which vLLM returns the values of the needed tokens at every position.
 
         Raises:
             EngineError: no candidate is a single token of this model.
         """
         if not wanted.candidate_tokens:
-            # Of the sampled token alone, the score's among them: vLLM reads another token's one request after another.
+            # Only the value of the sampled token is needed, which may be the score token. vLLM would read the values of other
+            # tokens one request after the other.
             return {"logprobs": 0 if wanted.score_token is not None or not self._raw_logits else None}
         ids = [number for number in map(self.chat.candidate_id, wanted.candidate_tokens) if number is not None]
         if not ids:
@@ -90,8 +91,8 @@ class Translator:
         return {"logprob_token_ids": list(dict.fromkeys(ids))}
 
     def generations(self, outputs: Sequence[Any], wanted: Sequence[Sampling]) -> list[Generation]:
-        """Of `vllm.RequestOutput`s; what was sampled once for a greedy request is all of its candidates, and what was
-        `Refused` has none.
+        """The generations of `vllm.RequestOutput`s. The one sample of a greedy request is copied to all of its candidates. The
+        generation of a `Refused` prompt has no completions.
         """
         answered = [output for output in outputs if not isinstance(output, Refused)]
         texts = iter(self.chat.texts([list(one.token_ids) for output in answered for one in output.outputs]))
@@ -131,7 +132,13 @@ class Translator:
         )
 
     def _candidate_values(self, values: np.ndarray, token_ids: np.ndarray, wanted: Sampling) -> np.ndarray:
-        """float32 [T, C] of the values of all tokens that vLLM returned at each position, and their ids."""
+        """float32 [T, C]: the values of the C candidate tokens at each of T positions, -inf for a candidate that is not a
+        single token of this model.
+
+        Args:
+            values: float32 [T, N], the values that vLLM returned at each position.
+            token_ids: int [T, N], the ids of the tokens to which the values belong.
+        """
         found = np.full((len(values), len(wanted.candidate_tokens)), -np.inf, np.float32)
         numbers = list(map(self.chat.candidate_id, wanted.candidate_tokens))
         for column, number in enumerate(numbers):
@@ -142,7 +149,7 @@ class Translator:
 
 
 def probe_sampling() -> Any:
-    """`vllm.SamplingParams` for the log-probabilities of what stands in a prompt."""
+    """The `vllm.SamplingParams` that give the logprobs of the tokens in a prompt."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -157,10 +164,10 @@ def probe_sampling() -> Any:
 
 
 def probe_logprobs(output: Any, probe: Probe) -> np.ndarray:
-    """float32 [T] of the response tokens.
+    """float32 [T]: the logprobs of the probe's T response tokens.
 
     Raises:
-        EngineError: the engine made other tokens of the prompt than the probe has.
+        EngineError: the engine's tokens of the prompt are not those of the probe.
     """
     expected = [*probe.prompt_token_ids, *probe.response_token_ids]
     if list(output.prompt_token_ids) != expected:

@@ -1,4 +1,4 @@
-"""vLLM one step at a time: requests enter as others leave, and outputs come in the order of the requests."""
+"""Runs vLLM step by step: requests enter the engine when others leave it, and outputs come in the order of the requests."""
 
 from __future__ import annotations
 
@@ -8,30 +8,32 @@ from typing import Any
 from actors.engines.vllm_prompts import Refused
 
 STEPS = 4
-"""After so many steps of the engine, and at the end, what is ready is handed over. Each time takes the processes that are
-involved two milliseconds; a few tokens' time is little beside an answer's.
+"""Number of engine steps after which the ready outputs are yielded; they are also yielded at the end. Every transfer costs the
+involved processes two milliseconds, and the delay of a few tokens is small compared with the time of a response.
 """
 
 
 def in_order(llm: Any, requests: Iterator[tuple[Any, Any]], *, most: int) -> Iterator[list[Any]]:
-    """Run requests; those whose outputs are ready within `STEPS`, all before them included, are one list.
+    """Run requests. An output is ready when it and all outputs before it are complete; the outputs that become ready within
+    `STEPS` steps are one list.
 
-    When a request enters is decided by the steps of the engine and not by a clock: the same requests always pass through
-    the model beside the same others. Only one request is asked for ahead of those that have entered.
+    The steps of the engine, and not a clock, decide when a request enters. Therefore the same requests always pass through the
+    model in the same batches. Only one request is taken ahead of those that have entered the engine.
 
     Args:
         llm: a `vllm.LLM` that is idle.
-        requests: engine inputs with their `vllm.SamplingParams`; taken when there is room for all their candidates. What is
-            `Refused` does not enter.
-        most: candidates that are sampled at once; a request for more enters alone.
+        requests: engine inputs with their `vllm.SamplingParams`. A request enters when there is room for all its candidates.
+            `Refused` inputs do not enter.
+        most: largest number of candidates that are sampled at once; a request with more candidates enters alone.
 
     Yields:
-        `vllm.RequestOutput`s, and what was `Refused`. Closed early, the engine is idle again.
+        Lists of `vllm.RequestOutput`, and `Refused` inputs as they are. If the generator is closed early, the engine is idle
+        again.
     """
     engine = llm.llm_engine
     coming = next(requests, None)
     inside: dict[str, str] = {}
-    """By their outputs' ids, vLLM's own ids of the requests that were not handed over, in order."""
+    """The requests whose outputs were not yielded yet, in order: vLLM's own id of the request, by the id of its output."""
     outputs: dict[str, Any] = {}
     steps = 0
     try:
@@ -65,7 +67,7 @@ def _enter(engine: Any, name: str, made: Any, params: Any) -> str:
         with bare_logprobs():
             return engine.add_request(name, made, params)
     except Exception:
-        engine.abort_request([name])  # what went wrong may have done so half way
+        engine.abort_request([name])  # the request may have been added partly
         raise
 
 

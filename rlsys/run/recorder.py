@@ -39,7 +39,7 @@ class RoundRecorder:
         self._components = components
         self._committed = committed
         self._start = components.schedule.first_prompt(plan.round)
-        self._name = (
+        self._groups_seal = (
             f"groups {_sampling_of(plan)}, from prompt {self._start} on, of {components.fingerprint}, to prompts "
         )
         """Name of the seal of complete groups, without the fingerprint of the prompts."""
@@ -70,7 +70,7 @@ class RoundRecorder:
             self.oldest_version = min(versions)
             yield group
         self._committed.result()
-        components.journal.seal(plan.round, self._name + fingerprint.hex)
+        components.journal.seal(plan.round, self._groups_seal + fingerprint.hex)
 
     def _reusable_attempt(self) -> int | None:
         """The last earlier attempt whose responses can be reused, or `None`.
@@ -81,10 +81,12 @@ class RoundRecorder:
         """
         journal, plan = self._components.journal, self._plan
         seals = {attempt: journal.seals(plan.round, attempt=attempt) for attempt in self._earlier}
-        alike = [attempt for attempt, found in seals.items() if any(seal.startswith(self._name) for seal in found)]
+        alike = [
+            attempt for attempt, found in seals.items() if any(seal.startswith(self._groups_seal) for seal in found)
+        ]
         if not alike:
             return None
-        now = self._name + Fingerprint(self._components.prompts.take(self._start, plan.num_prompts)).hex
+        now = self._groups_seal + Fingerprint(self._components.prompts.take(self._start, plan.num_prompts)).hex
         return max((attempt for attempt in alike if now in seals[attempt]), default=None)
 
     def scored(self, groups: Iterable[RolloutGroup]) -> Iterator[ScoredGroup]:

@@ -25,7 +25,9 @@ of `configs/`, with `method/NAME.yaml`, `preset/NAME.yaml` and so on.
 """
 _EVALUATION = re.compile(r"evaluations\.([A-Za-z_]\w*)\.")
 CHOSEN_EVALUATIONS = "evaluations="
-"""Start of an override that names all evaluations: `evaluations=none`, `evaluations=scenes` or `evaluations=[scenes,judged]`."""
+"""Start of an override that names all evaluations, such as `evaluations=none`, `evaluations=scenes` or
+`evaluations=[scenes,judged]`.
+"""
 _ROLE = re.compile(r"engines\.([A-Za-z_]\w*)\.")
 PLUGIN_OPTIONS = "plugin_options_of"
 """Hydra group that puts in the options of the chosen plug-ins, before the command line's overrides."""

@@ -8,7 +8,7 @@ from html import escape
 
 from rlsys.records import Critique, Response, Verdict
 from rlsys.report.gather import Example
-from rlsys.report.pictures import picture
+from rlsys.report.images import image_html
 
 Mark = Callable[[str, str], Sequence[tuple[str, bool | None]]]
 """A function from prompt id and response to the response in segments; each segment is true, false, or no claim (`None`)."""
@@ -30,7 +30,7 @@ def example_html(example: Example, *, mark: Mark | None) -> str:
     answers = sorted(zip(group.responses, example.scored.verdicts, strict=True), key=_rank)
     items = "".join(_answer(group.prompt.id, *answer, chosen, rejected, mark) for answer in answers)
     identity = escape(group.prompt.id)
-    pictures = "".join(picture(image, alt=f"picture of {group.prompt.id}") for image in group.prompt.images)
+    pictures = "".join(image_html(image, alt=f"picture of {group.prompt.id}") for image in group.prompt.images)
     missing = f", {_several(group.failed, 'candidate')} failed" if group.failed else ""
     return (
         f'<article class="example"><div class="picture">{pictures}'

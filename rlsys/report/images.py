@@ -14,7 +14,7 @@ _LARGEST = 512
 """Longer side, pixels, to which larger images are scaled down for the page."""
 
 
-def picture(image: Image, *, alt: str) -> str:
+def image_html(image: Image, *, alt: str) -> str:
     """An `<img>` that needs no file: small images are embedded as exact PNG, larger ones are scaled down and embedded
     as JPEG.
     """

@@ -176,8 +176,9 @@ class Sender:
 
 
 class Receiver:
-    """The receiver in an engine. A transport implements `_post`, `_settle` and `_leave`. It also implements `_used` if its sender
-    waits until a bucket is used."""
+    """The receiver in an engine. A transport implements `_post`, `_settle` and `_leave`, and also `_used` if its sender waits
+    until a bucket is used.
+    """
 
     metrics: type[TransferMetrics] = TransferMetrics
     _keep = True

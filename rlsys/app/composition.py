@@ -23,7 +23,7 @@ CONFIGS = "RLSYS_CONFIGS"
 """Environment variable that lists folders of presets outside this repository, separated by commas. Each folder has the layout
 of `configs/`, with `method/NAME.yaml`, `preset/NAME.yaml` and so on.
 """
-_EVALUATION = re.compile(r"evaluations\.([A-Za-z_]\w*)\.")
+_EVALUATION = re.compile(r"\+{0,2}(evaluations\.([A-Za-z_]\w*)\..*)", re.DOTALL)
 CHOSEN_EVALUATIONS = "evaluations="
 """Start of an override that names all evaluations, such as `evaluations=none`, `evaluations=scenes` or
 `evaluations=[scenes,judged]`.
@@ -44,7 +44,9 @@ def composed(overrides: list[str]) -> DictConfig:
     store.store(group=PLUGIN_OPTIONS, name="none", node=node, package="_global_")
     # Options of evaluations are applied after the chosen evaluations are known: an evaluation that is not there yet is added by
     # its name.
-    measured = [override for override in overrides if override.startswith("evaluations")]
+    measured = [
+        override for override in overrides if override.startswith(CHOSEN_EVALUATIONS) or _EVALUATION.match(override)
+    ]
     first = _compose([override for override in overrides if override not in measured])
     chosen = {key.rpartition("@")[2]: str(name) for key, name in first.hydra.runtime.choices.items()}
     overrides, added, removed = _evaluations(overrides, set(first.evaluations))
@@ -76,13 +78,24 @@ def composed(overrides: list[str]) -> DictConfig:
 def _evaluations(overrides: list[str], there: set[str]) -> tuple[list[str], list[str], list[str]]:
     """Complete the overrides of evaluations. Returns three lists: the overrides, with others that choose or remove evaluations
     in place of `evaluations=...`; the names of the evaluations that they add; the names of those that they remove.
+
+    Raises:
+        ConfigError: an option is of an evaluation that does not exist.
     """
     choices = [override for override in overrides if override.startswith(CHOSEN_EVALUATIONS)]
     overrides = [override for override in overrides if override not in choices]
-    named = [found[1] for found in map(_EVALUATION.match, overrides) if found and found[1] in registry.evaluation]
+    options = [found for found in map(_EVALUATION.match, overrides) if found]
+    for name in (found[2] for found in options):
+        if name not in there and name not in registry.evaluation:
+            raise ConfigError(
+                f"no evaluation named {name!r}; there are: {', '.join(sorted(there | set(registry.evaluation)))}"
+            )
+    # A plus in front of an option says the same, because the evaluation is there when the option is applied.
+    overrides = [found[1] if (found := _EVALUATION.match(override)) else override for override in overrides]
+    named = [found[2] for found in options if found[2] in registry.evaluation]
     removed: list[str] = []
     if choices:
-        names = [name.strip() for name in choices[-1].removeprefix(CHOSEN_EVALUATIONS).strip("[]").split(",")]
+        names = [name.strip() for name in choices[-1].removeprefix(CHOSEN_EVALUATIONS).strip("[]{}").split(",")]
         names = [name for name in names if name not in ("", "none")]
         removed = sorted(there - {*names, *named})
         named = [*names, *named]

@@ -35,7 +35,8 @@ def evaluator(config: Any, roles: Mapping[str, Any], progress: Any, *, directory
     def answer(asks: Sequence[Ask]) -> Iterator[list[Generation]]:
         ready = (one for some in respondent(asks) for one in some)
         for ask, generation in zip(asks, progress.track("evaluate", ready, len(asks)), strict=True):
-            roles["policy"].missed(ask.sampling.num_samples - len(generation.completions))
+            if ask.role == "policy":
+                roles["policy"].missed(ask.sampling.num_samples - len(generation.completions))
             yield [generation]
 
     def measure() -> dict[str, Interval]:
@@ -82,6 +83,9 @@ def main(words: list[str]) -> int:
     from rlsys.app.models import policy_folder
 
     def body(config: Any, context: Context) -> None:
+        for plugin in config.evaluations.values():
+            if hasattr(plugin, "check_alone"):
+                plugin.check_alone()
         with engines_for_evaluations(config, context, policy_folder(config, context)) as roles:
             found = evaluator(config, roles, context.progress)()
         print(json.dumps({name: asdict(interval) for name, interval in found.items()}, indent=1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
@@ -41,12 +42,10 @@ class Judged(HeldOut):
     roles: ClassVar[tuple[str, ...]] = ("policy", "judge")
     directions: ClassVar[dict[str, int]] = {"win_rate": +1, "mean_length": 0, "refusal_share": -1, "judge_failed": -1}
 
-    source: str = "jsonl"
-    """Name of the plug-in of group `prompts` that reads the held-out prompts."""
     path: str = ""
-    """Path that the source reads: a file of prompts that no round trains on."""
+    """A JSON-lines file of prompts that no round trains on, as `prompts=jsonl` reads it."""
     num_prompts: int = 200
-    """Number of prompts, from the source's beginning; fewer if the source has fewer."""
+    """Number of prompts, from the file's beginning; fewer if the file has fewer."""
     tie: float = 0.0
     """A mean probability within this distance of one half is a tie."""
     against: str = ""
@@ -67,9 +66,9 @@ class Judged(HeldOut):
     def prompts(self) -> list[Prompt]:
         """
         Raises:
-            ConfigError: the source has no prompt.
+            ConfigError: the file has no prompt.
         """
-        source = registry.prompts.make(self.source, path=self.path)
+        source = registry.prompts.make("jsonl", path=self.path)
         for count in range(self.num_prompts, 0, -1):
             try:
                 return list(source.take(0, count))
@@ -77,31 +76,58 @@ class Judged(HeldOut):
                 continue
         raise ConfigError(f"evaluation.path: {self.path} has no prompts")
 
+    def check_alone(self) -> None:
+        """
+        Raises:
+            ConfigError: a measurement outside a run would have no responses to compare with.
+        """
+        if not self.against:
+            raise ConfigError("evaluations.judged.against must name the responses to compare with, got ''")
+
     def run(self) -> Asking[dict[str, Interval]]:
-        """Sample the policy's responses, then let the judge compare each with the baseline's response, in one wave."""
+        """Sample the policy's responses, then let the judge compare each with the baseline's response, in one wave.
+
+        Raises:
+            ConfigError: the baseline has responses to other prompts, or the policy has moved before a baseline was kept.
+        """
         asks = [self.ask(prompt) for prompt in self.prompts()]
         generations = yield asks
         groups = [responses_of(ask, one) for ask, one in zip(asks, generations, strict=True)]
-        baseline = self._baseline()
+        baseline = self._baseline([group.prompt.id for group in groups])
         if not baseline:
+            version = max(group.policy_version for group in groups)
+            if version > 0:
+                raise ConfigError(
+                    f"evaluations.judged.against: the policy is at version {version} and no responses of version 0 were kept; "
+                    "name those of another run"
+                )
             self._keep(groups)
             return self._intervals(groups, [0.5 if group.responses else None for group in groups])
         judge = PairwiseJudge(tie=self.tie)
         found = yield from _compared(judge, groups, baseline)
         return self._intervals(groups, found)
 
-    def _baseline(self) -> list[RolloutGroup]:
-        """The baseline's responses; empty if this is the first measurement.
+    def _baseline(self, ids: Sequence[str]) -> list[RolloutGroup]:
+        """The baseline's responses to the prompts of these ids; empty if this is the first measurement.
 
         Raises:
-            ConfigError: `against` is not a file of responses to the same prompts.
+            ConfigError: `against` is not a file, or the baseline has responses to other prompts.
         """
         path = Path(self.against) if self.against else self._file
         if path is None or not path.exists():
             if self.against:
                 raise ConfigError(f"evaluation.against: no file {self.against!r}")
             return self._first
-        return wire.decode_many(path.read_bytes(), RolloutGroup)
+        baseline = wire.decode_many(path.read_bytes(), RolloutGroup)
+        known = [group.prompt.id for group in baseline]
+        if known != list(ids):
+            pairs = zip_longest(known, ids)
+            number, (theirs, ours) = next((n, pair) for n, pair in enumerate(pairs) if pair[0] != pair[1])
+            raise ConfigError(
+                f"evaluations.judged: {path} has responses to other prompts: prompt {number} is {theirs!r} there and "
+                f"{ours!r} in {self.path}"
+            )
+        return baseline
 
     def _keep(self, groups: list[RolloutGroup]) -> None:
         self._first = groups

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from rlsys.report.svg import Format, short
 
@@ -54,16 +55,30 @@ MEASURES = {
     "accuracy": Measure(title="Yes-or-no accuracy", unit="share of yes-or-no questions answered rightly"),
     "f1": Measure(title="Yes-or-no F1", unit="of the answer yes"),
     "yes_ratio": Measure(title="Yes ratio", unit="share of questions answered with yes"),
+    "win_rate": Measure(title="Win rate", unit="mean probability that the judge prefers the response to the baseline's"),
+    "refusal_share": Measure(title="Refusals", unit="share of responses that decline to help; lower is better", from_zero=True),
+    "judge_failed": Measure(title="Not compared", unit="share of prompts without both comparisons", from_zero=True),
 }  # fmt: skip
 
 
-HEADLINE = ("chair_i", "chair_s", "recall", "mean_length", "accuracy", "f1")
+HEADLINE = ("chair_i", "chair_s", "recall", "win_rate", "mean_length", "accuracy", "f1")
 """Metrics that come first on the page, where they exist."""
 
 
 def measure(name: str) -> Measure:
-    """The named metric; an unknown metric is shown unchanged under its own name."""
-    return MEASURES.get(name, Measure(title=name.replace("_", " "), unit="", form=short))
+    """The named metric; an unknown metric is shown unchanged under its own name. `scenes.chair_i` is the metric `chair_i` of
+    the evaluation `scenes`, in a run where another evaluation has such a metric too.
+    """
+    evaluation, _, metric = name.rpartition(".")
+    found = MEASURES.get(metric, Measure(title=metric.replace("_", " "), unit="", form=short))
+    return replace(found, title=f"{found.title} ({evaluation})") if evaluation else found
+
+
+def headlines(names: Iterable[str]) -> list[str]:
+    """The metrics that come first on the page, in the order of `HEADLINE`; if none of these was measured, the first few."""
+    names = list(names)
+    found = [name for metric in HEADLINE for name in names if name.rpartition(".")[2] == metric]
+    return found or names[: len(HEADLINE)]
 
 
 def number(value: float | None) -> float:

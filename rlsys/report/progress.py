@@ -164,9 +164,17 @@ def round_line(report: RoundReport) -> str:
 
 
 def _evaluation(evaluation: Mapping[str, Interval]) -> list[str]:
-    shown = {"chair_i": ("CHAIR_i", "{:.1%}"), "recall": ("recall", "{:.1%}"), "mean_length": ("length", "{:.1f}")}
+    shown = {
+        "chair_i": ("CHAIR_i", "{:.1%}"),
+        "recall": ("recall", "{:.1%}"),
+        "win_rate": ("win rate", "{:.1%}"),
+        "mean_length": ("length", "{:.1f}"),
+    }
     return [
-        f"{title} {form.format(evaluation[name].value)}" for name, (title, form) in shown.items() if name in evaluation
+        f"{title} {form.format(interval.value)}"
+        for metric, (title, form) in shown.items()
+        for name, interval in evaluation.items()
+        if name.rpartition(".")[2] == metric
     ]
 
 

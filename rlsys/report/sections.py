@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlsys.report.measures import HEADLINE, change, measure, number, percent
+from rlsys.report.measures import change, headlines, measure, number, percent
 from rlsys.report.svg import Format, Point, line_chart, short, stacked_bars
 
 Summary = Mapping[str, Any]
@@ -21,7 +21,7 @@ _WALL = "round"
 def headline(summary: Summary) -> str:
     """How every held-out metric changed, and how much work the run was."""
     ends = _ends(summary)
-    names = [name for name in HEADLINE if name in ends] or list(ends)[: len(HEADLINE)]
+    names = headlines(ends)
     directions = summary.get("directions", {})
     tiles = [_metric_tile(name, *ends[name], direction=directions.get(name, 0)) for name in names]
     rounds = summary["rounds"]

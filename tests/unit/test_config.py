@@ -258,6 +258,7 @@ def test_a_gate_without_evaluations_is_refused(off):
         ("evaluations=scenes_polar", ["scenes_polar"]),
         ("evaluations=[scenes,scenes_polar]", ["scenes", "scenes_polar"]),
         ("evaluations.scenes_polar.temperature=0", ["scenes", "scenes_polar"]),
+        ("+evaluations.scenes_polar.temperature=0", ["scenes", "scenes_polar"]),
     ],
 )
 @pytest.mark.parametrize("preset", ["scenes", "scenes_ci"])
@@ -272,6 +273,8 @@ def test_evaluations_are_chosen_by_name_or_added_by_an_option(preset, override, 
 def test_an_evaluation_that_does_not_exist_is_refused_with_those_that_do():
     with pytest.raises(ConfigError, match=r"sceness.*scenes_polar"):
         configuration.load(["preset=scenes", "evaluations=sceness"])
+    with pytest.raises(ConfigError, match="no evaluation named 'sceness'; there are: judged, scenes, scenes_polar"):
+        configuration.load(["preset=scenes", "evaluations.sceness.num_scenes=5"])
 
 
 def test_a_gate_on_a_metric_that_is_not_measured_is_refused_before_the_start():

@@ -2,10 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from rlsys.app.evaluate import main as evaluate
 from rlsys.asking.driver import run_program
 from rlsys.errors import ConfigError
 from rlsys.evaluations.judged import Judged, refuses
@@ -87,6 +89,32 @@ def test_a_resumed_run_compares_with_the_same_responses(path, tmp_path):
     assert run(resumed, longer)["win_rate"] == pytest.approx(0.8) == run(first, longer)["win_rate"]
     another = Judged(path=path, resamples=10, against=str(tmp_path / "kept" / "baseline.msgpack"))
     assert run(another, longer)["win_rate"] == pytest.approx(0.8)
+
+
+def test_a_baseline_of_other_prompts_is_refused(path, tmp_path):
+    kept = tmp_path / "kept"
+    run(Judged(path=path, resamples=10, folder=str(kept)), START)
+    other = tmp_path / "other.jsonl"
+    other.write_text("".join(json.dumps({"id": str(i), "prompt": f"q{i}"}) + "\n" for i in (0, 1, 7, 3)))
+    against = str(kept / "baseline.msgpack")
+    with pytest.raises(ConfigError, match=r"other prompts: prompt 2 is '2' there and '7' in .*other\.jsonl"):
+        run(Judged(path=str(other), resamples=10, against=against), START)
+    with pytest.raises(ConfigError, match=r"other prompts: prompt 3 is '3' there and None in"):
+        run(Judged(path=path, num_prompts=3, resamples=10, against=against), START[:3])
+
+
+def test_a_policy_that_has_moved_is_no_baseline(path):
+    def moved(asks):
+        yield [replace(make_generation(text), version=2) for text in START]
+
+    with pytest.raises(ConfigError, match=r"the policy is at version 2 and no responses of version 0 were kept"):
+        run_program(Judged(path=path, resamples=10).run(), moved)
+
+
+def test_a_measurement_outside_a_run_names_its_baseline(path, capsys):
+    assert evaluate(["preset=scenes", "evaluations=judged", f"evaluations.judged.path={path}"]) == 2
+    said = "rlsys: evaluations.judged.against must name the responses to compare with, got ''\n"
+    assert capsys.readouterr().err == said
 
 
 def test_mistakes_are_one_line(path):

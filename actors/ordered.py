@@ -44,6 +44,8 @@ class Task:
 class Worker(Protocol):
     """The methods of a worker handle that an ordered run uses."""
 
+    name: str
+    """Name of the worker; its replacement has another."""
     starting: Any
     """Reference that is ready when the worker has started; `None` once its start is complete."""
 
@@ -75,8 +77,8 @@ class Pool(Protocol):
             Exception: the error of the method.
         """
 
-    def restart(self, worker: Worker) -> None:
-        """Begin to replace a worker."""
+    def restart(self, worker: Worker, name: str) -> None:
+        """Begin to replace the worker, if it still has this name."""
 
 
 class OrderedRun:
@@ -94,7 +96,7 @@ class OrderedRun:
         self._window = window
         self._undelivered: deque[Task] = deque()
         self._again: deque[Task] = deque()
-        self._working: dict[Any, tuple[Worker, Task, float]] = {}
+        self._working: dict[Any, tuple[Worker, str, Task, float]] = {}
 
     def results(self) -> Iterator[tuple[Any, PartialResult | None]]:
         """Yield the key and the next partial result of the oldest task, as soon as it arrives. The partial result is `None` if
@@ -118,15 +120,15 @@ class OrderedRun:
         return list(self._working)
 
     def _hand_out(self) -> None:
-        busy = {id(worker) for worker, _, _ in self._working.values()}
+        busy = {id(worker) for worker, _, _, _ in self._working.values()}
         # Every idle worker is checked, even if there is no task, so that `_collect` does not wait for a start that has ended.
         free = [worker for worker in self._pool.workers if id(worker) not in busy and worker.arrived()]
         for worker in free:
             task = self._next()
             if task is None:
                 return
-            stream = worker.stream(self._method, *task.arguments, task.received)
-            self._working[stream] = (worker, task, self._deadline())
+            name, stream = worker.name, worker.stream(self._method, *task.arguments, task.received)
+            self._working[stream] = (worker, name, task, self._deadline())
 
     def _next(self) -> Task | None:
         if self._again:
@@ -151,14 +153,14 @@ class OrderedRun:
             if one in self._working:
                 self._receive(one)
         now = time.monotonic()
-        for stream in [stream for stream, (_, _, end) in self._working.items() if now > end]:
+        for stream in [stream for stream, (_, _, _, end) in self._working.items() if now > end]:
             if self._pool.wait([stream], 0):  # the result arrived in time, but the consumer was busy
                 self._receive(stream)
             else:
                 self._lost(stream)
 
     def _receive(self, stream: Any) -> None:
-        worker, task, _ = self._working[stream]
+        worker, name, task, _ = self._working[stream]
         try:
             part = self._pool.part(stream)
         except WorkerDied:
@@ -171,13 +173,13 @@ class OrderedRun:
         if task.ended:
             del self._working[stream]
         else:
-            self._working[stream] = (worker, task, self._deadline())
+            self._working[stream] = (worker, name, task, self._deadline())
 
     def _lost(self, stream: Any) -> None:
         """Replace a worker that died or missed its deadline. The rest of its task is queued again, unless this was the last
         attempt."""
-        worker, task, _ = self._working.pop(stream)
-        self._pool.restart(worker)
+        worker, name, task, _ = self._working.pop(stream)
+        self._pool.restart(worker, name)
         task.attempts += 1
         if task.ended:
             task.parts.append(None)

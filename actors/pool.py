@@ -59,6 +59,8 @@ class WorkerPool:
         self._lock = threading.Lock()
         self._calls: Counter[int] = Counter()
         """Number of unfinished calls by `call`, by number of the worker."""
+        self._sent: dict[str, list[object]] = {}
+        """The calls by `call` that a worker has received and not finished, by its name, in the order in which it does them."""
         self._abandoned: list[Any] = []
         """References whose results are not needed any more."""
         self.workers = [
@@ -122,20 +124,32 @@ class WorkerPool:
             self._sweep()
             worker = min(self.workers, key=lambda worker: self._calls[worker.number])
             self._calls[worker.number] += 1
-        received = 0
+        received = attempts = 0
         try:
-            for _ in range(ATTEMPTS):
+            while attempts < ATTEMPTS:
                 self._await_start([worker])
-                patience_s = self.deadline_s * (self._calls[worker.number] + self._running)
+                with self._lock:
+                    name, mine = worker.name, object()
+                    sent = self._sent.setdefault(name, [])
+                    sent.append(mine)
+                    stream = worker.stream(method, *arguments, received)
+                    patience_s = self.deadline_s * (self._calls[worker.number] + self._running)
                 try:
-                    for part in self._parts(worker.stream(method, *arguments, received), worker, patience_s):
+                    for part in self._parts(stream, worker, patience_s):
                         received += part.num_items
                         yield part
                         if received == num_items:
                             return
                     raise RuntimeError(f"{method} ended after {received} of {num_items} results")
                 except WorkerDied:
-                    self.restart(worker)
+                    # The worker has died in the first of its unfinished calls, and no other call caused its death. The entry
+                    # stays in the list, so that the other calls see that they were not the first.
+                    attempts += sent[0] is mine
+                    mine = None
+                    self.restart(worker, name)
+                finally:
+                    if mine is not None:
+                        sent.remove(mine)
             yield None
         finally:
             with self._lock:
@@ -205,7 +219,7 @@ class WorkerPool:
     def replace(self, workers: Sequence[WorkerHandle]) -> None:
         """Replace workers, and wait until the replacements have started."""
         for worker in workers:
-            self.restart(worker)
+            self.restart(worker, worker.name)
         self._await_start(workers)
 
     def wait(self, references: Sequence[Any], timeout_s: float) -> list[Any]:
@@ -222,12 +236,13 @@ class WorkerPool:
         reference = next(stream, None)
         return None if reference is None else remote.outcome(reference)
 
-    def restart(self, worker: WorkerHandle) -> None:
-        """Begin to replace a worker, as `replace` but without waiting."""
+    def restart(self, worker: WorkerHandle, name: str) -> None:
+        """Begin to replace the worker of this name, as `replace` but without waiting. Nothing happens if another call has
+        already found it dead and has replaced it."""
         with self._lock:
-            if worker.starting is not None:  # another call has already found it dead
+            if worker.name != name:
                 return
-            self._on_death(worker.name)
+            self._on_death(name)
             worker.kill()
             worker.start()
 

@@ -256,7 +256,7 @@ class WorkerHandle:
     starting = None
 
     def __init__(self, pool, number):
-        self.pool, self.number = pool, number
+        self.pool, self.number, self.name = pool, number, f"worker-{number}"
 
     def arrived(self):
         return True
@@ -295,7 +295,7 @@ class Pool:
             raise WorkerDied("dead")
         return PartialResult(num_items=1, frame=result, seconds=0.0)
 
-    def restart(self, slot):
+    def restart(self, slot, name):
         self.restarted.append(slot.number)
 
 
@@ -374,7 +374,7 @@ def test_a_replacement_that_does_not_start_ends_the_run():
     def late():
         raise WorkerDied("rollout-0.1 did not start in time")
 
-    def restart(slot):
+    def restart(slot, name):
         slot.starting, slot.arrived = "never", late
 
     pool.restart = restart

@@ -16,8 +16,8 @@ WORTH_A_WORD = 0.1
 """Share of a round above which the advice names a stage that runs after the overlapped ones."""
 SATURATED = 0.85
 """Share of busy cores above which the cores limit a run without GPUs: in the mean, more of them are never busy."""
-ROLES = {"rollout": "rollout", "feedback": "critic", "learn": "learner"}
-"""Section of the configuration that decides the resources of a stage."""
+SECTIONS = {"rollout": "rollout", "feedback": "engines.judge"}
+"""Section of the configuration that decides the resources of a stage of actors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +121,13 @@ def _of_stages(shares: dict[str, float], *, judges: bool) -> str:
 
 def _more(stage: str, *, judges: bool) -> str:
     """The resource that would speed up a stage."""
-    role = ROLES[stage]
     if stage == "learn":
         return "more of the cores for the learner (learner.cores, learner.num_ranks)"
+    section = SECTIONS[stage]
     if stage == "feedback" and not judges:
-        return "cheaper feedback, which runs in the driver,"
-    return f"more {role} actors ({role}.num_actors) or more cores for them ({role}.cores)"
+        return f"more processes that compute the feedback ({section}.num_actors)"
+    actors = "judge" if stage == "feedback" else stage
+    return f"more {actors} actors ({section}.num_actors) or more cores for them ({section}.cores)"
 
 
 def table(found: Sequence[Stage], round_seconds: float) -> str:

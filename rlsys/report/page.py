@@ -28,12 +28,12 @@ _TIME = (
 _SCORES = (
     "Scores the judge gave to the answers of each round, in its own units; higher is better. The same bins throughout."
 )
-_MARGINS = "Score of the chosen answer minus score of the rejected one, over the pairs of each round, in score units."
+_MARGINS = "Score of the chosen response minus score of the rejected one, over the pairs of each round, in score units."
 _ROUNDS = (
     "Every round, and the proof of its weight update: the largest difference between the log-probabilities of engines "
     "and learner on the probe sequences, in nats per token."
 )
-_EXAMPLES = "Prompts spread over the rounds, with every distinct answer, what the critic wrote, and its score."
+_EXAMPLES = "Prompts spread over the rounds, with every distinct response, the judge's critique, and its score."
 _TRUTH = (
     ' Claims are checked against the scene for this page alone: <mark class="true">true</mark>, '
     '<mark class="false">not true</mark>.'

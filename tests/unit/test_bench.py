@@ -66,8 +66,9 @@ def test_a_slow_learner_is_told_apart():
 
 def test_nobody_is_told_to_start_judges_that_are_not_asked():
     found = stages([report(1.0, 1.0)], [{"tokens": 1.0, "critiques": 1.0}])
-    assert "critic.num_actors" in advice(found, 4.5)
-    assert "critic" not in advice(found, 4.5, judges=False)
+    assert "more judge actors (engines.judge.num_actors)" in advice(found, 4.5)
+    assert "more processes that compute the feedback (engines.judge.num_actors)" in advice(found, 4.5, judges=False)
+    assert "judge actors" not in advice(found, 4.5, judges=False)
 
 
 def shared(**cores):
@@ -84,8 +85,8 @@ def test_where_stages_share_the_cores_those_count_that_are_kept_busy():
     )
     text = shared(rollout=0.3, feedback=0.7, learn=0.25)
     assert text.startswith(
-        "Of 2 cores 1.25 are busy: rollout 0.30, feedback 0.70, learn 0.25. Some wait: more critic actors "
-        "(critic.num_actors) or more cores for them (critic.cores) would use them."
+        "Of 2 cores 1.25 are busy: rollout 0.30, feedback 0.70, learn 0.25. Some wait: more judge actors "
+        "(engines.judge.num_actors) or more cores for them (engines.judge.cores) would use them."
     )
 
 

@@ -83,16 +83,30 @@ def save(tree: DictConfig, words: list[str], directory: Path) -> None:
     files.replace(directory / "config.yaml", OmegaConf.to_yaml(tree, resolve=True))
 
 
-def _saved(directory: Path) -> tuple[list[str], DictConfig]:
+def check_format(directory: Path, option: str) -> dict[str, Any]:
+    """Check that this version can read a run's folder, and return the contents of `overrides.json`.
+
+    Args:
+        directory: the run's folder.
+        option: name of the option that gives the folder, for errors.
+
+    Raises:
+        ConfigError: there is no run, or another version of rlsys wrote it in another format.
+    """
     try:
         known = json.loads((directory / WORDS).read_text())
     except OSError as error:
-        raise ConfigError(f"resume: no run in {directory} ({error.strerror}: {error.filename})") from error
+        raise ConfigError(f"{option}: no run in {directory} ({error.strerror}: {error.filename})") from error
     if known.get("format", 1) != FORMAT:
         raise ConfigError(
-            f"resume: {directory} is a run of format {known.get('format', 1)}, this version reads format {FORMAT}: "
-            "go on with the version that began it, or begin a new run from its last policy (policy.model=...)"
+            f"{option}: {directory} is a run of format {known.get('format', 1)}, this version reads format {FORMAT}: "
+            "use the version that began it, or begin a new run from its last policy (policy.model=...)"
         )
+    return known
+
+
+def _saved(directory: Path) -> tuple[list[str], DictConfig]:
+    known = check_format(directory, "resume")
     return known["words"], OmegaConf.create(known["config"])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rlsys.app.config import guarded
+from rlsys.app.config import check_format, guarded
 from rlsys.errors import ConfigError
 from rlsys.report.writer import write_report
 from rlsys.worlds.scenes.source import make_prompt, read_id, scene_of
@@ -44,6 +44,7 @@ def main(words: list[str]) -> int:
         directory = folder if (folder / "config.yaml").exists() else Path("runs") / folder
         if not (directory / "config.yaml").exists():
             raise ConfigError(f"run: no run in {directory}")
+        check_format(directory, "run")
         examples = options.get("examples", "20")
         if not examples.isdecimal():
             raise ConfigError(f"examples must be a whole number of at least 0, got {examples!r}")

@@ -17,6 +17,7 @@ from rlsys.app.align import main
 from rlsys.app.assembly import fingerprint
 from rlsys.app.evaluate import main as evaluate
 from rlsys.app.plan import ModelSize, check, learner_role, placements
+from rlsys.app.report import main as report
 from rlsys.app.starting import probe_prompts
 from rlsys.checkpoints import checkpoint
 from rlsys.errors import ConfigError
@@ -329,6 +330,21 @@ def test_resume_shows_the_runs_own_configuration(tmp_path, capsys):
         assert "seed: 7" in capsys.readouterr().out.splitlines()
     assert main(["resume=other", f"output.runs_dir={tmp_path}"]) == 2
     assert f"no run in {tmp_path / 'other'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("main", "option"), [(main, "resume"), (report, "run")], ids=["align", "report"])
+def test_a_run_of_another_format_is_refused_with_one_line(tmp_path, capsys, main, option):
+    run = tmp_path / "old"
+    run.mkdir()
+    configuration.save(configuration.load(["preset=scenes"])[1], ["preset=scenes"], run)
+    kept = json.loads((run / "overrides.json").read_text())
+    del kept["format"]  # as the first format was written
+    (run / "overrides.json").write_text(json.dumps(kept))
+    assert main([f"{option}={run}"]) == 2
+    assert capsys.readouterr().err == (
+        f"rlsys: {option}: {run} is a run of format 1, this version reads format 2: use the version that began it, or begin a "
+        "new run from its last policy (policy.model=...)\n"
+    )
 
 
 def test_adapters_and_wandb_are_set_from_the_command_line():

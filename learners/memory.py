@@ -21,7 +21,7 @@ host memory while it is read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from learners.config import LearnerConfig
@@ -124,18 +124,41 @@ def plan_memory(config: LearnerConfig, parameters: Parameters, *, num_starts: in
     )
 
 
-def keeps_start(*, lag: int, reference: str, accumulated: bool) -> bool:
-    """Whether the weights at a round's start are kept, as reference of older responses or to check responses that come late."""
-    return lag > 0 or (accumulated and reference == "previous")
+NEEDS = frozenset({"reference", "old"})
+"""What an objective may need that weights at the starts of rounds give."""
 
 
-def max_starts(plans: Iterable[RoundPlan]) -> int:
-    """Largest number of copies of weights at starts of rounds that are kept at a time, if the rounds follow these plans."""
+def keeps_start(*, lag: int, reference: str | None, needs: frozenset[str], has_others: bool) -> bool:
+    """Whether the weights at a round's start are kept, as reference of older responses, to check responses that come late, or
+    for responses without recorded logprobs.
+
+    Args:
+        lag: the lag of the round.
+        reference: the reference rule of the round.
+        needs: the needs of the objective.
+        has_others: whether the round trains on responses that no recorded logprobs come with.
+    """
+    if lag > 0 and needs & NEEDS:
+        return True
+    return "reference" in needs and reference == "previous" and (has_others or "mismatched" in needs)
+
+
+def max_starts(
+    plans: Sequence[RoundPlan], needs: Sequence[frozenset[str]] | None = None, *, start_copy: bool = False
+) -> int:
+    """Largest number of copies of weights at starts of rounds that are kept at a time.
+
+    Args:
+        plans: the plans of the rounds.
+        needs: the needs of each round's objective; `NEEDS` if they are unknown.
+        start_copy: option `start_copy` of the learner.
+    """
     kept: set[int] = set()
     most = 0
-    for plan in plans:
+    for plan, needed in zip(plans, [NEEDS] * len(plans) if needs is None else needs, strict=True):
         kept = {version for version in kept if version >= plan.round - plan.lag}
-        if keeps_start(lag=plan.lag, reference=plan.reference, accumulated=plan.brings_others):
+        has_others = plan.brings_others or start_copy
+        if keeps_start(lag=plan.lag, reference=plan.reference, needs=needed, has_others=has_others):
             kept.add(plan.round)
         most = max(most, len(kept))
     return most

@@ -74,9 +74,8 @@ class Reference:
         # difference of versions is computed.
         earlier = sorted(version for version in self._starts if version < plan.policy_version)
         self._starts = {version: self._starts[version] for version in earlier[max(0, len(earlier) - plan.lag) :]}
-        has_others = plan.accumulated or "mismatched" in needs or self._config.start_copy
-        lag = plan.lag if needs & {"reference", "old"} else 0
-        if keeps_start(lag=lag, reference=rule or "", accumulated=has_others):
+        has_others = plan.accumulated or self._config.start_copy
+        if keeps_start(lag=plan.lag, reference=rule, needs=needs, has_others=has_others):
             self._starts[plan.policy_version] = weight_copies.take(self._engine)
 
     def kept(self) -> dict[str, weight_copies.Weights]:

@@ -119,7 +119,8 @@ def dry_run(config: Any) -> str:
         planning.table(roles, look(config.ray_address)),
     ]
     policy = planning.model_size(models["policy"], config.policy.num_parameters_b)
-    memory = planning.learner_memory(config.learner, policy, planning.round_plans(config))
+    plans = planning.round_plans(config)
+    memory = planning.learner_memory(config.learner, policy, plans, planning.round_needs(config, plans))
     if memory is not None:
         lines.append(f"a learner rank holds {memory}, besides activations")
     for plan in map(schedule.plan, range(schedule.num_rounds)):

@@ -68,7 +68,8 @@ def roles(config: Any, models: Mapping[str, str | Path]) -> list[Role]:
     for name in config.roles():
         role = config.engines[name]
         found.append(engine_role(name, role, model_size(str(models[name]), role.num_parameters_b)))
-    return [*found, learner_role(config.learner, policy, round_plans(config))]
+    plans = round_plans(config)
+    return [*found, learner_role(config.learner, policy, plans, round_needs(config, plans))]
 
 
 def models_of(config: Any) -> dict[str, str]:
@@ -87,13 +88,22 @@ def _replay(config: Any, plan: RoundPlan) -> Any:
     return registry.replay.configured(config.replay, plan.options.get("replay", {}))
 
 
-def learner_memory(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = ()) -> Memory | None:
+def round_needs(config: Any, plans: Sequence[RoundPlan]) -> list[frozenset[str]]:
+    """The needs of the objective of each round (`rlsys.objectives.inputs.Objective.needs`)."""
+    options = [plan.options.get("objective", {}) for plan in plans]
+    return [registry.objective.configured(config.objective, each).needs for each in options]
+
+
+def learner_memory(
+    learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = (), needs: Sequence[frozenset[str]] | None = None
+) -> Memory | None:
     """Memory of one rank, without the context memory of its process; `None` if the policy's size is unknown.
 
     Args:
         learner: a `LearnerConfig`.
         policy: size of the policy.
         plans: plans of the rounds that the learner will train; they determine how many weight copies it keeps.
+        needs: the needs of each round's objective (`round_needs`); a reference if `None`.
     """
     if policy.num_parameters is None:
         return None
@@ -101,12 +111,15 @@ def learner_memory(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] =
         parameters = Parameters.of_number(policy.num_parameters, learner)
     else:
         parameters = Parameters.of_shapes(policy.shapes, learner)
-    return plan_memory(learner, parameters, num_starts=max_starts(plans))
+    num_starts = max_starts(plans, needs, start_copy=learner.start_copy)
+    return plan_memory(learner, parameters, num_starts=num_starts)
 
 
-def learner_role(learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = ()) -> Role:
+def learner_role(
+    learner: Any, policy: ModelSize, plans: Sequence[RoundPlan] = (), needs: Sequence[frozenset[str]] | None = None
+) -> Role:
     """All ranks of a learner, with the memory that `learner_memory` gives."""
-    memory = learner_memory(learner, policy, plans)
+    memory = learner_memory(learner, policy, plans, needs)
     model = memory.total / GIB if memory else 0.0
     on_gpu = learner.gpus > 0
     return Role(

@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from learners.config import LearnerConfig, LoraConfig
 from learners.memory import Parameters, max_starts, plan_memory
-from rlsys.app.plan import ModelSize, learner_memory, learner_role, model_size
+from rlsys.app import config as configuration
+from rlsys.app.plan import ModelSize, learner_memory, learner_role, model_size, round_needs, round_plans
 from rlsys.errors import ConfigError
 from rlsys.schedules.phases import Phase, Schedule
 
@@ -129,6 +130,30 @@ def test_weights_at_starts_of_rounds_are_kept_as_long_as_the_lag(phases, most):
     schedule = Schedule([Phase(**phase) for phase in phases])
     plans = map(schedule.plan, range(schedule.num_rounds))
     assert max_starts([replace(plan, brings_others="replay" in plan.options) for plan in plans]) == most
+
+
+@pytest.mark.parametrize(
+    ("phases", "options", "most"),
+    [
+        (
+            [{"rounds": 3, "examples": "desirable", "objective": "kto"}],
+            {},
+            1,
+        ),  # its mismatched responses have no recorded logprobs
+        ([{"rounds": 3, "examples": "desirable", "objective": "kto", "reference": "initial"}], {}, 0),
+        ([{"rounds": 3, "objective": "simpo", "lag": 2}], {}, 0),  # it needs no reference
+        ([{"rounds": 3, "objective": "simpo"}, {"rounds": 3, "lag": 2}], {}, 3),
+        ([{"rounds": 3}], {"start_copy": True}, 1),
+        ([{"rounds": 3}], {}, 0),
+    ],
+    ids=str,
+)
+def test_what_an_objective_needs_decides_the_copies_that_are_planned(phases, options, most):
+    given = ", ".join("{" + ", ".join(f"{key}: {value}" for key, value in phase.items()) + "}" for phase in phases)
+    words = ["preset=scenes", "learner.initial_copy=true", f"schedule.phases=[{given}]"]
+    config, _ = configuration.load([*words, *(f"learner.{key}={str(value).lower()}" for key, value in options.items())])
+    plans = round_plans(config)
+    assert max_starts(plans, round_needs(config, plans), start_copy=config.learner.start_copy) == most
 
 
 def test_adapters_on_a_model_of_seven_billion_fit_one_gpu():

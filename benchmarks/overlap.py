@@ -39,7 +39,7 @@ class Rounds:
     reports: list[RoundReport] = field(default_factory=list)
     generation_s: list[float] = field(default_factory=list)
     training_s: list[float] = field(default_factory=list)
-    num_pairs: list[int] = field(default_factory=list)
+    num_examples: list[int] = field(default_factory=list)
 
     def check(self) -> str:
         """Both ways have done the same work: no round trained on older responses, and the numbers of pairs are alike. The
@@ -50,10 +50,10 @@ class Rounds:
         """
         if any(report.staleness for report in self.reports):
             raise ValueError("rounds trained on responses of older versions: their staleness is not 0")
-        num_pairs = statistics.median(report.num_pairs for report in self.reports[1:])
-        num_alone = statistics.median(self.num_pairs[1:])
-        told = f"{num_pairs:.0f} pairs a round, {num_alone:.0f} one stage after the other"
-        if abs(num_pairs - num_alone) > MOST_OTHER_PAIRS * num_alone:
+        num_examples = statistics.median(report.num_examples for report in self.reports[1:])
+        num_alone = statistics.median(self.num_examples[1:])
+        told = f"{num_examples:.0f} pairs a round, {num_alone:.0f} one stage after the other"
+        if abs(num_examples - num_alone) > MOST_OTHER_PAIRS * num_alone:
             raise ValueError(told)
         return f"staleness 0 in every round; {told}"
 
@@ -85,7 +85,7 @@ class Rounds:
         self.alone_round += 1
         self.generation_s.append(generated - begun)
         self.training_s.append(trained - before)
-        self.num_pairs.append(len(pairs))
+        self.num_examples.append(len(pairs))
         return max(self.generation_s[-1], self.training_s[-1])
 
 

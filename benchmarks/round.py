@@ -119,7 +119,7 @@ def check(job: Job, done: dict[str, list[Turn]]) -> str:
         values = {name: [getattr(turn, attribute) for turn in turns] for name, turns in done.items()}
         return {name: float(np.mean(np.hstack(of_turns))) for name, of_turns in values.items()}
 
-    pairs, losses, logprobs = mean("num_pairs"), mean("loss"), mean("logprob")
+    pairs, losses, logprobs = mean("num_examples"), mean("loss"), mean("logprob")
     lengths, scores = mean("lengths"), mean("scores")
     if max(abs(loss - math.log(2)) for loss in losses.values()) > LARGEST_LOSS_GAP:
         raise ValueError(f"policy and reference are the same, but the losses are {losses}, not ln 2")

@@ -58,7 +58,7 @@ class Turn:
     """What a side did in a round, or on average in each of a turn's rounds."""
 
     seconds: float
-    num_pairs: float
+    num_examples: float
     """Of responses with different rewards."""
     lengths: tuple[int, ...]
     """Tokens of the responses, of all rounds."""
@@ -75,7 +75,7 @@ class Turn:
     @property
     def speed(self) -> float:
         """Pairs per second."""
-        return self.num_pairs / self.seconds
+        return self.num_examples / self.seconds
 
 
 def reward(prompt_id: str, question: str, response: str) -> float:
@@ -151,7 +151,7 @@ class Ours:
         stages = {name: statistics.mean(report.seconds[name] for report in reports) for name in reports[0].seconds}
         return Turn(
             seconds=seconds / len(reports),
-            num_pairs=len(pairs) / len(reports),
+            num_examples=len(pairs) / len(reports),
             lengths=lengths,
             scores=tuple(score for pair in pairs for score in (pair.chosen_score, pair.rejected_score)),
             loss=statistics.mean(report.loss for report in reports),

@@ -167,7 +167,7 @@ class Meter:
         cores = (time.process_time() - self._cpu) / seconds
         return Turn(
             seconds=seconds,
-            num_pairs=len(self._scores) / 2,
+            num_examples=len(self._scores) / 2,
             lengths=tuple(self._lengths),
             scores=tuple(self._scores),
             loss=statistics.mean(self._losses),

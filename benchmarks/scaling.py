@@ -51,7 +51,7 @@ class CountingLearner:
     def fit(self, pairs: Iterable[PreferencePair], plan: RoundPlan, *, version: int) -> FitReport:
         """Nothing is learned."""
         count = sum(1 for _ in pairs)
-        return FitReport(num_pairs=count, num_steps=1, loss=0.0, metrics={}, seconds=0.0)
+        return FitReport(num_examples=count, num_steps=1, loss=0.0, metrics={}, seconds=0.0)
 
     def save(self, directory: str) -> None:
         """A checkpoint of one small file."""
@@ -95,8 +95,8 @@ def one_round(num_prompts: int) -> dict[str, float]:
             "journal_mib": sum(p.stat().st_size for p in (Path(scratch) / JOURNAL).glob("round-0001.*.log"))
             / (1 << 20),
             "prompts": report.num_prompts,
-            "rollouts": report.num_rollouts,
-            "pairs": report.num_pairs,
+            "rollouts": report.num_responses,
+            "pairs": report.num_examples,
             "failed": report.failed["rollouts"] + report.failed["workers"],
         }
         for stage in stages.values():

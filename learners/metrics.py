@@ -52,7 +52,7 @@ class FitMetrics:
             ends: what `LearnerRank.end` returned on every rank.
         """
         if not self._num_steps:
-            return FitReport(num_pairs=0, num_steps=0, loss=0.0, metrics={}, seconds=0.0)
+            return FitReport(num_examples=0, num_steps=0, loss=0.0, metrics={}, seconds=0.0)
         examples = self._sums["examples"]
         metrics = {name: value / examples for name, value in self._sums.items() if name not in _NOT_METRICS}
         metrics["grad_norm"] = self._grad_norm / self._num_steps
@@ -65,7 +65,7 @@ class FitMetrics:
         metrics["reference_checked"] = checked
         seconds = self._seconds + max(end["seconds"] for end in ends)
         return FitReport(
-            num_pairs=int(examples),
+            num_examples=int(examples),
             num_steps=self._num_steps,
             loss=self._loss / examples,
             metrics=metrics,

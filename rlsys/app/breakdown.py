@@ -54,7 +54,7 @@ def stages(
     done = {
         "rollout": (middle([counts["tokens"] for counts in work]), "tokens"),
         "feedback": (middle([counts["critiques"] for counts in work]), "critiques"),
-        "learn": (middle([report.num_pairs for report in reports]), "pairs"),
+        "learn": (middle([report.num_examples for report in reports]), "examples"),
         "sync": (middle([report.sync.num_bytes / 1e6 for report in reports]), "MB"),
         "checkpoint": (1.0, "checkpoints"),
     }
@@ -113,7 +113,7 @@ def _of_stages(shares: dict[str, float], *, judges: bool) -> str:
     if slowest == "learn":
         return (
             text
-            + "Give the learner more cores or GPUs (learner.num_ranks), freeze the vision tower, or take fewer pairs."
+            + "Give the learner more cores or GPUs (learner.num_ranks), freeze the vision tower, or make fewer examples."
         )
     waits = max(0.0, 1 - shares["learn"] - shares["sync"] - shares["checkpoint"])
     return f"{text}With {_more(slowest, judges=judges)} it would be shorter; the learner waits {waits:.0%} of the time."

@@ -67,10 +67,10 @@ class SyncReport:
 class FitReport:
     """What the learner did in a round."""
 
-    num_pairs: int
+    num_examples: int
     num_steps: int
     loss: float
-    """Mean over the pairs of all epochs."""
+    """Mean over the examples of all epochs."""
     metrics: dict[str, float]
     """Means over examples of the objective's metrics (`implicit_accuracy`, ...), and `grad_norm`, `kl`, ..."""
     seconds: float
@@ -84,10 +84,10 @@ class RoundReport:
     policy_version: int
     """Version of the policy after the round."""
     num_prompts: int
-    num_rollouts: int
+    num_responses: int
     """Number of candidates delivered, copies counted."""
-    num_pairs: int
-    """Number of the round's own pairs; examples that its replay added are in `replayed`."""
+    num_examples: int
+    """Number of the round's own examples; examples that its replay added are in `replayed`."""
     failed: dict[str, int]
     """What was asked for and not delivered, by name: `rollouts`, `critiques`, `workers`."""
     staleness: int

@@ -28,17 +28,17 @@ class Measure:
 
 MEASURES = {
     "chair_i": Measure(
-        title="CHAIR_i", unit="share of mentioned objects that are not in the picture; lower is better",
+        title="CHAIR_i", unit="share of mentioned objects that are not in the image; lower is better",
         relative=True, from_zero=True,
     ),
     "chair_s": Measure(
-        title="CHAIR_s", unit="share of answers with at least one object that is not in the picture; lower is better",
+        title="CHAIR_s", unit="share of responses with at least one object that is not in the image; lower is better",
         relative=True, from_zero=True,
     ),
-    "recall": Measure(title="Object recall", unit="share of the picture's objects that are mentioned"),
-    "mean_length": Measure(title="Mean length", unit="words per answer", form=short, relative=True),
+    "recall": Measure(title="Object recall", unit="share of the image's objects that are mentioned"),
+    "mean_length": Measure(title="Mean length", unit="words per response", form=short, relative=True),
     "chair_s_refined": Measure(
-        title="CHAIR_s, refined", unit="the same, among answers that mention any object; lower is better",
+        title="CHAIR_s, refined", unit="the same, among responses that mention any object; lower is better",
         relative=True, from_zero=True,
     ),
     "false_position": Measure(
@@ -46,7 +46,7 @@ MEASURES = {
         relative=True, from_zero=True,
     ),
     "unparsable": Measure(
-        title="Unparsable", unit="share of answers that could not be read, or not all of them; lower is better",
+        title="Unparsable", unit="share of responses that could not be read, or not all of them; lower is better",
         from_zero=True,
     ),
     "partner_share": Measure(

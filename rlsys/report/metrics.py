@@ -52,7 +52,8 @@ def plain(value: Any) -> Any:
 def scalars(report: RoundReport) -> dict[str, float]:
     """The finite numbers of a round under flat names (`eval/chair_i`, `seconds/rollout`, ...)."""
     flat: dict[str, float] = {
-        name: getattr(report, name) for name in ("num_prompts", "num_rollouts", "num_pairs", "staleness", "loss", "kl")
+        name: getattr(report, name)
+        for name in ("num_prompts", "num_responses", "num_examples", "staleness", "loss", "kl")
     }
     flat["accepted"] = float(report.accepted)
     flat["sync/max_logprob_gap"] = report.sync.max_logprob_gap

@@ -25,9 +25,7 @@ _TIME = (
     "Busy seconds of each stage, stacked. The stages of a round overlap, so the stack may stand above the wall clock; "
     "stages of several workers count the mean over the workers."
 )
-_SCORES = (
-    "Scores the judge gave to the answers of each round, in its own units; higher is better. The same bins throughout."
-)
+_SCORES = "Scores the judge gave to the responses of each round, in its own units; higher is better. The same bins throughout."
 _MARGINS = "Score of the chosen response minus score of the rejected one, over the pairs of each round, in score units."
 _ROUNDS = (
     "Every round, and the proof of its weight update: the largest difference between the log-probabilities of engines "
@@ -59,7 +57,7 @@ def page(
         ("curves", "Held-out metrics", _CURVES, curves(summary)),
         ("training", "Training", "What the learner saw, round by round.", training(summary)),
         ("time", "Time", _TIME, time_per_stage(summary)),
-        ("scores", "Scores", _SCORES, _histograms(views, "scores", "answers", ())),
+        ("scores", "Scores", _SCORES, _histograms(views, "scores", "responses", ())),
         ("margins", "Margins", _MARGINS, _histograms(views, "margins", "pairs", (0.0,))),
         ("rounds", "Rounds and weight updates", _ROUNDS, rounds_table(summary)),
         (

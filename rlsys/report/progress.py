@@ -144,8 +144,8 @@ def round_line(report: RoundReport) -> str:
     """A round as one line."""
     parts = [f"round {report.round}", *_evaluation(report.eval)]
     others = "".join(f", {count:,} {source}" for source, count in report.replayed.items())
-    parts.append(f"{report.num_rollouts:,} answers, {report.num_pairs:,} pairs{others}")
-    if report.num_pairs or others:
+    parts.append(f"{report.num_responses:,} responses, {report.num_examples:,} examples{others}")
+    if report.num_examples or others:
         learned = [f"loss {report.loss:.3f}"]
         if "implicit_accuracy" in report.metrics:
             learned.append(f"right {report.metrics['implicit_accuracy']:.0%}")

@@ -26,9 +26,11 @@ def headline(summary: Summary) -> str:
     tiles = [_metric_tile(name, *ends[name], direction=directions.get(name, 0)) for name in names]
     rounds = summary["rounds"]
     if rounds:
-        answers, pairs = (sum(entry[key] for entry in rounds) for key in ("num_rollouts", "num_pairs"))
+        responses, examples = (sum(entry[key] for entry in rounds) for key in ("num_responses", "num_examples"))
         wall = np.nansum([number(entry["seconds"].get(_WALL)) for entry in rounds])
-        tiles.append(_tile("Rounds", str(len(rounds)), f"{answers:,} answers, {pairs:,} pairs, {wall / 60:.1f} min"))
+        tiles.append(
+            _tile("Rounds", str(len(rounds)), f"{responses:,} responses, {examples:,} examples, {wall / 60:.1f} min")
+        )
         gap = max(number(entry["sync"]["max_logprob_gap"]) for entry in rounds)
         tiles.append(_tile("Largest sync gap", _known(gap, "{:.1e}"), "nats per token between engines and learner"))
     return f'<div class="tiles">{"".join(tiles)}</div>'
@@ -55,14 +57,14 @@ def training(summary: Summary) -> str:
         ("loss", "Loss", "mean over the pairs of all epochs", short),
         ("implicit_accuracy", "Implicit accuracy", "share of pairs whose chosen answer has the larger reward", percent),
         ("kl", "KL of the round", "nats per answer, from the policy that answered to the one after the round", short),
-        ("num_pairs", "Pairs", "new preference pairs", short),
+        ("num_examples", "Examples", "new training examples", short),
     )
     cards = []
     for key, title, unit, form in shown:
         if rounds and not any(key in entry or key in entry["metrics"] for entry in rounds):
             continue
         points = [_flat_point(str(entry["round"]), _of_training(entry, key)) for entry in rounds]
-        zero = key in ("kl", "num_pairs")
+        zero = key in ("kl", "num_examples")
         cards.append(_card(title, unit, line_chart(points, title=f"{title} over rounds", form=form, from_zero=zero)))
     return _charts(cards)
 
@@ -90,8 +92,8 @@ def time_per_stage(summary: Summary) -> str:
 def rounds_table(summary: Summary) -> str:
     """A table with a row per round: the work done, the failures, and the check of its weight update."""
     head = (
-        "round", "prompts", "answers", "pairs", "replayed", "failed", "staleness", "loss", "right", "KL", "tensors", "sent",
-        "sync", "largest gap", "weights",
+        "round", "prompts", "responses", "examples", "replayed", "failed", "staleness", "loss", "right", "KL", "tensors",
+        "sent", "sync", "largest gap", "weights",
     )  # fmt: skip
     rows = "".join(_round_row(entry) for entry in summary["rounds"])
     titles = "".join(f"<th>{name}</th>" for name in head)
@@ -106,8 +108,8 @@ def _round_row(entry: Mapping[str, Any]) -> str:
         [
             str(entry["round"]),
             f"{entry['num_prompts']:,}",
-            f"{entry['num_rollouts']:,}",
-            f"{entry['num_pairs']:,}",
+            f"{entry['num_responses']:,}",
+            f"{entry['num_examples']:,}",
             replayed or "0",
             failed or "0",
             str(entry["staleness"]),

@@ -45,7 +45,7 @@ class RoundRecorder:
         """Name of the seal of complete groups, without the fingerprint of the prompts."""
         self._earlier = components.journal.attempts(plan.round)  # read before this attempt begins
         components.journal.begin(plan.round)
-        self.num_groups = self.num_rollouts = self.num_pairs = 0
+        self.num_groups = self.num_responses = self.num_examples = 0
         self.failed_rollouts = self.failed_critiques = 0
         self.oldest_version: int | None = None
         self.replayed: Counter[str] = Counter()
@@ -64,7 +64,7 @@ class RoundRecorder:
             components.journal.append(plan.round, group)
             fingerprint.add(group.prompt)
             self.num_groups += 1
-            self.num_rollouts += sum(rollout.count for rollout in group.responses)
+            self.num_responses += sum(rollout.count for rollout in group.responses)
             self.failed_rollouts += group.failed
             versions = [group.policy_version] + ([] if self.oldest_version is None else [self.oldest_version])
             self.oldest_version = min(versions)
@@ -104,7 +104,7 @@ class RoundRecorder:
         for scored in components.tracker.track("train", scored_groups, plan.num_prompts):
             examples = build(scored)
             components.journal.append(plan.round, *examples)
-            self.num_pairs += len(examples)
+            self.num_examples += len(examples)
             yield from examples
 
     def trained(self, mixed: Iterable[Any]) -> Iterator[Any]:
@@ -149,8 +149,8 @@ class RoundRecorder:
             round=self._plan.round,
             policy_version=sync.version,
             num_prompts=self.num_groups,
-            num_rollouts=self.num_rollouts,
-            num_pairs=self.num_pairs,
+            num_responses=self.num_responses,
+            num_examples=self.num_examples,
             failed={"rollouts": self.failed_rollouts, "critiques": self.failed_critiques},
             staleness=0 if self.oldest_version is None else _staleness(self._plan.round, self.oldest_version, starts),
             loss=fit.loss if fit.num_steps else NOT_MEASURED,

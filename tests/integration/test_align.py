@@ -121,7 +121,7 @@ def test_a_run_leaves_what_it_promises(workplace, undisturbed):
     found = summary(workplace, "undisturbed")
     assert len(found["rounds"]) == 2
     for entry in found["rounds"]:
-        assert entry["num_prompts"] == 24 and entry["num_rollouts"] == 96 and entry["num_pairs"] > 0
+        assert entry["num_prompts"] == 24 and entry["num_responses"] == 96 and entry["num_examples"] > 0
         assert entry["sync"]["max_logprob_gap"] <= 1e-3
         assert entry["staleness"] == 0
         assert {"chair_i", "chair_s", "recall", "mean_length"} <= set(entry["eval"])
@@ -159,7 +159,7 @@ def test_a_rollout_actor_killed_in_a_round_is_replaced_and_nothing_is_missing(wo
     finish(process)
     (first,) = summary(workplace, "wounded")["rounds"]
     assert first["failed"]["workers"] == 1 and first["failed"]["rollouts"] == 0
-    assert first["num_prompts"] == 24 and first["num_rollouts"] == 96
+    assert first["num_prompts"] == 24 and first["num_responses"] == 96
 
 
 def test_two_rollout_actors_two_zero3_ranks_and_lag(workplace, undisturbed):
@@ -269,6 +269,6 @@ def test_a_method_of_ones_own_from_contributing_runs_on_scenes(workplace, tmp_pa
     assert entry["metrics"]["score"] > 0 and entry["sync"]["max_logprob_gap"] < 1e-3
     journal = Journal(workplace / "opinions" / "journal")
     examples = list(journal.read(0, ScoredResponse))
-    assert len(examples) == entry["num_pairs"] == 18, "one example per candidate"
+    assert len(examples) == entry["num_examples"] == 18, "one example per candidate"
     scored = list(journal.read(0, ScoredGroup))
     assert all(0 < verdict.score < 1 for group in scored for verdict in group.verdicts)

@@ -156,5 +156,5 @@ def test_a_whole_run_on_one_gpu_ends_well(tmp_path):
     rounds = json.loads((tmp_path / "gpu" / "summary.json").read_text())["rounds"]
     assert len(rounds) == 2
     for entry in rounds:
-        assert entry["num_rollouts"] == 96 and entry["num_pairs"] > 0
+        assert entry["num_responses"] == 96 and entry["num_examples"] > 0
         assert entry["sync"]["max_logprob_gap"] <= TOLERANCE

@@ -79,7 +79,7 @@ def test_rounds_weights_and_going_back(cluster, folder, tmp_path):
             pids = group.pids()
             pairs = recorded(group, folder)
             report = group.fit(iter(pairs), ROUND, version=0)
-            assert (report.num_pairs, report.num_steps) == (20, 6)
+            assert (report.num_examples, report.num_steps) == (20, 6)
             assert report.metrics["reference_checked"] > 0
             assert report.metrics["kl"] > 0
             assert 0.5 < report.loss < 0.6931
@@ -115,7 +115,7 @@ def test_a_plan_may_name_another_objective_on_other_examples(cluster, folder):
             for response in (pair.chosen, pair.rejected)
         ]  # fmt: skip
         report = group.fit(rated, replace(ROUND, round=1, options={"objective": {"name": "kto"}}), version=1)
-        assert (report.num_pairs, report.num_steps) == (40, 10)
+        assert (report.num_examples, report.num_steps) == (40, 10)
         assert report.metrics["desirable"] == 0.5 and report.metrics["baseline"] >= 0
         assert report.metrics["reference_checked"] > 0
         again = recorded(group, folder, seed=3, version=2)
@@ -164,7 +164,7 @@ def test_steps_start_before_the_last_pair_has_come_and_nothing_is_dropped(cluste
 
         start_scores = group.logprobs(probes_of(pairs[:1]))[0]
         report = group.train(slowly(), FitPlan(lr=1e-3))
-        assert (report.num_pairs, report.num_steps) == (14, 4)
+        assert (report.num_examples, report.num_steps) == (14, 4)
         assert np.abs(steps_before[0] - start_scores).max() > 1e-5
         assert group.train([], FitPlan(lr=1e-3)).num_steps == 0
     finally:

@@ -107,8 +107,8 @@ def test_a_phase_trains_on_its_kind_of_example(run, rounds, phase, kind, metric)
     for number in range(ROUNDS * phase, ROUNDS * (phase + 1)):
         entry = rounds[number]
         found = {record.__name__: len(list(journal.read(number, record))) for record in EXAMPLES.values()}
-        assert found == {**dict.fromkeys(found, 0), kind.__name__: entry["num_pairs"]}
-        assert entry["num_pairs"] >= 4
+        assert found == {**dict.fromkeys(found, 0), kind.__name__: entry["num_examples"]}
+        assert entry["num_examples"] >= 4
         assert math.isfinite(entry["loss"]) and math.isfinite(entry["metrics"][metric])
         assert math.isfinite(entry["kl"]) and entry["metrics"]["grad_norm"] > 0
 

@@ -26,8 +26,8 @@ def report(rollout, learn):
         round=1,
         policy_version=2,
         num_prompts=4,
-        num_rollouts=16,
-        num_pairs=30,
+        num_responses=16,
+        num_examples=30,
         failed={},
         staleness=0,
         loss=0.6,
@@ -45,7 +45,7 @@ def test_the_slowest_stage_is_named_with_what_would_help():
     assert [(stage.name, stage.seconds, stage.work, stage.unit, stage.cores) for stage in found] == [
         ("rollout", 4.0, 4000.0, "tokens", None),
         ("feedback", 2.0, 16.0, "critiques", None),
-        ("learn", 1.0, 30.0, "pairs", None),
+        ("learn", 1.0, 30.0, "examples", None),
         ("sync", 0.1, 5.0, "MB", None),
         ("checkpoint", 0.5, 1.0, "checkpoints", None),
     ]

@@ -26,9 +26,9 @@ JOB = Job(folder="nowhere", num_prompts=4, max_tokens=3)
 PROMPT = "scenes/online/0/describe"
 
 
-def turn(num_pairs=4, length=3, loss=0.6931, logprob=-2.0, scores=(1.0, 0.0)):
-    lengths, scores = (length,) * 2 * num_pairs, scores * num_pairs
-    return Turn(seconds=2.0, num_pairs=num_pairs, lengths=lengths, scores=scores, loss=loss, logprob=logprob)
+def turn(num_examples=4, length=3, loss=0.6931, logprob=-2.0, scores=(1.0, 0.0)):
+    lengths, scores = (length,) * 2 * num_examples, scores * num_examples
+    return Turn(seconds=2.0, num_examples=num_examples, lengths=lengths, scores=scores, loss=loss, logprob=logprob)
 
 
 def test_a_response_is_as_long_as_its_tokens_up_to_the_end():
@@ -70,7 +70,7 @@ def test_rounds_of_other_counts_or_lengths_are_not_compared():
         "pairs a round 4, TRL 4; tokens a response 3, TRL 3; nats a token -2, TRL -2; mean score 0.5"
     )
     with pytest.raises(ValueError, match=r"pairs a round are .* more than 1% apart"):
-        check(JOB, {"ours": [turn()], "TRL": [turn(num_pairs=2)]})
+        check(JOB, {"ours": [turn()], "TRL": [turn(num_examples=2)]})
     with pytest.raises(ValueError, match="responses are not all of 3 tokens"):
         check(JOB, {"ours": [turn()], "TRL": [turn(length=2)]})
 
@@ -81,11 +81,11 @@ def test_responses_that_end_by_themselves_are_alike_on_both_sides():
     def said(ours, theirs):
         return check(free, {"ours": [ours], "TRL": [theirs]})
 
-    assert said(turn(num_pairs=112, length=17), turn(num_pairs=121, length=18)).startswith(
+    assert said(turn(num_examples=112, length=17), turn(num_examples=121, length=18)).startswith(
         "pairs a round 112, TRL 121; tokens a response 17, TRL 18"
     )
     with pytest.raises(ValueError, match=r"pairs a round are .* more than 15% apart"):
-        said(turn(num_pairs=84), turn(num_pairs=100))
+        said(turn(num_examples=84), turn(num_examples=100))
     with pytest.raises(ValueError, match=r"tokens a response are .* more than 15% apart"):
         said(turn(length=120), turn(length=100))
 
@@ -98,9 +98,9 @@ def test_judges_of_both_sides_give_the_same_scores():
         check(judged, {"ours": [turn()], "TRL": [turn(scores=(1.2, 0.2))]})
 
 
-def rounds(staleness=(0, 0, 0), num_pairs=(50, 100, 100), alone=(70, 95)):
-    reports = [SimpleNamespace(staleness=s, num_pairs=n) for s, n in zip(staleness, num_pairs, strict=True)]
-    return Rounds(parts=None, reports=reports, num_pairs=list(alone))
+def rounds(staleness=(0, 0, 0), num_examples=(50, 100, 100), alone=(70, 95)):
+    reports = [SimpleNamespace(staleness=s, num_examples=n) for s, n in zip(staleness, num_examples, strict=True)]
+    return Rounds(parts=None, reports=reports, num_examples=list(alone))
 
 
 def test_rounds_whose_stages_overlap_are_held_against_those_one_after_the_other():

@@ -213,7 +213,7 @@ def test_a_resumed_run_that_has_nothing_left_to_do_is_measured_if_its_last_round
     )
     with Journal(run / "journal") as journal:
         for round in range(2):
-            numbers = dict.fromkeys(("num_prompts", "num_rollouts", "num_pairs", "staleness"), 0)
+            numbers = dict.fromkeys(("num_prompts", "num_responses", "num_examples", "staleness"), 0)
             report = RoundReport(
                 round=round, policy_version=round + 1, **numbers, failed={}, loss=0.0, kl=0.0, metrics={}, sync=sync,
                 eval={}, seconds={},

@@ -33,7 +33,7 @@ def make_image(seed=0, side=4):
     return Image(pixels=np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8))
 
 
-def make_group(index=0, round=0, image=None, num_rollouts=3):
+def make_group(index=0, round=0, image=None, num_responses=3):
     rollouts = tuple(
         sampled_response(
             text=f"answer {number} to {index}",
@@ -44,7 +44,7 @@ def make_group(index=0, round=0, image=None, num_rollouts=3):
             temperature=1.0,
             seed=number,
         )
-        for number in range(num_rollouts)
+        for number in range(num_responses)
     )
     return RolloutGroup(
         prompt=Prompt(id=f"p{index}", turns=(Turn(role="user", text="What?"),), images=(image or make_image(),)),
@@ -334,7 +334,7 @@ def test_short_writes_are_completed(tmp_path, monkeypatch):
 
 
 def test_torn_at_any_byte_all_acknowledged_records_are_there(tmp_path):
-    group = make_group(num_rollouts=2)
+    group = make_group(num_responses=2)
     records = [make_pair(group), make_pair(group, 1, 0)]
     ends = []
     with Journal(tmp_path) as journal:
@@ -352,7 +352,7 @@ def test_torn_at_any_byte_all_acknowledged_records_are_there(tmp_path):
 def test_any_flipped_byte_raises_also_in_the_last_entry(tmp_path):
     with Journal(tmp_path) as journal:
         journal.begin(0)
-        journal.append(0, make_group(0, num_rollouts=1))
+        journal.append(0, make_group(0, num_responses=1))
         size = log_of(journal).stat().st_size
         journal.append(0, make_report())
     for position in range(log_of(journal).stat().st_size):

@@ -21,7 +21,7 @@ def report(round: int, *, loss: float = 0.6) -> RoundReport:
         num_probe_tokens=64,
     )  # fmt: skip
     return RoundReport(
-        round=round, policy_version=round + 1, num_prompts=8, num_rollouts=64, num_pairs=100,
+        round=round, policy_version=round + 1, num_prompts=8, num_responses=64, num_examples=100,
         failed={"rollouts": 0, "critiques": 2, "workers": 0}, staleness=0, loss=loss, kl=0.01,
         metrics={"grad_norm": 1.5}, sync=sync, eval=EVAL, seconds={"rollout": 3.0, "round": 5.0},
     )  # fmt: skip
@@ -52,7 +52,7 @@ def test_summary_has_start_and_rounds_with_the_fields_readers_rely_on(tmp_path):
     assert written["versions"]["numpy"]
     (entry,) = written["rounds"]
     assert set(entry) >= {
-        "eval", "num_prompts", "num_rollouts", "num_pairs", "failed", "staleness", "loss", "kl", "sync",
+        "eval", "num_prompts", "num_responses", "num_examples", "failed", "staleness", "loss", "kl", "sync",
         "seconds",
     }  # fmt: skip
     assert set(entry["eval"]) == {"chair_i", "chair_s", "recall", "mean_length"}

@@ -13,7 +13,7 @@ from rlsys.records import Interval, RoundReport, SyncReport
 from rlsys.report.progress import QUIET_ENV, Progress, quiet_libraries, round_line
 
 REPORT = RoundReport(
-    round=2, policy_version=3, num_prompts=256, num_rollouts=2048, num_pairs=1100,
+    round=2, policy_version=3, num_prompts=256, num_responses=2048, num_examples=1100,
     failed={"rollouts": 0, "critiques": 3, "workers": 1}, staleness=0, loss=0.51234, kl=0.0123,
     metrics={"implicit_accuracy": 0.731}, sync=SyncReport(
         version=3, num_tensors=93, num_bytes=10, digest="d", seconds=0.2, max_logprob_gap=2.31e-5, num_probe_tokens=64
@@ -44,7 +44,7 @@ def terminal(monkeypatch):
 
 def test_a_round_in_one_line():
     assert round_line(REPORT) == (
-        "round 2 · CHAIR_i 12.3% · length 9.5 · 2,048 answers, 1,100 pairs · loss 0.512, right 73%, KL 0.0123 · "
+        "round 2 · CHAIR_i 12.3% · length 9.5 · 2,048 responses, 1,100 examples · loss 0.512, right 73%, KL 0.0123 · "
         "sync gap 2.3e-05 · failed: 3 critiques, 1 workers · refused, weights went back · 34.1 s"
     )
 
@@ -56,7 +56,7 @@ def test_a_round_whose_objective_gives_no_accuracy_and_whose_kl_was_not_measured
 
 def test_a_rounds_line_says_what_its_replay_brought():
     line = round_line(replace(REPORT, replayed={"earlier_rounds": 2200, "rlaif_v": 300}))
-    assert "2,048 answers, 1,100 pairs, 2,200 earlier_rounds, 300 rlaif_v · loss 0.512" in line
+    assert "2,048 responses, 1,100 examples, 2,200 earlier_rounds, 300 rlaif_v · loss 0.512" in line
 
 
 def test_a_pipe_gets_lines_only():

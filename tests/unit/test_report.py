@@ -107,7 +107,7 @@ def report(round: int) -> RoundReport:
         max_logprob_gap=2e-5 * (round + 1), num_probe_tokens=128,
     )  # fmt: skip
     return RoundReport(
-        round=round, policy_version=round + 1, num_prompts=12, num_rollouts=96, num_pairs=70 - 5 * round,
+        round=round, policy_version=round + 1, num_prompts=12, num_responses=96, num_examples=70 - 5 * round,
         failed={"rollouts": 0, "critiques": 4, "workers": 0}, staleness=0, loss=0.69 - 0.04 * round,
         kl=0.01 * (round + 1), metrics={"grad_norm": 1.0, "implicit_accuracy": 0.55 + 0.05 * round}, sync=sync,
         eval=evaluation(0.235 * 0.7 ** (round + 1), 0.96 - 0.003 * round, 11.5 - 0.5 * round),

@@ -103,7 +103,7 @@ class World:
             version_of = pair.chosen.sampled and pair.chosen.sampled.policy_version
             taken.append(f"{pair.prompt.id} {pair.chosen.text} {pair.rejected.text} {version_of}")
         self.weights = digest(f"{self.weights} {taken} {version}")
-        return FitReport(num_pairs=len(taken), num_steps=1, loss=0.5, metrics={}, seconds=0.0)
+        return FitReport(num_examples=len(taken), num_steps=1, loss=0.5, metrics={}, seconds=0.0)
 
     def save(self, directory):
         self.fuse()
@@ -264,7 +264,7 @@ def outcome(root):
                 report.policy_version,
                 report.accepted,
                 report.staleness,
-                report.num_rollouts,
+                report.num_responses,
                 report.replayed,
                 pairs,
                 weights.read_text() if weights.exists() else None,

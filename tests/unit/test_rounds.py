@@ -107,7 +107,7 @@ class World:
         self.versions.append(version)
         self.events.append(("fit", plan.round))
         metrics = {"kl": 0.0}
-        return FitReport(num_pairs=len(taken), num_steps=1, loss=0.5, metrics=metrics, seconds=0.0)
+        return FitReport(num_examples=len(taken), num_steps=1, loss=0.5, metrics=metrics, seconds=0.0)
 
     def save(self, directory):
         policy = Path(directory) / "policy"
@@ -169,7 +169,7 @@ def phase(rounds, **changes):
 def test_a_round_reports_what_it_did_and_engines_change_version_last(tmp_path):
     world = World()
     first, second = run_rounds(parts(world, tmp_path, [phase(2)]))
-    assert (first.num_prompts, first.num_rollouts, first.num_pairs, first.staleness) == (3, 6, 3, 0)
+    assert (first.num_prompts, first.num_responses, first.num_examples, first.staleness) == (3, 6, 3, 0)
     assert (first.policy_version, second.policy_version) == (1, 2)
     kinds = [event[:2] for event in world.events]
     assert kinds == [("rollout", 0)] * 3 + [("fit", 0), ("publish", 1)] + [("rollout", 1)] * 3 + [
@@ -182,7 +182,7 @@ def test_a_round_reports_what_it_did_and_engines_change_version_last(tmp_path):
 def test_training_begins_while_prompts_are_still_being_answered(tmp_path):
     world = World(hold=threading.Event())
     (report,) = run_rounds(parts(world, tmp_path, [phase(1)]))
-    assert report.num_pairs == 3
+    assert report.num_examples == 3
 
 
 def test_lag_one_generates_a_round_ahead_and_no_further(tmp_path):
@@ -382,7 +382,7 @@ def test_offline_pairs_go_on_from_round_to_round_and_in_a_resumed_run(tmp_path):
     undisturbed = World()
     reports = list(run_rounds(parts(undisturbed, tmp_path / "a", [phase(3)], replay=corrections)))
     assert texts(undisturbed) == ["xx0 xx0 c0 xx0 c1", "xx1 xx1 c2 xx1 c3", "xx2 xx2 c4 xx2 c0"]
-    assert [(report.num_pairs, report.replayed) for report in reports] == [(3, {"corrections": 2})] * 3
+    assert [(report.num_examples, report.replayed) for report in reports] == [(3, {"corrections": 2})] * 3
     journal = Journal(tmp_path / "a" / "journal")
     assert [len(list(journal.read(round, PreferencePair))) for round in range(3)] == [3, 3, 3], "its own alone"
 

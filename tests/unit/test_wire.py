@@ -66,7 +66,7 @@ class RawByte(int):
     """A byte of msgpack as it is."""
 
 
-def make_group(num_rollouts=2, image=None):
+def make_group(num_responses=2, image=None):
     images = (image,) if image is not None else ()
     rollout = sampled_response(
         text="a red circle",
@@ -83,7 +83,7 @@ def make_group(num_rollouts=2, image=None):
         index=2,
         policy_version=3,
         prompt_token_ids=np.array([1, 2], np.int32),
-        responses=(rollout,) * num_rollouts,
+        responses=(rollout,) * num_responses,
     )
 
 
@@ -297,7 +297,7 @@ def test_a_body_that_contradicts_itself():
     prompt = body_of("Prompt(id,turns,script,images) Turn(role,text,token_ids)", "p", [], [])
     with pytest.raises(CorruptFrame, match=r"Prompt.images\[0\]: image 0 of a frame with 0"):
         decode(frame_of(prompt + b"\x91\x00"), Prompt)
-    fit = body_of("FitReport(num_pairs,num_steps,loss,metrics,seconds)", 1, 1, 0.5)
+    fit = body_of("FitReport(num_examples,num_steps,loss,metrics,seconds)", 1, 1, 0.5)
     twice = b"\x82" + msgpack.packb("a") + msgpack.packb(1.0) + msgpack.packb("a") + msgpack.packb(2.0)
     with pytest.raises(CorruptFrame, match=r"FitReport.metrics: key 'a' twice"):
         decode(frame_of(fit + twice + msgpack.packb(1.0)), FitReport)
@@ -366,7 +366,7 @@ def test_nesting_is_limited_at_both_ends():
 
 
 def test_other_limits():
-    group = make_group(num_rollouts=5, image=make_image(side=32))
+    group = make_group(num_responses=5, image=make_image(side=32))
     frame = encode(group)
     cases = [
         (Limits(max_bytes=1000), "max_bytes 1000"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rlsys.data.base import Data, Examples
 from rlsys.errors import ConfigError
 from rlsys.prompts.images import load_images, stored_paths
+from rlsys.prompts.jsonl import read_object
 from rlsys.prompts.text import check_text
 from rlsys.records import Image, Prompt, Turn
 
@@ -70,7 +70,7 @@ class JsonLines(Data):
             with file.open("rb") as lines:
                 lines.seek(offset)
                 place = f"{file}:{number}"
-                return self.example(read_row(lines.readline(), place), place, self._load_images)
+                return self.example(read_object(lines.readline(), place), place, self._load_images)
 
         return Examples(len(places), read)
 
@@ -94,7 +94,7 @@ class JsonLines(Data):
                 if line.strip():
                     hasher.update(line)
                     place = f"{file}:{number}"
-                    self.example(read_row(line, place), place, no_images)
+                    self.example(read_object(line, place), place, no_images)
                     places.append((number, offset))
                 offset += len(line)
         if not places:
@@ -106,23 +106,6 @@ class JsonLines(Data):
             return load_images(_stored_images(row), Path(self.path).parent)
         except (OSError, ValueError) as error:
             raise ConfigError(f"{place}: image: {error}") from error
-
-
-def read_row(line: bytes, place: str) -> dict[str, Any]:
-    """The row in a line.
-
-    Raises:
-        ConfigError: the line is not a JSON object in UTF-8.
-    """
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{place}: not UTF-8: {error}") from error
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place}: not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ConfigError(f"{place}: every line must be an object, got {type(row).__name__}")
-    return row
 
 
 def text_of(row: Row, key: str, place: str) -> str:

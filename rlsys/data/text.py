@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from rlsys import registry
 from rlsys.data.base import Data, demonstration
-from rlsys.data.json_lines import read_row, text_of
+from rlsys.data.json_lines import text_of
 from rlsys.errors import ConfigError
+from rlsys.prompts.jsonl import read_object
 from rlsys.prompts.text import check_text
 from rlsys.records import Demonstration, Prompt
 
@@ -90,7 +91,7 @@ class Text(Data):
             for number, line in enumerate(path.read_bytes().splitlines(), start=1):
                 if line.strip():
                     place = f"{path}:{number}"
-                    yield place, text_of(read_row(line, place), "text", place)
+                    yield place, text_of(read_object(line, place), "text", place)
         else:
             yield str(path), _read(path)
 

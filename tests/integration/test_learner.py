@@ -28,7 +28,6 @@ from tests.integration.learner_world import (
     scores_of,
     with_logprobs,
 )
-from tests.integration.ranks import Ranks
 
 pytestmark = pytest.mark.integration
 STAGES = (0, 1, 2, 3)
@@ -38,20 +37,6 @@ LORA = {"r": 4, "alpha": 8.0}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_small(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def one():
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 def lora(**options):

@@ -16,7 +16,6 @@ from torch.utils._pytree import tree_map_only
 from learners.rendezvous import Rendezvous
 from rlsys.schedules.phases import Phase, Schedule
 from rlsys.worlds.scenes.policy import Shape, make_policy
-from tests.integration.ranks import Ranks
 
 pytestmark = pytest.mark.integration
 SHAPE = Shape(hidden=256, layers=6, mlp=1024, vision_hidden=128, vision_layers=2, vision_mlp=256)
@@ -27,20 +26,6 @@ ADAPTED = {"lora": {"r": 16}}
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_policy(tmp_path_factory.mktemp("policy"), seed=0, shape=SHAPE)
-
-
-@pytest.fixture(scope="module")
-def one():
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 class Allocated(TorchDispatchMode):

@@ -27,7 +27,6 @@ from tests.integration.learner_world import (
     scores_of,
     with_logprobs,
 )
-from tests.integration.ranks import Ranks
 
 pytestmark = pytest.mark.integration
 PLAN = FitPlan(lr=1e-3)
@@ -37,20 +36,6 @@ OBJECTIVES = (IPO(), SimPO(), KTO(), GRPO(beta=0.1))
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_small(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def one():
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 def examples_of(pairs: list[PreferencePair], objective: Any) -> list[Any]:

@@ -13,7 +13,6 @@ from torch import nn
 
 from learners.rendezvous import Rendezvous
 from tests.integration.learner_world import PLAN, frame_of, make_learner, make_pairs, make_small, scores_of
-from tests.integration.ranks import Ranks
 
 pytestmark = pytest.mark.integration
 STAGES = (0, 1, 2, 3)
@@ -22,20 +21,6 @@ STAGES = (0, 1, 2, 3)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return make_small(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def one():
-    ranks = Ranks(1)
-    yield ranks
-    ranks.close()
-
-
-@pytest.fixture(scope="module")
-def two():
-    ranks = Ranks(2)
-    yield ranks
-    ranks.close()
 
 
 class TwoMaps(nn.Module):

@@ -19,7 +19,9 @@ from rlsys.placement.machine import this_machine
 CORES = 2
 """Both sides of every comparison on a CPU have so many cores, whatever the machine has; the targets are for these."""
 ENVIRONMENT = {"VLLM_USE_FLASHINFER_SAMPLER": "0", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-"""Of programs on a GPU: vLLM's sampler would import a library that is not installed on every machine."""
+"""Environment of benchmark programs on a GPU. vLLM's own sampler is switched off, because it would import a library that is not
+installed on every machine.
+"""
 FACTS = Path("/proc/cpuinfo")
 
 
@@ -54,7 +56,7 @@ def memory_gib() -> float:
 
 
 def precision() -> str:
-    """Of learners and of TRL: `bf16` on a GPU, `fp32` on cores."""
+    """The precision in which both learners train: `bf16` on a GPU, `fp32` on cores."""
     return "bf16" if on_gpu() else "fp32"
 
 

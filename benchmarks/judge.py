@@ -66,7 +66,7 @@ class Judged:
     critiques: tuple[tuple[str, float], ...]
     """Text and score of every readable critique, in order."""
     generating: float = 0.0
-    """Of the seconds, those before the second pass."""
+    """The part of the seconds that passed before the second pass began."""
     batch: int = 0
     """Sequences per forward pass of the second pass."""
 

@@ -26,12 +26,12 @@ from benchmarks.trl import ALLOCATOR
 
 MEMORY_REPEATS = 3
 LARGEST_DIFFERENCE = {"fp32": 5e-5, "bf16": 5e-3}
-"""Of losses and gradients: a response of 400 tokens has a logprob of -1800 nats, which float32 rounds by 1e-4. In bfloat16
-TRL's are up to 1e-3 from its own in float32.
+"""Largest difference of losses and gradients between both learners. A response of 400 tokens has a logprob of -1800 nats, which
+float32 rounds by 1e-4. In bfloat16 TRL's values are up to 1e-3 from its own in float32.
 """
 LARGEST_DETOUR = {"fp32": 0.01, "bf16": 0.15}
-"""Of the weights, as a share of the way that they went: where a gradient is almost nothing, its sign is chance. In bfloat16
-TRL's are 0.08 from its own in float32.
+"""Largest difference of the trained weights, as a share of the distance that training moved them. Where a gradient is almost
+zero, its sign is chance. In bfloat16 TRL's weights are 0.08 from its own in float32.
 """
 _SCENES = Work(name="scenes' shape, vision tower trained")
 """A pair to a prompt, with responses as long as those of the scenes world."""

@@ -44,7 +44,7 @@ class Trace:
     losses: list[float]
     """Mean of each step's batch."""
     gradients: dict[str, Any]
-    """Of the first step, by parameter."""
+    """Gradients of the first step, by name of the parameter."""
     moved: dict[str, Any]
     """How far the weights went in all steps."""
 

@@ -167,7 +167,7 @@ class Child:
             self._halted = None
 
     def _pids(self) -> list[int]:
-        """Of the process, and of those that it has started."""
+        """Ids of the process and of the processes that it has started."""
         try:
             process = psutil.Process(self._process.pid)
             return [process.pid, *(child.pid for child in process.children(recursive=True))]

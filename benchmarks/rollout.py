@@ -35,7 +35,7 @@ RESPONSES = 8
 MAX_TOKENS = 64
 SEED = 0
 TARGET = Target(at_least=0.97)
-"""Of both modes; a user takes the faster one."""
+"""Target of the eager and of the compiled mode alike, although a user takes the faster one."""
 LEAST_SAME = 0.9
 """Share of the prompts that must have the same responses, token by token, on both sides: beside other requests a sum may
 round differently, and another token be drawn. In bfloat16 that is frequent, and the number of tokens alone is held.

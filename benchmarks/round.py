@@ -48,7 +48,7 @@ JUDGED = (
 )
 GPU_TARGET = Target(at_least=5.0)
 LARGEST_LOSS_GAP = 0.005
-"""Of the mean loss from ln 2: in bfloat16 two passes over the same response differ."""
+"""Largest distance of the mean loss from ln 2. It is not zero, because two bfloat16 passes over a response differ."""
 LARGEST_LOGPROB_GAP = 0.2
 """Nats of a token, in the mean. Both sides sample their own responses, and TRL's policy reads images at other positions; one
 that did not see them, or sampled otherwise, would be further off.

@@ -23,8 +23,8 @@ from rlsys.worlds.scenes.truth import check, parse
 from rlsys.worlds.scenes.world import sample
 
 ROUNDS_A_TURN = 2
-"""Of ours. The next round's responses begin while a checkpoint is written; before the first and after the last round there
-is none.
+"""Number of rounds in a turn of rlsys. The next round's responses begin while a checkpoint is written; before the first round
+and after the last one there is none.
 """
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 BETA = 0.1
@@ -59,7 +59,7 @@ class Turn:
 
     seconds: float
     num_examples: float
-    """Of responses with different rewards."""
+    """Mean number of pairs per round, each of two responses with different rewards."""
     lengths: tuple[int, ...]
     """Tokens of the responses, of all rounds."""
     scores: tuple[float, ...]
@@ -125,7 +125,7 @@ class Ours:
         self._clock: CoreClock | None = None
 
     def pids(self) -> list[int]:
-        """Of engines and ranks."""
+        """Process ids of the engines, the feedback and the ranks."""
         return [*self.parts.rollouts.pids(), *self.parts.feedback.pids(), *self.parts.learner.pids()]
 
     def __call__(self, turn: int) -> Turn:

@@ -177,7 +177,7 @@ class Meter:
         )
 
     def _logprob(self) -> float:
-        """Of a token; TRL keeps the mean over a step's responses, of which every step has as many."""
+        """Mean logprob of a token. TRL keeps means over steps, and all steps have the same number of responses."""
         of_responses = [self._said[f"logps/{kind}"][self._num_said :] for kind in ("chosen", "rejected")]
         return statistics.mean([*of_responses[0], *of_responses[1]]) / statistics.mean(self._lengths)
 

@@ -24,7 +24,7 @@ FINALISTS = 2
 
 
 def options() -> dict[str, Any]:
-    """Of every trainer; what trainers do besides training is left out."""
+    """Options of every TRL trainer. They switch off what a trainer does besides training."""
     return {
         "lr_scheduler_type": "constant",
         "weight_decay": 0.0,

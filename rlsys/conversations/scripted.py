@@ -48,9 +48,9 @@ class _Conversation:
     prompt: Prompt
     """With the turns so far."""
     start: int
-    """Tokens of the first prompt."""
+    """Number of tokens of the first prompt."""
     number: int
-    """Of the candidate."""
+    """Number of the candidate among the candidates of its prompt."""
     sampling: Sampling
     version: int
     texts: list[str] = field(default_factory=list)
